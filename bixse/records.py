@@ -1,0 +1,156 @@
+"""The nouns: what one row of each artefact is, its Arrow schema, and the hash of a text.
+
+Names are the contract: `query_id`, `doc_id`, `grade`, `relevance`, `score` and `rank` mean the same
+in columns, arguments and JSON. `score` is higher-is-better and `rank` counts from 1.
+"""
+
+import hashlib
+import unicodedata
+from dataclasses import dataclass
+from typing import Literal
+
+import pyarrow as pa
+
+Split = Literal["train", "dev", "test"]
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One passage of the corpus."""
+
+    doc_id: str
+    title: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One information need; synthetic ones name the document they were made from."""
+
+    query_id: str
+    text: str
+    origin: Literal["given", "synthetic"] = "given"
+    seed_doc_id: str | None = None
+    target_grade: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A candidate worth judging, and who proposed it at which rank."""
+
+    query_id: str
+    doc_id: str
+    source: str
+    rank: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Judgment:
+    """What a judge says of a pair: a distribution over the scale and its expected relevance."""
+
+    query_id: str
+    doc_id: str
+    grade_probs: tuple[float, ...]
+    relevance: float
+    judge: str
+    prompt: str
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A row that did not become data: whose it was, why, and what was received."""
+
+    reason: str
+    response: str = ""
+    source: str = ""
+    line: int | None = None
+    query_id: str | None = None
+    doc_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One retrieved document; `score` is cosine."""
+
+    doc_id: str
+    score: float
+    rank: int
+
+
+CORPUS = pa.schema([("doc_id", pa.string()), ("title", pa.string()), ("text", pa.string())])
+
+QUERIES = pa.schema(
+    [
+        ("query_id", pa.string()),
+        ("text", pa.string()),
+        ("origin", pa.string()),
+        ("seed_doc_id", pa.string()),
+        ("target_grade", pa.float32()),
+    ]
+)
+
+PAIRS = pa.schema(
+    [
+        ("query_id", pa.string()),
+        ("doc_id", pa.string()),
+        ("source", pa.string()),
+        ("rank", pa.int32()),
+        ("score", pa.float32()),
+    ]
+)
+
+JUDGMENTS = pa.schema(
+    [
+        ("query_id", pa.string()),
+        ("doc_id", pa.string()),
+        ("grade_probs", pa.list_(pa.float32())),
+        ("relevance", pa.float32()),
+        ("judge", pa.string()),
+        ("prompt", pa.string()),
+        ("origin", pa.string()),
+    ]
+)
+
+QRELS = pa.schema([("split", pa.string()), *JUDGMENTS])
+"""Given judgments before a split is chosen: judgments with the split that they came in."""
+
+REJECTED = pa.schema(
+    [
+        ("reason", pa.string()),
+        ("response", pa.string()),
+        ("source", pa.string()),
+        ("line", pa.int64()),
+        ("query_id", pa.string()),
+        ("doc_id", pa.string()),
+    ]
+)
+
+
+def embeddings_schema(dim: int) -> pa.Schema:
+    """Unit vectors of `dim` float32 numbers, one a document."""
+    return pa.schema([("doc_id", pa.string()), ("vector", pa.list_(pa.float32(), dim))])
+
+
+def document_text(title: str, text: str) -> str:
+    """What an encoder, BM25 or a judge reads of a document: title, space, text (BEIR's way)."""
+    return f"{title} {text}".strip()
+
+
+def text_hash(text: str) -> str:
+    """128 bits that two texts share when only case, white space or Unicode form tells them apart."""
+    folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return hashlib.blake2b(folded.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def split_of(key: str) -> Split:
+    """The split a query lives in, for ever: 80/10/10 by a hash of `query_id`.
+
+    A synthetic query passes its `seed_doc_id`, so that two questions about one passage never
+    stand on both sides.
+    """
+    share = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest(), "big") / 2**32
+    if share < 0.8:
+        return "train"
+    return "dev" if share < 0.9 else "test"

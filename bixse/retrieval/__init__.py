@@ -1,0 +1,1 @@
+"""Vectors or words in, rankings out."""

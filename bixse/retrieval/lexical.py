@@ -1,0 +1,78 @@
+"""BM25 through bm25s: candidates, a feature of the embedded judge, and the baseline."""
+
+from collections.abc import Sequence
+
+import bm25s
+import numpy as np
+import numpy.typing as npt
+import Stemmer
+
+from bixse.records import Hit
+from bixse.retrieval.settings import Lexical
+
+
+class LexicalIndex:
+    """BM25 over texts, in memory. Not Anserini's BM25: bm25s tokenises unlike Lucene."""
+
+    def __init__(self, doc_ids: Sequence[str], texts: Sequence[str], settings: Lexical) -> None:
+        """Raises ValueError when there is no document or no document holds a word."""
+        if not doc_ids:
+            raise ValueError("the corpus is empty")
+        # In the order of doc_id, so that the position breaks ties.
+        order = sorted(range(len(doc_ids)), key=doc_ids.__getitem__)
+        self.doc_ids = [doc_ids[i] for i in order]
+        self._rows = {doc_id: row for row, doc_id in enumerate(self.doc_ids)}
+        self._settings = settings
+        self._stemmer = _stemmer(settings.language)
+        tokens = self.tokenize([texts[i] for i in order])
+        if not any(tokens):
+            raise ValueError("no document of the corpus holds a word that BM25 can use")
+        self._bm25 = bm25s.BM25(k1=settings.k1, b=settings.b)
+        self._bm25.index(tokens, show_progress=False)
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[str]]:
+        """Stemmed words, or character bigrams."""
+        if self._settings.language == "bigrams":
+            return [_bigrams(text) for text in texts]
+        stopwords = "en" if self._settings.language == "english" else []
+        tokens = bm25s.tokenize(
+            list(texts),
+            stopwords=stopwords,
+            stemmer=self._stemmer,
+            return_ids=False,
+            show_progress=False,
+        )
+        return [list(words) for words in tokens]
+
+    def scores(self, query: str) -> npt.NDArray[np.float32]:
+        """The BM25 score of every document, in the order of `self.doc_ids`."""
+        known = [word for word in self.tokenize([query])[0] if word in self._bm25.vocab_dict]
+        if not known:
+            return np.zeros(len(self.doc_ids), np.float32)
+        return np.asarray(self._bm25.get_scores(known), np.float32)
+
+    def scores_of(self, query: str, doc_ids: Sequence[str]) -> npt.NDArray[np.float32]:
+        """The BM25 scores of the named documents. Raises KeyError for an unknown one."""
+        return self.scores(query)[[self._rows[doc_id] for doc_id in doc_ids]]
+
+    def search(self, query: str, k: int) -> list[Hit]:
+        """The best `k` documents that share a word with the query, ties by `doc_id`."""
+        scores = self.scores(query)
+        rows = np.flatnonzero(scores > 0)
+        if len(rows) > k:
+            worst = np.partition(scores[rows], len(rows) - k)[len(rows) - k]
+            rows = rows[scores[rows] >= worst]
+        order = rows[np.lexsort((rows, -scores[rows]))][:k]
+        return [
+            Hit(self.doc_ids[row], float(scores[row]), rank)
+            for rank, row in enumerate(order.tolist(), start=1)
+        ]
+
+
+def _stemmer(language: str) -> Stemmer.Stemmer | None:
+    return None if language in ("none", "bigrams") else Stemmer.Stemmer(language)
+
+
+def _bigrams(text: str) -> list[str]:
+    folded = "".join(text.casefold().split())
+    return [folded[i : i + 2] for i in range(len(folded) - 1)] or ([folded] if folded else [])

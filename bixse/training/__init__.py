@@ -1,0 +1,1 @@
+"""Judgments in, gradients out."""

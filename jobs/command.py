@@ -1,0 +1,105 @@
+"""The command line: a recipe's name, then flags that its types generate.
+
+    python -m jobs.<verb> <recipe> --out DIR [--data DIR] [--section.field value ...]
+
+An unknown flag or a wrong value is one sentence and exit status 2, before anything heavy is
+imported. Nothing here imports Ray, torch or vLLM.
+"""
+
+import contextlib
+import difflib
+import io
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NoReturn
+
+import tyro
+
+from jobs.recipe import Recipe
+from jobs.recipes.bixse import bixse, infonce, infonce_threshold, infonce_weighted
+from jobs.recipes.quickstart import quickstart
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "quickstart": quickstart,
+    "bixse": bixse,
+    "infonce": infonce,
+    "infonce_threshold": infonce_threshold,
+    "infonce_weighted": infonce_weighted,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What every verb is told."""
+
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    out: str
+    """Directory (or fsspec URL) that the stages' artefacts go to; finished ones are not redone."""
+    data: str | None = None
+    """The corpus, with queries and qrels if any: a directory or a file."""
+    encoder: str | None = None
+    """Evaluate, embed or index this encoder instead of training one: a directory or hub id."""
+    split: Literal["train", "dev", "test"] = "test"
+    """The split that is evaluated."""
+    json: bool = False
+    """Print the final summary as one JSON object on standard output; logs go to standard error."""
+
+
+def parse(verb: str, argv: Sequence[str]) -> Run:
+    """The run that a command line describes; exits 2 with one sentence when it describes none."""
+    if not argv or argv[0] in ("-h", "--help"):
+        names = ", ".join(RECIPES)
+        print(f"usage: python -m jobs.{verb} <recipe> --out DIR [flags]\nrecipes: {names}")
+        print(f"flags of a recipe: python -m jobs.{verb} <recipe> --help")
+        sys.exit(0 if argv else 2)
+    name, flags = argv[0], list(argv[1:])
+    if name not in RECIPES:
+        refuse(f"unknown recipe {name!r}{_nearest(name, RECIPES)}")
+    default = Run(recipe=RECIPES[name](), out=tyro.MISSING)
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                Run,
+                prog=f"python -m jobs.{verb} {name}",
+                default=default,
+                args=flags,
+                config=(tyro.conf.AvoidSubcommands,),
+            )
+    except SystemExit as exit_:
+        if exit_.code:
+            refuse(_one_sentence(complaint.getvalue()))
+        raise
+
+
+def refuse(sentence: str, status: int = 2) -> NoReturn:
+    """End the program with one sentence on standard error."""
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(status)
+
+
+def summary_line(summary: dict[str, Any], as_json: bool) -> None:
+    """The final line of every verb: what it made and where."""
+    if as_json:
+        print(json.dumps(summary))
+    else:
+        print("  ".join(f"{key}={value}" for key, value in summary.items()))
+
+
+def _one_sentence(box: str) -> str:
+    """tyro's boxed complaint as a sentence: what was wrong, and the nearest flag if it knows one."""
+    rows = [line.strip("│ ").strip() for line in box.splitlines()[1:-1]]
+    rule = next((i for i, row in enumerate(rows) if row.startswith("───")), len(rows))
+    sentence = " ".join(row for row in rows[:rule] if "errors.pydantic.dev" not in row)
+    sentence = sentence.split(" For further information")[0]
+    nearest = [row for row in rows[rule + 1 :] if row.startswith("--")]
+    if "Perhaps you meant:" in rows[rule + 1 :] and nearest:
+        sentence += f": the nearest is {nearest[0].split()[0]}"
+    return sentence
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f": the nearest is {close[0]!r}" if close else ""

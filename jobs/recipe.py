@@ -1,0 +1,72 @@
+"""What a recipe is: one frozen value that says everything about a run but where and on what."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from bixse.candidates.settings import Pools
+from bixse.evaluation.settings import Evaluation
+from bixse.judging.settings import Judging
+from bixse.models.settings import PACKAGED
+from bixse.retrieval.settings import Lexical, Retrieval
+from bixse.settings import Settings
+from bixse.synthesis.settings import Cloze
+from bixse.training.settings import Training
+
+
+class About(Settings):
+    """What `--list` shows of a recipe."""
+
+    paper: str
+    hardware: str
+    cost: str
+
+
+class Ingest(Settings):
+    """How foreign files are read."""
+
+    source: Literal["auto", "beir", "jsonl", "parquet", "csv", "text", "python-docs"] = "auto"
+    """Layout of `--data`; auto looks at it and says what it found."""
+    grade_min: float = 0.0
+    """The grade that means irrelevant."""
+    grade_max: float | None = None
+    """The best grade of the scale; unset takes the highest that stands in the qrels."""
+    part_rows: int = Field(default=50_000, ge=1)
+    """Documents a Parquet part."""
+
+
+class Placement(Settings):
+    """Where the work runs; changes how long a run takes, never what it makes."""
+
+    gpus_per_actor: float = Field(default=0.0, ge=0)
+    """GPUs of each encoding or judging actor and of each training worker; 0 runs on CPUs."""
+    cpus_per_actor: float = Field(default=1.0, gt=0)
+    """CPUs that Ray reserves for each actor."""
+    judge_actors: int = Field(default=1, ge=1)
+    """Engines (or embedded judges) that grade side by side."""
+    embed_actors: int = Field(default=1, ge=1)
+    """Encoders that embed side by side."""
+    train_workers: int = Field(default=1, ge=1)
+    """Ranks of the data-parallel trainer."""
+    encode_batch: int = Field(default=64, ge=1)
+    """Texts encoded at a time."""
+    train_retries: int = Field(default=2, ge=0)
+    """Failures of a training worker that are answered by resuming from the last checkpoint."""
+
+
+class Recipe(Settings):
+    """A published system, or one of ours, as values of the stages. A stage that is None is none."""
+
+    name: str
+    about: About
+    start: str = PACKAGED
+    """The base encoder: a directory, a hub id, or the packaged one."""
+    ingest: Ingest = Ingest()
+    synthesis: Cloze | None = None
+    candidates: Pools = Pools()
+    lexical: Lexical = Lexical()
+    judging: Judging = Judging()
+    training: Training = Training()
+    retrieval: Retrieval = Retrieval()
+    evaluation: Evaluation = Evaluation()
+    placement: Placement = Placement()

@@ -1,0 +1,24 @@
+"""The embedded default: no GPU, no model hub, no data download."""
+
+from bixse.judging.settings import Judging
+from bixse.retrieval.settings import Retrieval
+from bixse.synthesis.settings import Cloze
+from bixse.training.settings import GradedBCE, Training
+from jobs.recipe import About, Ingest, Recipe
+
+
+def quickstart() -> Recipe:
+    """The documentation of the Python that runs it, the packaged MiniLM, the features judge."""
+    return Recipe(
+        name="quickstart",
+        about=About(
+            paper="BiXSE, arXiv 2508.06781, on the embedded judge",
+            hardware="laptop, 2 cores",
+            cost="minutes, no label is paid for",
+        ),
+        ingest=Ingest(source="python-docs"),
+        synthesis=Cloze(queries=1500),
+        judging=Judging(judge="features"),
+        training=Training(objective=GradedBCE(), epochs=1, document_tokens=128),
+        retrieval=Retrieval(shards=2),
+    )
