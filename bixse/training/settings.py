@@ -63,5 +63,3 @@ class Training(Settings):
     """Of the row order and of dropout."""
     checkpoint_every: int = Field(default=200, ge=1)
     """Steps between checkpoints: what an interruption can cost."""
-    micro_batch_size: int | None = Field(default=None, ge=1)
-    """Rows encoded at once on a worker, with gradient caching; unset encodes all at once."""

@@ -1,0 +1,240 @@
+"""Work units through Ray Data into a finished artefact, every row accounted for.
+
+A stage that maps rows is cut into units, each of which becomes one part of the artefact it makes:
+
+    units = row_units(pairs, rows=512)                 # plain values: which rows of which file
+    run_units(draft, units, Judge, (arguments,), actors=2, ...)
+
+Ray Data streams the units through an actor pool; an actor reads its rows, computes, writes the part
+(rejected rows first, the part itself last, by rename) and returns counts only, so that no data
+passes through the driver. A rerun makes only the parts that are missing. Parts depend on the unit
+alone, not on how many actors ran or in what order.
+"""
+
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bixse.artifacts import Artifact, Draft
+from bixse.records import CORPUS, REJECTED, Document, Rejection
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Some rows of one file of an artefact; `number` is the part they become."""
+
+    number: int
+    url: str
+    name: str
+    start: int
+    rows: int
+
+    def read(self) -> pa.Table:
+        """The rows of this unit; only the row groups that hold them are read."""
+        place = Artifact.open(self.url, verify=False).place
+        with place.open(self.name) as handle:
+            file = pq.ParquetFile(handle)
+            first, groups, offset = None, [], 0
+            for group in range(file.num_row_groups):
+                size = file.metadata.row_group(group).num_rows
+                if offset < self.start + self.rows and offset + size > self.start:
+                    first = offset if first is None else first
+                    groups.append(group)
+                offset += size
+            table = file.read_row_groups(groups)
+        return table.slice(self.start - (first or 0), self.rows)
+
+
+class Work(Protocol):
+    """What an actor does with a unit: one row out, or one rejection, for each row in."""
+
+    def __call__(self, rows: pa.Table) -> tuple[pa.Table, list[Rejection]]: ...
+
+
+def row_units(artifact: Artifact, rows: int) -> list[Unit]:
+    """All rows of an artefact in units of at most `rows`, in order."""
+    units: list[Unit] = []
+    for name in artifact.parts():
+        with artifact.place.open(name) as handle:
+            total = pq.ParquetFile(handle).metadata.num_rows
+        for start in range(0, total, rows):
+            units.append(Unit(len(units), artifact.url, name, start, min(rows, total - start)))
+    return units
+
+
+def rejected_table(rejections: Sequence[Rejection]) -> pa.Table:
+    return pa.Table.from_pylist([asdict(r) for r in rejections], schema=REJECTED)
+
+
+def run_units(
+    draft: Draft,
+    units: Sequence[Unit],
+    work: Callable[..., Work],
+    arguments: tuple[Any, ...],
+    *,
+    label: str,
+    actors: int,
+    cpus: float,
+    gpus: float,
+) -> None:
+    """Make the parts that `draft` still lacks, on `actors` actors that each build `work` once.
+
+    Raises RuntimeError when a part does not account for every row of its unit, and whatever `work`
+    raises: a stage fails loudly and a rerun goes on from the finished parts.
+    """
+    done = draft.parts_done()
+    todo = [unit for unit in units if unit.number not in done]
+    total = sum(unit.rows for unit in units)
+    with progress(label, total) as advance:
+        advance(total - sum(unit.rows for unit in todo))
+        if not todo:
+            return
+        start_ray()
+        import ray.data
+
+        rows = ray.data.from_items([asdict(unit) for unit in todo], override_num_blocks=len(todo))
+        results = rows.map_batches(
+            _PartWriter,
+            fn_constructor_args=(draft, work, arguments),
+            batch_size=1,
+            concurrency=(min(actors, len(todo)),) * 2,
+            num_cpus=cpus,
+            num_gpus=gpus,
+        )
+        for result in results.iter_rows():
+            if result["rows"] + result["rejected"] != result["rows_in"]:
+                raise RuntimeError(
+                    f"{label}: part {result['number']} got {result['rows_in']} rows, wrote "
+                    f"{result['rows']} and rejected {result['rejected']}"
+                )
+            advance(int(result["rows_in"]))
+
+
+class _PartWriter:
+    """Reads: a unit. Adds: nothing; writes the unit's part and returns its counts."""
+
+    def __init__(self, draft: Draft, work: Callable[..., Work], arguments: tuple[Any, ...]) -> None:
+        self._draft = draft
+        self._work = work(*arguments)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
+        unit = Unit(**{key: _plain(values[0]) for key, values in batch.items()})
+        table, rejections = self._work(unit.read())
+        self._draft.write_part(unit.number, table, rejected_table(rejections))
+        return {
+            "number": [unit.number],
+            "rows_in": [unit.rows],
+            "rows": [table.num_rows],
+            "rejected": [len(rejections)],
+        }
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def start_ray() -> None:
+    """Join the cluster that RAY_ADDRESS names, or start a local one; once a process."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    # Workers must find bixse, jobs and serve wherever the driver was started from.
+    root = str(Path(__file__).resolve().parent.parent)
+    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    env = {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "TOKENIZERS_PARALLELISM": "false"}
+    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    ray.init(
+        address=os.environ.get("RAY_ADDRESS", "local"),
+        # `ray job submit` brings the working directory itself.
+        runtime_env=None if submitted else {"env_vars": env},
+        include_dashboard=None if "RAY_ADDRESS" in os.environ else False,
+        log_to_driver=False,
+        logging_level="warning",
+    )
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+@contextmanager
+def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar with rate and time left on standard error; gives the function that advances it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task
+    from rich.progress import TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.finished_speed or task.speed or 0:,.1f}/s")
+
+    columns = (
+        TextColumn("{task.description:<10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(file=sys.stderr)) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda rows: bar.advance(task, rows)
+
+
+class Texts:
+    """Documents of a corpus by `doc_id`, in a memory-mapped file: memory does not follow its size.
+
+    The file is made once a node and corpus, in the temporary directory, and shared by all actors.
+    """
+
+    def __init__(self, corpus: Artifact) -> None:
+        path = Path(tempfile.gettempdir()) / f"bixse-{os.getuid()}" / f"{corpus.fingerprint}.arrow"
+        if not path.exists():
+            _write_sorted(corpus, path)
+        self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        self._doc_ids = self._table["doc_id"]
+
+    def get(self, doc_ids: Sequence[str]) -> list[Document]:
+        """The documents, in the order asked for. Raises KeyError naming an unknown `doc_id`."""
+        rows = [self._row(doc_id) for doc_id in doc_ids]
+        return [Document(**row) for row in self._table.take(pa.array(rows, pa.int64())).to_pylist()]
+
+    def _row(self, doc_id: str) -> int:
+        low, high = 0, len(self._doc_ids)
+        while low < high:
+            middle = (low + high) // 2
+            if self._doc_ids[middle].as_py() < doc_id:
+                low = middle + 1
+            else:
+                high = middle
+        if low == len(self._doc_ids) or self._doc_ids[low].as_py() != doc_id:
+            raise KeyError(f"no document {doc_id!r} in the corpus")
+        return low
+
+
+def _write_sorted(corpus: Artifact, path: Path) -> None:
+    table = corpus.table(CORPUS.names).combine_chunks()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.tmp")
+    order = sorted(range(table.num_rows), key=table["doc_id"].to_pylist().__getitem__)
+    with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, CORPUS) as writer:
+        for start in range(0, len(order), 4096):
+            writer.write_table(table.take(pa.array(order[start : start + 4096])))
+    aside.replace(path)
+
+
+def rows_of(items: Iterable[Any], schema: pa.Schema) -> pa.Table:
+    """Records as a table of their schema."""
+    return pa.Table.from_pylist([asdict(item) for item in items], schema=schema)
