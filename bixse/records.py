@@ -139,7 +139,7 @@ def document_text(title: str, text: str) -> str:
 
 
 def text_hash(text: str) -> str:
-    """128 bits that two texts share when only case, white space or Unicode form tells them apart."""
+    """128 bits that texts share when only case, white space or Unicode form differ."""
     folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     return hashlib.blake2b(folded.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 

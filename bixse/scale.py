@@ -9,6 +9,7 @@ which for LightBlue's five digits is z = (mean_exp_val - 1) / 4 (lightblue-tech/
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from pydantic import field_validator
 
@@ -35,7 +36,7 @@ class Scale(Settings):
     @classmethod
     def _rising(cls, grades: tuple[Grade, ...]) -> tuple[Grade, ...]:
         values = [grade.value for grade in grades]
-        if len(values) < 2 or any(a >= b for a, b in zip(values, values[1:], strict=False)):
+        if len(values) < 2 or any(a >= b for a, b in pairwise(values)):
             raise ValueError(f"a scale needs two or more rising grades, found {values}")
         return grades
 

@@ -89,7 +89,7 @@ def summary_line(summary: dict[str, Any], as_json: bool) -> None:
 
 
 def _one_sentence(box: str) -> str:
-    """tyro's boxed complaint as a sentence: what was wrong, and the nearest flag if it knows one."""
+    """tyro's boxed complaint as a sentence, with the nearest flag if it knows one."""
     rows = [line.strip("│ ").strip() for line in box.splitlines()[1:-1]]
     rule = next((i for i, row in enumerate(rows) if row.startswith("───")), len(rows))
     sentence = " ".join(row for row in rows[:rule] if "errors.pydantic.dev" not in row)

@@ -73,7 +73,7 @@ def load_model(start: str, device: str | None = None) -> "SentenceTransformer":
     from sentence_transformers.sentence_transformer.modules import Normalize
     from transformers.utils import logging as hf_logging
 
-    hf_logging.disable_progress_bar()
+    hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     directory = resolve(start)
     try:
         model = SentenceTransformer(str(directory), device=device, local_files_only=True)
@@ -126,7 +126,7 @@ class Encoder:
             show_progress_bar=False,
         )
         # A bf16 vector is unit length to three digits only: normalise again, in float32.
-        array = vectors.float().cpu().numpy()  # type: ignore[union-attr]
+        array = vectors.float().cpu().numpy()
         array = array / np.linalg.norm(array, axis=1, keepdims=True)
         if not np.isfinite(array).all():
             bad = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])

@@ -35,4 +35,4 @@ class Lexical(Settings):
         "english", "french", "german", "italian", "spanish", "portuguese", "dutch", "russian",
         "swedish", "none", "bigrams",
     ] = "english"  # fmt: skip
-    """Snowball stemmer; `none` splits words only, `bigrams` pairs characters (Chinese, Japanese)."""
+    """Snowball stemmer; `none` splits words only, `bigrams` pairs characters (Chinese)."""

@@ -53,9 +53,9 @@ def build_shard(
     index.add(np.ascontiguousarray(vectors_ND[order], np.float32))
     faiss.write_index(index, str(directory / INDEX_FILE))
     table = documents.select(CORPUS.names).take(pa.array(order)).cast(CORPUS)
-    with pa.OSFile(str(directory / DOCUMENTS_FILE), "wb") as sink:
-        with pa.ipc.new_file(sink, CORPUS) as writer:
-            writer.write_table(table, max_chunksize=4096)
+    path = str(directory / DOCUMENTS_FILE)
+    with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, CORPUS) as writer:
+        writer.write_table(table, max_chunksize=4096)
 
 
 class Shard:
@@ -141,14 +141,15 @@ class Shard:
         params = None
         if isinstance(self._index, faiss.IndexHNSW):
             width = max(int(self._index.hnsw.efSearch), fetch)
-            params = faiss.SearchParametersHNSW(efSearch=width)
+            params = faiss.SearchParametersHNSW(efSearch=width)  # type: ignore[attr-defined]
         scores_QK, rows_QK = self._index.search(vectors_QD, fetch, params=params)
         # FAISS fills what a graph search did not find with row -1.
         return [(r[r >= 0], s[r >= 0]) for r, s in zip(rows_QK, scores_QK, strict=True)]
 
     def _exact(self, vector_D: Vectors, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         products = self.vectors(rows).astype(np.float64) * vector_D.astype(np.float64)
-        return products.sum(axis=1).astype(np.float32)
+        scores: Vectors = products.sum(axis=1).astype(np.float32)
+        return scores
 
     def _hits(self, rows: npt.NDArray[np.int64], scores: npt.NDArray[np.float32]) -> list[Hit]:
         found = zip(self.doc_ids(rows), scores.tolist(), strict=True)

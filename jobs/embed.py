@@ -1,0 +1,66 @@
+"""corpus, encoder -> embeddings: an actor pool of encoders over units of the corpus."""
+
+import os
+from typing import Any
+
+import pyarrow as pa
+
+from bixse.artifacts import Artifact, begin
+from bixse.models.encoder import Encoder, encoder_fingerprint, resolve
+from bixse.records import Rejection, document_text, embeddings_schema
+from jobs.parts import row_units, run_units
+from jobs.recipe import Placement
+
+UNIT_ROWS = 4096
+
+
+def embed(corpus: Artifact, encoder: str, placement: Placement, out: str) -> Artifact:
+    """One unit vector a document, float32, in the order of the corpus.
+
+    Raises ValueError when there is no such encoder.
+    """
+    fingerprint = encoder_fingerprint(resolve(encoder))
+    inputs = {"corpus": corpus.fingerprint, "encoder": fingerprint}
+    draft = begin(out, "embeddings", config={"unit_rows": UNIT_ROWS}, inputs=inputs)
+    if isinstance(draft, Artifact):
+        return draft
+    run_units(
+        draft,
+        row_units(corpus, UNIT_ROWS),
+        EmbedUnit,
+        (encoder, placement.encode_batch, placement.embed_actors),
+        label="embed",
+        actors=placement.embed_actors,
+        cpus=placement.cpus_per_actor,
+        gpus=placement.gpus_per_actor,
+    )
+    device = "cuda" if placement.gpus_per_actor else "cpu"
+    return draft.finish(device=device, extra={"encoder": fingerprint})
+
+
+class EmbedUnit:
+    """Reads: doc_id, title, text. Adds: vector."""
+
+    def __init__(self, encoder: str, batch_size: int, actors: int) -> None:
+        import torch
+
+        # Ray gives an actor one thread for each CPU it reserves; the cores are there for all.
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // actors))
+        self._encoder = Encoder.load(encoder)
+        self._batch_size = batch_size
+
+    def __call__(self, rows: pa.Table) -> tuple[pa.Table, list[Rejection]]:
+        titles, texts = rows["title"].to_pylist(), rows["text"].to_pylist()
+        joined = [document_text(t, x) for t, x in zip(titles, texts, strict=True)]
+        vectors = self._encoder.encode(joined, "document", self._batch_size)
+        columns: list[Any] = [
+            rows["doc_id"].combine_chunks(),
+            pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), self._encoder.dim),
+        ]
+        return pa.table(columns, schema=embeddings_schema(self._encoder.dim)), []
+
+
+if __name__ == "__main__":
+    from jobs.pipeline import main
+
+    main("embed")

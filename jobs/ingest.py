@@ -1,0 +1,554 @@
+"""Raw text and grades into records: the one place where foreign names become ours.
+
+`--data` is a directory or a file. Beside the corpus, whatever its format, may stand
+`queries.<jsonl|csv|tsv|parquet>` and `qrels/<train|dev|test>.tsv` (BEIR's layout, or TREC's four
+columns). A row that cannot be read becomes a rejection with its file, line and reason; a file that
+is not what it claims to be is an error.
+"""
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bixse.artifacts import Artifact, Draft, begin
+from bixse.records import (
+    CORPUS,
+    QRELS,
+    QUERIES,
+    Document,
+    Query,
+    Rejection,
+    document_text,
+    split_of,
+    text_hash,
+)
+from bixse.scale import Scale, linear
+from jobs.parts import progress, rejected_table, rows_of
+from jobs.recipe import Ingest
+
+DOC_ID_NAMES = ("doc_id", "_id", "id", "docid", "document_id", "corpus-id")
+QUERY_ID_NAMES = ("query_id", "_id", "id", "qid", "query-id")
+TITLE_NAMES = ("title",)
+TEXT_NAMES = ("text", "contents", "content", "body", "passage", "query")
+
+FORMATS = {"jsonl": (".jsonl", ".ndjson"), "parquet": (".parquet",), "csv": (".csv", ".tsv")}
+FORMATS["text"] = (".txt", ".md")
+SPLITS = {"train": "train", "dev": "dev", "validation": "dev", "valid": "dev", "test": "test"}
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """What `--data` held; queries and qrels may have no row."""
+
+    corpus: Artifact
+    queries: Artifact
+    qrels: Artifact
+
+
+@dataclass(frozen=True)
+class Row:
+    """One raw row: its fields, or why it has none."""
+
+    source: str
+    line: int | None
+    fields: dict[str, Any] = field(default_factory=dict)
+    problem: str = ""
+    raw: str = ""
+
+    def reject(self, reason: str, **ids: str) -> Rejection:
+        raw = self.raw or json.dumps(self.fields, ensure_ascii=True, default=str)
+        return Rejection(
+            reason=reason, response=raw[:2000], source=self.source, line=self.line, **ids
+        )
+
+
+def ingest(data: str | None, settings: Ingest, out: str) -> Ingested:
+    """Make `corpus`, `queries` and `qrels` under `out`.
+
+    Raises ValueError in one sentence when there is no data, no valid document, a file that is not
+    what its name says, or a column that is missing.
+    """
+    if settings.source == "python-docs":
+        return _ingest_python_docs(settings, out)
+    if data is None:
+        raise ValueError("--data is missing: the directory or file that holds the corpus")
+    files = _find_files(data, settings)
+    inputs = {"data": _fingerprint([*files.corpus, *files.queries, *files.qrels])}
+    corpus = _write_corpus(
+        _read_all(files.corpus, files.root), settings, inputs, out, files.described
+    )
+    queries = _write_queries(_read_all(files.queries, files.root), inputs, out)
+    qrels = _write_qrels(files.qrels, corpus, queries, settings, inputs, out)
+    return Ingested(corpus, queries, qrels)
+
+
+def _ingest_python_docs(settings: Ingest, out: str) -> Ingested:
+    from jobs.recipes import python_docs
+
+    documents = list(python_docs.documents())
+    digest = hashlib.sha256()
+    for document in documents:
+        digest.update(f"{document.doc_id}\0{document.title}\0{document.text}\0".encode())
+    inputs = {"data": f"python-docs-{digest.hexdigest()[:24]}"}
+    rows = (
+        Row("python-docs", None, {"doc_id": d.doc_id, "title": d.title, "text": d.text})
+        for d in documents
+    )
+    corpus = _write_corpus(rows, settings, inputs, out, "the documentation of this Python")
+    queries_path, qrels_path = python_docs.evaluation_files()
+    inputs["queries"] = _fingerprint([queries_path, qrels_path])
+    queries = _write_queries(_read_file(queries_path), inputs, out)
+    graded = settings.replace(grade_min=0.0, grade_max=3.0)
+    qrels = _write_qrels([qrels_path], corpus, queries, graded, inputs, out, split="test")
+    return Ingested(corpus, queries, qrels)
+
+
+@dataclass(frozen=True)
+class _Files:
+    root: str
+    corpus: list[str]
+    queries: list[str]
+    qrels: list[str]
+    described: str
+
+
+def _find_files(data: str, settings: Ingest) -> _Files:
+    fs, root = fsspec.core.url_to_fs(data)
+    if not fs.exists(root):
+        raise ValueError(f"no data at {data}")
+    if fs.isfile(root):
+        folder = _url(fs, root).rsplit("/", 1)[0]
+        return _Files(folder, [_url(fs, root)], [], [], f"the file {data}")
+    names = sorted(p[len(root.rstrip("/")) + 1 :] for p in fs.find(root))
+    names = [n for n in names if not any(part.startswith(".") for part in n.split("/"))]
+    urls = {name: _url(fs, f"{root.rstrip('/')}/{name}") for name in names}
+    queries = [n for n in names if n.split("/")[0].split(".")[0] == "queries"]
+    qrels = [n for n in names if n.split("/")[0].split(".")[0] == "qrels" and n.endswith(".tsv")]
+    rest = [n for n in names if n not in queries and not n.startswith("qrels")]
+    corpus, described = _corpus_names(rest, settings.source, data)
+    listed = ([urls[name] for name in group] for group in (corpus, queries, qrels))
+    return _Files(_url(fs, root.rstrip("/")), *listed, described)
+
+
+def _corpus_names(names: list[str], source: str, data: str) -> tuple[list[str], str]:
+    if source in ("auto", "beir"):
+        beir = [n for n in names if n.split("/")[0].split(".")[0] == "corpus"]
+        if beir:
+            return beir, f"BEIR layout in {data}"
+        if source == "beir":
+            raise ValueError(f"{data} is not in BEIR layout: corpus.jsonl is missing")
+    wanted = FORMATS if source == "auto" else {source: FORMATS[source]}
+    found = {
+        form: matching
+        for form, suffixes in wanted.items()
+        if (matching := [n for n in names if n.lower().endswith(suffixes)])
+    }
+    if not found:
+        suffixes = " ".join(s for group in wanted.values() for s in group)
+        raise ValueError(f"no corpus in {data}: found none of {suffixes}")
+    if len(found) > 1:
+        raise ValueError(
+            f"{data} holds {' and '.join(found)} files: say which with --ingest.source"
+        )
+    form, matching = next(iter(found.items()))
+    return matching, f"{len(matching)} {form} files in {data}"
+
+
+def _url(fs: Any, path: str) -> str:
+    return str(fs.unstrip_protocol(path))
+
+
+def _open(url: str) -> AbstractContextManager[Any]:
+    """A reader of bytes; an unreadable file is one sentence."""
+    try:
+        handle: AbstractContextManager[Any] = fsspec.open(url, "rb").open()
+    except OSError as error:
+        raise ValueError(f"cannot read {_short(url)}: {error.strerror or error}") from None
+    return handle
+
+
+def _fingerprint(urls: Sequence[str]) -> str:
+    """sha256 over the content of the files, in order of their names."""
+    digest = hashlib.sha256()
+    for url in sorted(urls):
+        with _open(url) as handle:
+            while block := handle.read(1 << 20):
+                digest.update(block)
+        digest.update(b"\0")
+    return digest.hexdigest()[:32]
+
+
+def _read_all(urls: Sequence[str], root: str) -> Iterator[Row]:
+    for url in urls:
+        yield from _read_file(url, root)
+
+
+def _read_file(url: str, root: str = "") -> Iterator[Row]:
+    """Rows of one file, by its suffix; a text file is one row, named by its path below `root`."""
+    suffix = "." + url.lower().rsplit(".", 1)[-1]
+    form = next((form for form, suffixes in FORMATS.items() if suffix in suffixes), None)
+    if form is None:
+        raise ValueError(f"cannot read {_short(url)}: not one of jsonl, parquet, csv, tsv, txt, md")
+    readers: dict[str, Callable[[str, Any], Iterator[Row]]] = {
+        "jsonl": _read_jsonl, "parquet": _read_parquet, "csv": _read_csv,
+        "text": lambda url, handle: _read_text(url, handle, root),
+    }  # fmt: skip
+    with _open(url) as handle:
+        yield from readers[form](url, handle)
+
+
+def _read_jsonl(url: str, handle: Any) -> Iterator[Row]:
+    for number, raw in enumerate(handle, start=1):
+        if not raw.strip():
+            continue
+        source, shown = _short(url), raw[:2000].decode("utf-8", "replace")
+        try:
+            fields = json.loads(raw)
+        except UnicodeDecodeError:
+            yield Row(source, number, problem="not UTF-8", raw=shown)
+        except ValueError:
+            yield Row(source, number, problem="broken JSON", raw=shown)
+        else:
+            if isinstance(fields, dict):
+                yield Row(source, number, fields)
+            else:
+                yield Row(source, number, problem="not a JSON object", raw=shown)
+
+
+def _read_parquet(url: str, handle: Any) -> Iterator[Row]:
+    try:
+        file = pq.ParquetFile(handle)
+    except pa.ArrowInvalid:
+        raise ValueError(f"{_short(url)} is not a Parquet file") from None
+    number = 0
+    for batch in file.iter_batches(4096):
+        for fields in batch.to_pylist():
+            number += 1
+            yield Row(_short(url), number, fields)
+
+
+def _read_csv(url: str, handle: Any) -> Iterator[Row]:
+    csv.field_size_limit(1 << 30)
+    delimiter = "\t" if url.lower().endswith(".tsv") else ","
+    text = io.TextIOWrapper(handle, encoding="utf-8-sig", newline="")
+    # Tabs need no quotes, and BEIR's files have bare ones.
+    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    reader = csv.DictReader(text, delimiter=delimiter, quoting=quoting)
+    try:
+        for fields in reader:
+            spare = fields.pop(None, None)  # type: ignore[call-overload]
+            row = Row(_short(url), reader.line_num, dict(fields))
+            if spare or None in fields.values():
+                row = Row(row.source, row.line, problem="another number of columns than the header")
+            yield row
+    except UnicodeDecodeError:
+        raise ValueError(f"{_short(url)} is not UTF-8 text") from None
+    except csv.Error as error:
+        raise ValueError(f"{_short(url)} is not CSV: {error}") from None
+
+
+def _read_text(url: str, handle: Any, root: str) -> Iterator[Row]:
+    name = url.removeprefix(root).lstrip("/")
+    try:
+        text = handle.read().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        yield Row(name, None, problem="not UTF-8")
+        return
+    first, _, rest = text.lstrip().partition("\n")
+    if first.startswith("#"):
+        title, text = first.lstrip("#").strip(), rest
+    else:
+        title = name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+    fields = {"doc_id": name, "title": title if text.strip() else "", "text": text}
+    yield Row(name, None, fields)
+
+
+def _short(url: str) -> str:
+    return url.removeprefix("file://").removeprefix("local://")
+
+
+def _value(row: Row, names: tuple[str, ...]) -> str | None:
+    """The first of the named fields as text; None when absent or null. Raises ValueError."""
+    for name in names:
+        value = row.fields.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise ValueError(f"{name} is not text")
+        text = str(value)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{name} is not valid Unicode") from None
+        return text.strip()
+    return None
+
+
+def _check_columns(row: Row, *needed: tuple[str, ...]) -> None:
+    """In a table a missing column is a wrong file, in JSON lines a missing field is a bad row."""
+    if not row.fields or not row.source.lower().endswith((*FORMATS["csv"], *FORMATS["parquet"])):
+        return
+    for names in needed:
+        if not any(name in row.fields for name in names):
+            found = ", ".join(map(str, row.fields)) or "none"
+            raise ValueError(
+                f"{row.source} has no column {names[0]} (or {', '.join(names[1:])}): found {found}"
+            )
+
+
+class _Parts:
+    """Rows and rejections on their way into parts of a draft."""
+
+    def __init__(self, draft: Draft, schema: pa.Schema, rows: int) -> None:
+        self._draft, self._schema, self._rows = draft, schema, rows
+        self._kept: list[Any] = []
+        self._rejected: list[Rejection] = []
+        self._number = 0
+        self.total = 0
+        self.first_rejection: Rejection | None = None
+
+    def keep(self, record: Any) -> None:
+        self._kept.append(record)
+        self.total += 1
+        self._flush_if(self._rows)
+
+    def reject(self, rejection: Rejection) -> None:
+        self.first_rejection = self.first_rejection or rejection
+        self._rejected.append(rejection)
+        self._flush_if(self._rows)
+
+    def close(self) -> None:
+        if self._kept or self._rejected or not self._number:
+            self._flush_if(0)
+
+    def _flush_if(self, full: int) -> None:
+        if len(self._kept) >= full or len(self._rejected) >= max(full, 1):
+            table = rows_of(self._kept, self._schema)
+            self._draft.write_part(self._number, table, rejected_table(self._rejected))
+            self._number += 1
+            self._kept, self._rejected = [], []
+
+
+def _write_corpus(
+    rows: Iterator[Row], settings: Ingest, inputs: dict[str, str], out: str, described: str
+) -> Artifact:
+    config = {"source": settings.source, "part_rows": settings.part_rows}
+    draft = begin(f"{out}/corpus", "corpus", config=config, inputs=inputs)
+    if isinstance(draft, Artifact):
+        return draft
+    parts = _Parts(draft, CORPUS, settings.part_rows)
+    seen: dict[str, str] = {}
+    with progress("ingest", None) as advance:
+        for row in rows:
+            _check_columns(row, DOC_ID_NAMES, TEXT_NAMES)
+            document = _document(row, seen)
+            if isinstance(document, Rejection):
+                parts.reject(document)
+            else:
+                parts.keep(document)
+            advance(1)
+    if not parts.total:
+        why = parts.first_rejection
+        reason = f": {why.source} line {why.line}: {why.reason}" if why else ""
+        raise ValueError(f"no valid document in {described}{reason}")
+    parts.close()
+    return draft.finish(extra={"described": described})
+
+
+def _document(row: Row, seen: dict[str, str]) -> Document | Rejection:
+    if row.problem:
+        return row.reject(row.problem)
+    try:
+        doc_id = _value(row, DOC_ID_NAMES)
+        title, text = _value(row, TITLE_NAMES) or "", _value(row, TEXT_NAMES) or ""
+    except ValueError as error:
+        return row.reject(str(error))
+    if not doc_id:
+        return row.reject("missing id")
+    if not document_text(title, text):
+        return row.reject("empty text", doc_id=doc_id)
+    digest = text_hash(document_text(title, text))
+    if doc_id in seen:
+        same = "the same" if seen[doc_id] == digest else "other"
+        return row.reject(f"duplicate id with {same} text", doc_id=doc_id)
+    seen[doc_id] = digest
+    return Document(doc_id, title, text)
+
+
+def _write_queries(rows: Iterator[Row], inputs: dict[str, str], out: str) -> Artifact:
+    draft = begin(f"{out}/queries", "queries", config={}, inputs=inputs)
+    if isinstance(draft, Artifact):
+        return draft
+    parts = _Parts(draft, QUERIES, 100_000)
+    seen: set[str] = set()
+    for row in rows:
+        _check_columns(row, QUERY_ID_NAMES, TEXT_NAMES)
+        query = _query(row, seen)
+        if isinstance(query, Rejection):
+            parts.reject(query)
+        else:
+            seen.add(query.query_id)
+            parts.keep(query)
+    parts.close()
+    return draft.finish()
+
+
+def _query(row: Row, seen: set[str]) -> Query | Rejection:
+    if row.problem:
+        return row.reject(row.problem)
+    try:
+        query_id, text = _value(row, QUERY_ID_NAMES), _value(row, TEXT_NAMES)
+    except ValueError as error:
+        return row.reject(str(error))
+    if not query_id:
+        return row.reject("missing id")
+    if not text:
+        return row.reject("empty query", query_id=query_id)
+    if query_id in seen:
+        return row.reject("duplicate id", query_id=query_id)
+    return Query(query_id, text)
+
+
+@dataclass(frozen=True)
+class _Grade:
+    """A line of a qrels file."""
+
+    row: Row
+    split: str
+    query_id: str
+    doc_id: str
+    grade: float
+
+
+def _write_qrels(
+    urls: Sequence[str],
+    corpus: Artifact,
+    queries: Artifact,
+    settings: Ingest,
+    inputs: dict[str, str],
+    out: str,
+    split: str | None = None,
+) -> Artifact:
+    config = {"grade_min": settings.grade_min, "grade_max": settings.grade_max}
+    draft = begin(f"{out}/qrels", "qrels", config=config, inputs=inputs)
+    if isinstance(draft, Artifact):
+        return draft
+    parts = _Parts(draft, QRELS, 1_000_000)
+    grades: list[_Grade] = []
+    # Test first: a query that stands in two splits stays with the test, and leaves training.
+    for url in sorted(urls, key=lambda url: ("test" not in url, "dev" not in url, url)):
+        for grade in _read_grades(url, split):
+            if isinstance(grade, Rejection):
+                parts.reject(grade)
+            else:
+                grades.append(grade)
+    scale = _scale(settings, grades)
+    known_docs = set(corpus.table(["doc_id"])["doc_id"].to_pylist()) if grades else set()
+    known_queries = set(queries.table(["query_id"])["query_id"].to_pylist())
+    homes: dict[str, str] = {}
+    seen: set[tuple[str, str]] = set()
+    for grade in grades:
+        ids = {"query_id": grade.query_id, "doc_id": grade.doc_id}
+        problem = None
+        if grade.query_id not in known_queries:
+            problem = "unknown query_id"
+        elif grade.doc_id not in known_docs:
+            problem = "unknown doc_id"
+        elif homes.setdefault(grade.query_id, grade.split) != grade.split:
+            problem = f"the query stands in split {homes[grade.query_id]} already"
+        elif (grade.query_id, grade.doc_id) in seen:
+            problem = "judged twice"
+        elif scale is None or not scale.values[0] <= grade.grade <= scale.values[-1]:
+            problem = f"grade {grade.grade:g} is outside the scale"
+        if problem is not None or scale is None:
+            parts.reject(grade.row.reject(problem or "", **ids))
+            continue
+        seen.add((grade.query_id, grade.doc_id))
+        parts.keep(_given(grade, scale))
+    parts.close()
+    values = list(scale.values) if scale else []
+    return draft.finish(extra={"scale": values, "splits": _splits(homes)})
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A row of records.QRELS."""
+
+    split: str
+    query_id: str
+    doc_id: str
+    grade_probs: tuple[float, ...]
+    relevance: float
+    judge: str
+    prompt: str
+    origin: str
+
+
+def _given(grade: _Grade, scale: Scale) -> _Given:
+    probs = scale.grade_probs(grade.grade)
+    relevance = scale.relevance(probs)
+    return _Given(grade.split, grade.query_id, grade.doc_id, probs, relevance, "given", "", "human")
+
+
+def _splits(homes: dict[str, str]) -> dict[str, int]:
+    """Judged queries of each split."""
+    return {split: list(homes.values()).count(split) for split in sorted(set(homes.values()))}
+
+
+def _scale(settings: Ingest, grades: Sequence[_Grade]) -> Scale | None:
+    """The scale of the data: from `grade_min` to `grade_max`, or to the best grade that stands."""
+    if not grades:
+        return None
+    best = max(grade.grade for grade in grades)
+    maximum = settings.grade_max if settings.grade_max is not None else best
+    if maximum <= settings.grade_min:
+        raise ValueError(
+            f"the qrels hold no grade above {settings.grade_min:g}: set --ingest.grade-min "
+            "and --ingest.grade-max to the ends of their scale"
+        )
+    return linear(settings.grade_min, maximum)
+
+
+def _read_grades(url: str, split: str | None) -> Iterator[_Grade | Rejection]:
+    """BEIR's three columns under a header, or TREC's four without one."""
+    stem = url.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+    if split is None and stem != "qrels":
+        if stem not in SPLITS:
+            raise ValueError(
+                f"{_short(url)} names no split: expected train.tsv, dev.tsv or test.tsv"
+            )
+        split = SPLITS[stem]
+    with _open(url) as handle:
+        for number, raw in enumerate(handle, start=1):
+            line = raw.decode("utf-8", "replace").strip()
+            columns = line.split("\t") if "\t" in line else line.split()
+            row = Row(_short(url), number, raw=line)
+            if not line or (number == 1 and columns[-1] in ("score", "relevance", "grade")):
+                continue
+            if len(columns) == 4:
+                columns = [columns[0], columns[2], columns[3]]
+            if len(columns) != 3:
+                yield row.reject(f"expected 3 or 4 columns, found {len(columns)}")
+                continue
+            try:
+                value = float(columns[2])
+            except ValueError:
+                yield row.reject("the grade is not a number")
+                continue
+            home = split or split_of(columns[0])
+            yield _Grade(row, home, columns[0].strip(), columns[1].strip(), value)
+
+
+if __name__ == "__main__":
+    from jobs.pipeline import main
+
+    main("ingest")

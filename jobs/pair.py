@@ -1,0 +1,116 @@
+"""queries, corpus -> pairs: pooled candidates of BM25, the base encoder and chance."""
+
+from collections.abc import Iterator, Sequence
+
+from bixse.artifacts import Artifact, begin
+from bixse.candidates.pools import pool, random_hits
+from bixse.candidates.settings import Pools
+from bixse.models.encoder import Encoder
+from bixse.records import PAIRS, Hit, Pair, document_text, text_hash
+from bixse.retrieval.exact import search_exact
+from bixse.retrieval.lexical import LexicalIndex
+from bixse.retrieval.settings import Lexical
+from jobs.parts import progress, rows_of
+
+PART_QUERIES = 1000
+
+
+def pair(
+    queries: Sequence[Artifact],
+    corpus: Artifact,
+    embeddings: Artifact | None,
+    encoder: str,
+    pools: Pools,
+    lexical: Lexical,
+    out: str,
+    skip_query_ids: frozenset[str] = frozenset(),
+) -> Artifact:
+    """Candidate pairs of every query but those of `skip_query_ids` (the evaluation's).
+
+    `embeddings` are the corpus under `encoder`; None when `pools.dense` is 0. Raises ValueError
+    when no query is left or every pool is empty.
+    """
+    if pools.bm25 + pools.dense + pools.random == 0:
+        raise ValueError("no candidates: candidates.bm25, .dense and .random are all 0")
+    inputs = {"corpus": corpus.fingerprint}
+    inputs |= {f"queries-{n}": artifact.fingerprint for n, artifact in enumerate(queries)}
+    if embeddings is not None:
+        inputs["embeddings"] = embeddings.fingerprint
+    config = {"pools": pools.model_dump(), "lexical": lexical.model_dump(mode="json")}
+    config["skipped_queries"] = len(skip_query_ids)
+    draft = begin(out, "pairs", config=config, inputs=inputs)
+    if isinstance(draft, Artifact):
+        return draft
+    rows = [
+        row
+        for artifact in queries
+        for row in artifact.table(["query_id", "text"]).to_pylist()
+        if row["query_id"] not in skip_query_ids
+    ]
+    if not rows:
+        raise ValueError(
+            "no query to pair: give queries outside the evaluated split, or synthesise"
+        )
+    source = _Candidates(corpus, embeddings, encoder, pools, lexical)
+    done = draft.parts_done()
+    with progress("pair", len(rows)) as advance:
+        for number, start in enumerate(range(0, len(rows), PART_QUERIES)):
+            chunk = rows[start : start + PART_QUERIES]
+            if number not in done:
+                found = [p for pairs in source.pairs(chunk) for p in pairs]
+                draft.write_part(number, rows_of(found, PAIRS))
+            advance(len(chunk))
+    return draft.finish(extra={"queries": len(rows)})
+
+
+class _Candidates:
+    """BM25, dense and random retrieval over one corpus, built once."""
+
+    def __init__(
+        self,
+        corpus: Artifact,
+        embeddings: Artifact | None,
+        encoder: str,
+        pools: Pools,
+        lexical: Lexical,
+    ) -> None:
+        self._pools = pools
+        table = corpus.table(["doc_id", "title", "text"])
+        self._doc_ids = [str(x) for x in table["doc_id"].to_pylist()]
+        titles, bodies = table["title"].to_pylist(), table["text"].to_pylist()
+        texts = [document_text(t, x) for t, x in zip(titles, bodies, strict=True)]
+        self._hashes = dict(zip(self._doc_ids, map(text_hash, texts), strict=True))
+        self._lexical = LexicalIndex(self._doc_ids, texts, lexical) if pools.bm25 else None
+        self._embeddings, self._encoder = None, None
+        if pools.dense and embeddings is not None:
+            self._embeddings, self._encoder = embeddings, Encoder.load(encoder)
+            made_by = embeddings.manifest.extra.get("encoder")
+            if made_by != self._encoder.fingerprint:
+                raise ValueError(
+                    f"{embeddings.url} is of encoder {made_by}, "
+                    f"{encoder} is {self._encoder.fingerprint}"
+                )
+
+    def pairs(self, rows: Sequence[dict[str, str]]) -> Iterator[list[Pair]]:
+        texts = [row["text"] for row in rows]
+        dense = None
+        if self._encoder is not None and self._embeddings is not None:
+            vectors = self._encoder.encode(texts, "query")
+            dense = search_exact(self._embeddings, vectors, self._pools.dense)
+        for number, row in enumerate(rows):
+            rankings: dict[str, Sequence[Hit]] = {}
+            if self._lexical is not None:
+                rankings["bm25"] = self._lexical.search(row["text"], self._pools.bm25)
+            if dense is not None:
+                rankings["dense"] = dense[number]
+            if self._pools.random:
+                rankings["random"] = random_hits(
+                    row["query_id"], self._doc_ids, self._pools.random, self._pools.seed
+                )
+            yield pool(row["query_id"], rankings, self._hashes)
+
+
+if __name__ == "__main__":
+    from jobs.pipeline import main
+
+    main("pair")

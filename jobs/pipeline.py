@@ -1,0 +1,304 @@
+"""The table of contents: every stage in order, finished ones skipped.
+
+A verb run by itself is the pipeline up to that verb: `python -m jobs.index bixse --data DIR
+--encoder PATH --out runs/e` ingests, embeds and indexes. Under `--out` each artefact stands in a
+directory of its own name.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from jobs.command import RECIPES, Run, parse, refuse, summary_line
+
+if TYPE_CHECKING:
+    from bixse.artifacts import Artifact
+
+
+class Pipeline:
+    """The stages of one run; each is made when it is first asked for, or found finished."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.recipe = run.recipe
+        self.seconds: dict[str, float] = {}
+        self._made: dict[str, Any] = {}
+
+    def data(self) -> Any:
+        """corpus, queries, qrels."""
+        from jobs.ingest import ingest
+
+        return self._once("ingest", lambda: ingest(self.run.data, self.recipe.ingest, self.run.out))
+
+    def synthetic(self) -> "Artifact | None":
+        if self.recipe.synthesis is None:
+            return None
+        from jobs.synthesise import synthesise
+
+        settings, placement = self.recipe.synthesis, self.recipe.placement
+        corpus = self.data().corpus
+        return self._once(
+            "synthesise",
+            lambda: synthesise(corpus, settings, placement, self._path("synthetic")),
+        )
+
+    def all_queries(self) -> list["Artifact"]:
+        synthetic = self.synthetic()
+        return [self.data().queries, *([synthetic] if synthetic else [])]
+
+    def pairs(self) -> "Artifact | None":
+        """None where given judgments need no candidates."""
+        if self.recipe.judging.judge == "human":
+            return None
+        from jobs.pair import pair
+
+        recipe = self.recipe
+        queries = self.all_queries()
+        dense = self.embeddings("base", recipe.start) if recipe.candidates.dense else None
+        held_out = self._held_out_query_ids()
+        return self._once(
+            "pair",
+            lambda: pair(
+                queries,
+                self.data().corpus,
+                dense,
+                recipe.start,
+                recipe.candidates,
+                recipe.lexical,
+                self._path("pairs"),
+                held_out,
+            ),
+        )
+
+    def judgments(self) -> "Artifact":
+        from jobs.judge import judge
+
+        data, pairs, recipe = self.data(), self.pairs(), self.recipe
+        queries = self.all_queries()
+        return self._once(
+            "judge",
+            lambda: judge(
+                pairs,
+                queries,
+                data.corpus,
+                data.qrels,
+                recipe.judging,
+                recipe.lexical,
+                recipe.start,
+                recipe.placement,
+                self._path("judgments"),
+            ),
+        )
+
+    def encoder(self) -> str:
+        """The encoder that `--encoder` names, or the one that is trained."""
+        if self.run.encoder is not None:
+            return self.run.encoder
+        from jobs.train import train
+
+        judgments, queries, recipe = self.judgments(), self.all_queries(), self.recipe
+        artifact = self._once(
+            "train",
+            lambda: train(
+                judgments,
+                queries,
+                self.data().corpus,
+                recipe.training,
+                recipe.start,
+                recipe.placement,
+                self._path("encoder"),
+            ),
+        )
+        return str(artifact.local_directory())
+
+    def embeddings(self, name: str, encoder: str) -> "Artifact":
+        from jobs.embed import embed
+
+        corpus, placement = self.data().corpus, self.recipe.placement
+        folder = "embeddings" if name == "trained" else f"embeddings-{name}"
+        return self._once(
+            f"embed {name}", lambda: embed(corpus, encoder, placement, self._path(folder))
+        )
+
+    def report(self) -> "Artifact":
+        from jobs.evaluate import evaluate
+
+        data, recipe = self.data(), self.recipe
+        encoder = self.encoder()
+        systems = {
+            "base": (recipe.start, self.embeddings("base", recipe.start)),
+            "trained": (encoder, self.embeddings("trained", encoder)),
+        }
+        trained_on = [] if self.run.encoder else self._training_queries()
+        return self._once(
+            "evaluate",
+            lambda: evaluate(
+                data.corpus,
+                data.queries,
+                data.qrels,
+                self.run.split,
+                systems,
+                recipe.lexical,
+                recipe.evaluation,
+                trained_on,
+                recipe.name,
+                dict(self.seconds),
+                self._path("report"),
+            ),
+        )
+
+    def index(self) -> "Artifact":
+        from jobs.index import index
+
+        data, recipe, encoder = self.data(), self.recipe, self.encoder()
+        embeddings = self.embeddings("trained", encoder)
+        return self._once(
+            "index",
+            lambda: index(
+                embeddings,
+                data.corpus,
+                [data.queries],
+                encoder,
+                recipe.retrieval,
+                recipe.placement,
+                self._path("index"),
+            ),
+        )
+
+    def _held_out_query_ids(self) -> frozenset[str]:
+        rows = self.data().qrels.table(["split", "query_id"]).to_pylist()
+        return frozenset(row["query_id"] for row in rows if row["split"] != "train")
+
+    def artifact(self, stage: str) -> "Artifact":
+        """What a stage of this run has made."""
+        made: Artifact = self._made[stage]
+        return made
+
+    def _path(self, name: str) -> str:
+        return f"{self.run.out.rstrip('/')}/{name}"
+
+    def _once(self, stage: str, make: Callable[[], Any]) -> Any:
+        if stage not in self._made:
+            made = self._made[stage] = make()
+            # A stage that was found finished still took what its manifest says.
+            artifact = made.corpus if stage == "ingest" else made
+            self.seconds[stage] = artifact.manifest.seconds
+        return self._made[stage]
+
+
+def main(verb: str = "pipeline", argv: list[str] | None = None) -> None:
+    """Run a verb from the command line; bad input is one sentence and exit status 1 or 2."""
+    argv = sys.argv[1:] if argv is None else argv
+    if verb == "pipeline" and argv == ["--list"]:
+        list_recipes()
+        return
+    run = parse(verb, argv)
+    try:
+        summary_line(VERBS[verb](Pipeline(run)), run.json)
+    except (ValueError, OSError, RuntimeError) as error:
+        refuse(_sentence(error), status=1)
+    except KeyboardInterrupt:
+        refuse("interrupted: the same command goes on from the finished parts", status=130)
+
+
+def list_recipes() -> None:
+    """Every recipe with its paper, hardware and cost class."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("recipe", "paper", "hardware", "cost")
+    for name, build in RECIPES.items():
+        about = build().about
+        table.add_row(name, about.paper, about.hardware, about.cost)
+    Console().print(table)
+
+
+def _sentence(error: BaseException) -> str:
+    """The innermost cause that a person can act on, on one line."""
+    cause: BaseException | None = error
+    while cause is not None:
+        inner = getattr(cause, "cause", None) or cause.__cause__
+        if not isinstance(inner, BaseException):
+            break
+        cause = inner
+    found = cause or error
+    text = " ".join(str(found).split()) or type(found).__name__
+    return text if isinstance(found, ValueError | OSError) else f"{type(found).__name__}: {text}"
+
+
+def _made(verb: str, artifact: "Artifact", **more: Any) -> dict[str, Any]:
+    manifest = artifact.manifest
+    counts = {"rows": manifest.rows, "rejected": manifest.rejected, "seconds": manifest.seconds}
+    return {"verb": verb, "made": manifest.kind, "at": artifact.url, **counts, **more}
+
+
+def _ingest(pipeline: Pipeline) -> dict[str, Any]:
+    data = pipeline.data()
+    found = {"queries": data.queries.manifest.rows, "qrels": data.qrels.manifest.rows}
+    rejected = data.queries.manifest.rejected + data.qrels.manifest.rejected
+    return _made("ingest", data.corpus, **found, rejected_queries_and_qrels=rejected)
+
+
+def _synthesise(pipeline: Pipeline) -> dict[str, Any]:
+    synthetic = pipeline.synthetic()
+    if synthetic is None:
+        raise ValueError(f"recipe {pipeline.recipe.name} synthesises nothing")
+    return _made("synthesise", synthetic)
+
+
+def _pair(pipeline: Pipeline) -> dict[str, Any]:
+    pairs = pipeline.pairs()
+    if pairs is None:
+        raise ValueError("--judging.judge human needs no candidates: choose features or vllm")
+    return _made("pair", pairs)
+
+
+def _train(pipeline: Pipeline) -> dict[str, Any]:
+    if pipeline.run.encoder is not None:
+        raise ValueError("train makes an encoder: --start names the one to begin with")
+    pipeline.encoder()
+    return _made("train", pipeline.artifact("train"))
+
+
+def _embed(pipeline: Pipeline) -> dict[str, Any]:
+    return _made("embed", pipeline.embeddings("trained", pipeline.encoder()))
+
+
+def _evaluate(pipeline: Pipeline) -> dict[str, Any]:
+    from rich.console import Console
+
+    from jobs.evaluate import table
+
+    report = pipeline.report()
+    Console(stderr=pipeline.run.json).print(table(report))
+    return _made("evaluate", report, **{"ndcg@10": report.manifest.extra["ndcg@10"]})
+
+
+def _index(pipeline: Pipeline) -> dict[str, Any]:
+    index = pipeline.index()
+    return _made("index", index, **{"recall@10": index.manifest.extra["recall@10"]})
+
+
+def _pipeline(pipeline: Pipeline) -> dict[str, Any]:
+    encoder = pipeline.encoder()
+    summary = _evaluate(pipeline)
+    index = pipeline.index()
+    serve = f"make serve INDEX={index.url} ENCODER={encoder}"
+    page = f"{summary['at']}/report.html"
+    return {**summary, "verb": "pipeline", "report": page, "index": index.url, "serve": serve}
+
+
+VERBS: dict[str, Callable[[Pipeline], dict[str, Any]]] = {
+    "ingest": _ingest,
+    "synthesise": _synthesise,
+    "pair": _pair,
+    "judge": lambda pipeline: _made("judge", pipeline.judgments()),
+    "train": _train,
+    "embed": _embed,
+    "index": _index,
+    "evaluate": _evaluate,
+    "pipeline": _pipeline,
+}
+
+if __name__ == "__main__":
+    main()
