@@ -207,11 +207,34 @@ def _signature(value: Any, bound: bool = False) -> str:
         signature = inspect.signature(value)
     except (ValueError, TypeError, AttributeError):
         return ""  # AttributeError: `_curses` has its constants only once there is a screen.
-    plain = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+    plain = [
+        p.replace(annotation=p.empty, default=_Default(p.default))
+        if p.default is not p.empty
+        else p.replace(annotation=p.empty)
+        for p in signature.parameters.values()
+    ]
     if bound and plain and plain[0].name in ("self", "cls"):
         plain = plain[1:]
-    text = str(signature.replace(parameters=plain, return_annotation=signature.empty))
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
+    return str(signature.replace(parameters=plain, return_annotation=signature.empty))
+
+
+class _Default:
+    """A default value as it is shown: plain values as they are, anything else as dots.
+
+    `cgi.parse` has the whole environment as a default, `platform.architecture` the path of this
+    interpreter: what belongs to a machine is not documentation, and may be a secret.
+    """
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def __repr__(self) -> str:
+        value = self._value
+        if isinstance(value, str | bytes):
+            return "..." if os.path.isabs(value) else repr(value)
+        if value is None or isinstance(value, bool | int | float) or value in ((), [], {}):
+            return repr(value)
+        return "..."
 
 
 def main() -> None:

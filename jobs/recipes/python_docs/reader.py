@@ -10,6 +10,8 @@ from pathlib import Path
 from bixse.records import Document
 
 _INSPECTION = Path(__file__).with_name("inspection.py")
+# What an interpreter may need to start.
+_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
 
 
 def documents() -> Iterator[Document]:
@@ -17,14 +19,12 @@ def documents() -> Iterator[Document]:
 
     Read in a fresh interpreter of its own, for two reasons: importing three hundred modules leaves
     marks on a long-lived driver (hooks, signal handlers, patched classes), and a driver that has
-    imported Ray or torch shows classes that those have changed. Site packages and the environment's
-    PYTHON* variables stay out, so that the same Python always gives the same documents.
+    imported Ray or torch shows classes that those have changed. Site packages and the environment
+    stay out, so that the same Python always gives the same documents.
 
     Raises RuntimeError with the interpreter's last line when it fails.
     """
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
-    # Sets among default values are printed in hash order.
-    environment["PYTHONHASHSEED"] = "0"
+    environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     done = subprocess.run(
         [sys.executable, "-P", "-s", "-S", "-X", "utf8", str(_INSPECTION)],
         env=environment,
