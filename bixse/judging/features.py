@@ -29,7 +29,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import log_expit
 
 from bixse.scale import SCALES, Scale
 
@@ -84,7 +83,8 @@ def _share(wanted: frozenset[str], found: Sequence[str]) -> float:
 
 def ordinal_probs(evidence_N: Floats, thresholds_T: Floats) -> Floats:
     """[N, K]: the distribution over the grades at `evidence` = w . x, thresholds rising."""
-    return np.exp(ordinal_log_probs(evidence_N, thresholds_T))
+    probs_NK: Floats = np.exp(ordinal_log_probs(evidence_N, thresholds_T))
+    return probs_NK
 
 
 def ordinal_log_probs(evidence_N: Floats, thresholds_T: Floats) -> Floats:
@@ -92,11 +92,13 @@ def ordinal_log_probs(evidence_N: Floats, thresholds_T: Floats) -> Floats:
 
     The plain difference would lose the tails: both sigmoids round to 1.
     """
-    below_NT = log_expit(thresholds_T[None, :] - evidence_N[:, None])
-    above_NT = log_expit(evidence_N[:, None] - thresholds_T[None, :])
+    excess_NT = evidence_N[:, None] - thresholds_T[None, :]
+    below_NT, above_NT = -np.logaddexp(0.0, excess_NT), -np.logaddexp(0.0, -excess_NT)
     gap_K = np.concatenate([[0.0], np.log(-np.expm1(-np.diff(thresholds_T))), [0.0]])
-    ends = ((0, 0), (0, 1)), ((0, 0), (1, 0))
-    return np.pad(below_NT, ends[0]) + np.pad(above_NT, ends[1]) + gap_K
+    log_probs_NK: Floats = np.tile(gap_K, (len(evidence_N), 1))
+    log_probs_NK[:, :-1] += below_NT
+    log_probs_NK[:, 1:] += above_NT
+    return log_probs_NK
 
 
 @dataclass(frozen=True)
