@@ -11,7 +11,7 @@ from bixse.records import Rejection, document_text, embeddings_schema
 from jobs.parts import row_units, run_units
 from jobs.recipe import Placement
 
-UNIT_ROWS = 4096
+UNIT_ROWS = 1024
 
 
 def embed(corpus: Artifact, encoder: str, placement: Placement, out: str) -> Artifact:

@@ -11,6 +11,7 @@ passes through the driver. A rerun makes only the parts that are missing. Parts 
 alone, not on how many actors ran or in what order.
 """
 
+import logging
 import os
 import sys
 import tempfile
@@ -102,12 +103,13 @@ def run_units(
         start_ray()
         import ray.data
 
+        pool = ray.data.ActorPoolStrategy(size=min(actors, len(todo)))
         rows = ray.data.from_items([asdict(unit) for unit in todo], override_num_blocks=len(todo))
         results = rows.map_batches(
             _PartWriter,
             fn_constructor_args=(draft, work, arguments),
             batch_size=1,
-            concurrency=(min(actors, len(todo)),) * 2,
+            compute=pool,
             num_cpus=cpus,
             num_gpus=gpus,
         )
@@ -167,6 +169,7 @@ def start_ray() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
 
 
 @contextmanager

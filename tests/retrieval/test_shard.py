@@ -1,0 +1,124 @@
+"""A shard answers exactly, with ties by doc_id; sharded equals whole."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from bixse.records import CORPUS, Hit
+from bixse.retrieval.merge import merge
+from bixse.retrieval.settings import Retrieval
+from bixse.retrieval.shard import Shard, build_shard
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def table(doc_ids: list[str]) -> pa.Table:
+    texts = [f"text of {doc_id}" for doc_id in doc_ids]
+    return pa.table({"doc_id": doc_ids, "title": doc_ids, "text": texts}, schema=CORPUS)
+
+
+def shard(folder: Path, doc_ids: list[str], vectors: np.ndarray, structure: str = "exact") -> Shard:
+    folder.mkdir(parents=True)
+    build_shard(folder, table(doc_ids), vectors, Retrieval(structure=structure))
+    return Shard.load(folder)
+
+
+def by_hand(doc_ids: list[str], vectors: np.ndarray, query: np.ndarray, k: int) -> list[str]:
+    scores = (vectors.astype(np.float64) * query.astype(np.float64)).sum(1).astype(np.float32)
+    order = sorted(range(len(doc_ids)), key=lambda row: (-scores[row], doc_ids[row]))
+    return [doc_ids[row] for row in order[:k]]
+
+
+def corpus(documents: int = 300, dim: int = 16, seed: int = 0) -> tuple[list[str], np.ndarray]:
+    """Random vectors, a third of them in large groups of equal ones: ties at every depth."""
+    rng = np.random.default_rng(seed)
+    vectors = unit(rng.normal(size=(documents, dim)))
+    vectors[documents // 3 : documents // 2] = vectors[0]
+    vectors[documents // 2 : 2 * documents // 3] = vectors[1]
+    doc_ids = [f"d{n}" for n in rng.permutation(documents)]
+    return doc_ids, vectors
+
+
+@pytest.mark.parametrize("k", [1, 7, 60, 1000])
+def test_exact_search_by_hand_with_ties(tmp_path: Path, k: int) -> None:
+    doc_ids, vectors = corpus()
+    queries = np.concatenate([vectors[:2], unit(np.random.default_rng(1).normal(size=(8, 16)))])
+    found = shard(tmp_path / "s", doc_ids, vectors).search(queries, k)
+    for query, hits in zip(queries, found, strict=True):
+        assert [hit.doc_id for hit in hits] == by_hand(doc_ids, vectors, query, k)
+        assert [hit.rank for hit in hits] == list(range(1, min(k, 300) + 1))
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3, 7])
+@pytest.mark.parametrize("k", [1, 10, 120])
+def test_sharded_equals_whole(tmp_path: Path, shards: int, k: int) -> None:
+    doc_ids, vectors = corpus(seed=shards)
+    queries = np.concatenate([vectors[:3], unit(np.random.default_rng(2).normal(size=(5, 16)))])
+    whole = shard(tmp_path / "whole", doc_ids, vectors).search(queries, k)
+    pieces = [
+        shard(tmp_path / f"s{n}", doc_ids[n::shards], vectors[n::shards]).search(queries, k)
+        for n in range(shards)
+    ]
+    for number in range(len(queries)):
+        assert merge([piece[number] for piece in pieces], k) == whole[number]
+
+
+def test_scores_do_not_depend_on_the_batch(tmp_path: Path) -> None:
+    doc_ids, vectors = corpus()
+    index = shard(tmp_path / "s", doc_ids, vectors)
+    queries = unit(np.random.default_rng(3).normal(size=(33, 16)))
+    together = index.search(queries, 10)
+    alone = [index.search(queries[n : n + 1], 10)[0] for n in range(33)]
+    assert together == alone
+
+
+def test_hnsw_finds_nearly_all(tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    vectors, queries = unit(rng.normal(size=(2000, 32))), unit(rng.normal(size=(50, 32)))
+    doc_ids = [f"d{n:04d}" for n in range(2000)]
+    graph = shard(tmp_path / "graph", doc_ids, vectors, "hnsw").search(queries, 10)
+    exact = shard(tmp_path / "exact", doc_ids, vectors).search(queries, 10)
+    pairs = zip(graph, exact, strict=True)
+    shared = [len({h.doc_id for h in a} & {h.doc_id for h in b}) for a, b in pairs]
+    assert np.mean(shared) / 10 > 0.98
+
+
+def test_one_document_and_none(tmp_path: Path) -> None:
+    query = unit(np.ones((1, 4)))
+    one = shard(tmp_path / "one", ["a"], query)
+    assert one.search(query, 10) == [[Hit("a", 1.0, 1)]]
+    none = shard(tmp_path / "none", [], np.zeros((0, 4), np.float32))
+    assert none.search(query, 10) == [[]]
+
+
+@pytest.mark.parametrize(
+    ("vectors", "problem"),
+    [
+        (np.ones((1, 3), np.float32), "expected vectors"),
+        (np.ones(4, np.float32), "expected vectors"),
+        (np.full((1, 4), np.nan, np.float32), "not finite"),
+        (np.full((1, 4), np.inf, np.float32), "not finite"),
+    ],
+)
+def test_bad_queries_are_refused(tmp_path: Path, vectors: np.ndarray, problem: str) -> None:
+    index = shard(tmp_path / "s", ["a"], unit(np.ones((1, 4))))
+    with pytest.raises(ValueError, match=problem):
+        index.search(vectors, 1)
+
+
+def test_bad_builds_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="twice"):
+        shard(tmp_path / "a", ["x", "x"], unit(np.ones((2, 4))))
+    with pytest.raises(ValueError, match="2 documents with 1 vectors"):
+        shard(tmp_path / "b", ["x", "y"], unit(np.ones((1, 4))))
+
+
+def test_stored_fields(tmp_path: Path) -> None:
+    index = shard(tmp_path / "s", ["b", "a"], unit(np.eye(2)))
+    rows, _ = index.search_rows(unit(np.eye(2)), 1)
+    assert index.doc_ids(rows[0]) == ["b"]
+    assert index.documents(rows[1])[0].text == "text of a"

@@ -1,0 +1,191 @@
+"""Complete or absent, one flipped byte is noticed, another config is refused."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from bixse.artifacts import MANIFEST, Artifact, ArtifactError, Draft, Place, begin
+from bixse.records import CORPUS, REJECTED
+
+
+def rows(start: int, count: int) -> pa.Table:
+    return pa.table(
+        {
+            "doc_id": [f"d{n}" for n in range(start, start + count)],
+            "title": [""] * count,
+            "text": [f"text {n}" for n in range(start, start + count)],
+        },
+        schema=CORPUS,
+    )
+
+
+def rejections(count: int) -> pa.Table:
+    row = {"reason": "empty text", "response": "", "source": "a.jsonl", "line": 3}
+    return pa.Table.from_pylist([row] * count, schema=REJECTED)
+
+
+def make(url: str, **config: object) -> Artifact:
+    draft = begin(url, "corpus", config=config, inputs={"data": "abc"})
+    assert isinstance(draft, Draft)
+    draft.write_part(0, rows(0, 5), rejections(2))
+    draft.write_part(1, rows(5, 3))
+    return draft.finish(extra={"described": "eight rows"})
+
+
+@pytest.fixture(params=["local", "memory"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "local":
+        return str(tmp_path / "corpus")
+    return f"memory://{tmp_path.name}/corpus"
+
+
+def test_what_is_written_reads_back(url: str) -> None:
+    made = make(url)
+    read = Artifact.open(url, "corpus")
+    assert read.fingerprint == made.fingerprint
+    assert read.table().equals(pa.concat_tables([rows(0, 5), rows(5, 3)]))
+    assert (read.manifest.rows, read.manifest.rejected) == (8, 2)
+    rejected = read.rejected()
+    assert rejected is not None
+    assert rejected["reason"].to_pylist() == ["empty text"] * 2
+    assert [b.num_rows for b in read.batches(["doc_id"], rows=2)] == [2, 2, 1, 2, 1]
+    assert (read.local_directory() / MANIFEST).exists()
+
+
+def test_the_same_content_has_the_same_fingerprint(tmp_path: Path) -> None:
+    assert make(str(tmp_path / "a")).fingerprint == make(str(tmp_path / "b")).fingerprint
+    assert make(str(tmp_path / "c"), x=1).fingerprint != make(str(tmp_path / "a2")).fingerprint
+
+
+def test_without_a_manifest_it_does_not_exist(url: str) -> None:
+    draft = begin(url, "corpus", config={}, inputs={})
+    assert isinstance(draft, Draft)
+    draft.write_part(0, rows(0, 5))
+    with pytest.raises(ArtifactError, match=r"manifest.json is missing"):
+        Artifact.open(url)
+    again = begin(url, "corpus", config={}, inputs={})
+    assert isinstance(again, Draft)
+    assert again.parts_done() == {0}
+
+
+def test_a_finished_artefact_is_not_made_again(url: str) -> None:
+    make(url)
+    assert isinstance(begin(url, "corpus", config={}, inputs={"data": "abc"}), Artifact)
+
+
+def test_another_input_or_config_is_refused_by_name(url: str) -> None:
+    make(url, size=1)
+    with pytest.raises(ArtifactError, match=r'inputs.data = "abc", now inputs.data = "xyz"'):
+        begin(url, "corpus", config={"size": 1}, inputs={"data": "xyz"})
+    with pytest.raises(ArtifactError, match=r"config.size = 1, now config.size = 2"):
+        begin(url, "corpus", config={"size": 2}, inputs={"data": "abc"})
+    with pytest.raises(ArtifactError, match="expected queries at .*, found corpus"):
+        Artifact.open(url, "queries")
+
+
+def test_a_half_made_one_of_another_config_is_refused(url: str) -> None:
+    begin(url, "corpus", config={"size": 1}, inputs={})
+    with pytest.raises(ArtifactError, match=r"was begun with config.size = 1"):
+        begin(url, "corpus", config={"size": 2}, inputs={})
+
+
+def test_somebody_elses_directory_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "letters.txt").write_text("dear")
+    with pytest.raises(ArtifactError, match=r"letters.txt, which bixse did not make"):
+        begin(str(tmp_path), "corpus", config={}, inputs={})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["letters.txt"]
+
+
+def test_any_flipped_byte_and_any_truncation_is_noticed(tmp_path: Path) -> None:
+    root = tmp_path / "corpus"
+    make(str(root))
+    rng = random.Random(0)
+    for path in sorted(p for p in root.rglob("*") if p.is_file() and p.name != "begun.json"):
+        good = path.read_bytes()
+        where = {0, len(good) // 2, len(good) - 1, *(rng.randrange(len(good)) for _ in range(40))}
+        for position in sorted(where):
+            flipped = bytes([good[position] ^ (1 << rng.randrange(8))])
+            path.write_bytes(good[:position] + flipped + good[position + 1 :])
+            if path.name == MANIFEST and _same_record(good, path.read_bytes()):
+                continue
+            with pytest.raises(ArtifactError, match=r"damaged|schema version"):
+                Artifact.open(str(root))
+        path.write_bytes(good[:-1])
+        with pytest.raises(ArtifactError, match="damaged"):
+            Artifact.open(str(root))
+        path.unlink()
+        with pytest.raises(ArtifactError, match="missing"):
+            Artifact.open(str(root))
+        path.write_bytes(good)
+    Artifact.open(str(root))
+
+
+def _same_record(good: bytes, bad: bytes) -> bool:
+    """Whether the flip left everything that the artefact's identity covers as it was."""
+    try:
+        a, b = json.loads(good), json.loads(bad)
+    except ValueError:
+        return False
+    covered = ("fingerprint", "kind", "schema_version", "inputs", "config", "files")
+    return all(a.get(key) == b.get(key) for key in covered)
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
+    place = Place(str(tmp_path))
+    with pytest.raises(TypeError):
+        place.write("a/b.bin", "not bytes")  # type: ignore[arg-type]
+    assert place.names() == [] or all(not n.endswith("b.bin") for n in place.names())
+    with pytest.raises(FileNotFoundError):
+        place.put(tmp_path / "absent", "c.bin")
+    assert not place.exists("c.bin")
+
+
+WRITER = """
+import sys
+import tests_rows
+from bixse.artifacts import begin
+draft = begin(sys.argv[1], "corpus", config={}, inputs={})
+for number in range(200):
+    if number not in draft.parts_done():
+        draft.write_part(number, tests_rows.rows(number * 3, 3))
+draft.finish()
+"""
+
+ROWS = """
+import pyarrow as pa
+from bixse.records import CORPUS
+def rows(start, count):
+    ids = [f"d{n}" for n in range(start, start + count)]
+    return pa.table({"doc_id": ids, "title": ids, "text": ids}, schema=CORPUS)
+"""
+
+
+def test_killed_at_any_moment_and_rerun_it_is_the_same(tmp_path: Path) -> None:
+    (tmp_path / "tests_rows.py").write_text(ROWS)
+    root = Path(__file__).resolve().parent.parent
+    env = {**os.environ, "PYTHONPATH": f"{root}:{tmp_path}"}
+
+    def run(out: str, kill_after: float | None = None) -> None:
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, out], env=env)
+        if kill_after is not None:
+            time.sleep(kill_after)
+            writer.send_signal(signal.SIGKILL)
+        assert writer.wait(60) == 0 or kill_after is not None
+
+    run(str(tmp_path / "whole"))
+    rng = random.Random(1)
+    out = str(tmp_path / "killed")
+    for _ in range(4):
+        run(out, kill_after=0.3 + rng.random() * 0.7)
+    run(out)
+    whole, killed = Artifact.open(str(tmp_path / "whole")), Artifact.open(out)
+    assert killed.fingerprint == whole.fingerprint
+    assert killed.manifest.rows == 600

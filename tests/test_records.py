@@ -1,0 +1,37 @@
+"""Text hashes and splits: what counts as the same text, and where a query lives."""
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bixse.records import document_text, split_of, text_hash
+
+
+def test_text_hash_folds_case_space_and_unicode_form() -> None:
+    assert text_hash("Caf\u00e9  au\nlait ") == text_hash("cafe\u0301 AU lait")
+    assert text_hash("cafe au lait") != text_hash("caf\u00e9 au lait")
+
+
+@given(st.text())
+def test_text_hash_takes_any_text(text: str) -> None:
+    assert text_hash(text) == text_hash(f" {text}\n")
+    assert len(text_hash(text)) == 32
+
+
+def test_text_hash_takes_lone_surrogates() -> None:
+    assert text_hash("\ud800") != text_hash("\ud801")
+
+
+def test_document_text_is_beirs() -> None:
+    assert document_text("a title", "a text") == "a title a text"
+    assert document_text("", "a text") == "a text"
+    assert document_text("a title", "") == "a title"
+
+
+def test_splits_are_80_10_10_and_stay() -> None:
+    counts = Counter(split_of(f"query-{n}") for n in range(20_000))
+    assert abs(counts["train"] / 20_000 - 0.8) < 0.02
+    assert abs(counts["dev"] / 20_000 - 0.1) < 0.01
+    assert abs(counts["test"] / 20_000 - 0.1) < 0.01
+    assert [split_of(q) for q in ("a", "b", "c", "d")] == [split_of(q) for q in ("a", "b", "c", "d")]
