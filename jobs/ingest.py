@@ -212,7 +212,7 @@ def _read_jsonl(url: str, handle: Any) -> Iterator[Row]:
             continue
         source, shown = _short(url), raw[:2000].decode("utf-8", "replace")
         try:
-            fields = json.loads(raw)
+            fields = json.loads(raw.decode("utf-8-sig"))
         except UnicodeDecodeError:
             yield Row(source, number, problem="not UTF-8", raw=shown)
         except ValueError:
@@ -254,6 +254,8 @@ def _read_csv(url: str, handle: Any) -> Iterator[Row]:
         raise ValueError(f"{_short(url)} is not UTF-8 text") from None
     except csv.Error as error:
         raise ValueError(f"{_short(url)} is not CSV: {error}") from None
+    finally:
+        text.detach()  # the file is closed by who opened it
 
 
 def _read_text(url: str, handle: Any, root: str) -> Iterator[Row]:

@@ -1,0 +1,96 @@
+"""The command line: light, one sentence for a mistake, and every recipe reads back."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.command import RECIPES, parse
+from jobs.pipeline import VERBS
+from jobs.recipe import Recipe
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", *words]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_every_recipe_reads_back_from_its_json(name: str) -> None:
+    recipe = RECIPES[name]()
+    assert recipe.name == name
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+    assert parse("pipeline", [name, "--out", "x"]).recipe == recipe
+
+
+def test_a_flag_changes_its_value_and_nothing_else() -> None:
+    changed = parse("train", ["bixse", "--out", "x", "--training.learning-rate", "1e-3"]).recipe
+    plain = RECIPES["bixse"]()
+    assert changed.training.learning_rate == 1e-3
+    rate = plain.training.learning_rate
+    assert changed.replace(training=changed.training.replace(learning_rate=rate)) == plain
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["bixse"], "--out"),
+        (["bixs", "--out", "x"], "the nearest is 'bixse'"),
+        (["bixse", "--out", "x", "--training.learning-rat", "1"], "--training.learning-rate"),
+        (["bixse", "--out", "x", "--training.epochs", "many"], "--training.epochs"),
+        (["bixse", "--out", "x", "--training.epochs", "0"], "greater than or equal to 1"),
+        (["bixse", "--out", "x", "--judging.judge", "oracle"], "'human', 'features', 'vllm'"),
+        (["bixse", "--out", "x", "--training.learning-rate", "nan"], "training"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_status_2(
+    words: list[str], problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        parse("train", words)
+    assert exit_.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert problem in captured.err
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        "import sys, jobs.pipeline\n"
+        "try:\n    jobs.pipeline.main('train', ['bixse', '--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'ray', 'vllm', 'transformers', 'faiss'} & set(sys.modules)\n"
+        "print(sorted(heavy), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert "--training.learning-rate" in done.stdout
+    assert done.stderr.strip() == "[]"
+
+
+def test_list_shows_every_recipe() -> None:
+    done = command("jobs.pipeline", "--list")
+    assert done.returncode == 0
+    assert all(name in done.stdout for name in RECIPES)
+
+
+@pytest.mark.parametrize("verb", list(VERBS))
+def test_every_verb_answers_for_itself(verb: str) -> None:
+    done = command(f"jobs.{verb}", "bixse", "--outt", "x")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "--out" in done.stderr
+
+
+def test_json_is_alone_on_standard_output(tmp_path: Path) -> None:
+    data = tmp_path / "corpus.jsonl"
+    data.write_text('{"_id": "1", "text": "one"}\n')
+    out = str(tmp_path / "out")
+    done = command("jobs.ingest", "bixse", "--data", str(data), "--out", out, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["rows"] == 1

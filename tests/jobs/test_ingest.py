@@ -1,0 +1,232 @@
+"""Every format in, the same records out; every bad row a rejection with its line."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from jobs.ingest import Ingested, ingest
+from jobs.recipe import Ingest
+
+DOCS = [
+    {"_id": "1", "title": "Tea", "text": "Tea is brewed from leaves."},
+    {"_id": "2", "title": "", "text": "Coffee, 'brewed' from \"beans\"."},
+    {"_id": "3", "title": "Água 水 🫖", "text": "Plain water; \u202eevery plane \U0010fffd."},
+]
+
+
+def jsonl(path: Path, rows: list[Any]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def table(path: Path, rows: list[dict[str, str]], delimiter: str) -> None:
+    with open(path, "w", newline="") as handle:
+        quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+        writer = csv.DictWriter(
+            handle, list(rows[0]), delimiter=delimiter, quoting=quoting, quotechar=None
+            if delimiter == "\t" else '"',
+        )  # fmt: skip
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def run(data: Path | None, out: Path, **changes: Any) -> Ingested:
+    return ingest(str(data) if data else None, Ingest(**changes), str(out))
+
+
+def rejected(ingested: Ingested, kind: str = "corpus") -> list[tuple[Any, ...]]:
+    found = getattr(ingested, kind).rejected()
+    if found is None:
+        return []
+    rows = found.select(["line", "reason"]).to_pylist()
+    return [(row["line"], row["reason"]) for row in rows]
+
+
+WRITERS: dict[str, Callable[[Path], None]] = {
+    "beir": lambda d: jsonl(d / "corpus.jsonl", DOCS),
+    "jsonl": lambda d: jsonl(d / "documents.jsonl", DOCS),
+    "csv": lambda d: table(d / "documents.csv", DOCS, ","),
+    "tsv": lambda d: table(d / "documents.tsv", DOCS, "\t"),
+    "parquet": lambda d: pq.write_table(pa.Table.from_pylist(DOCS), d / "documents.parquet"),
+}
+
+
+@pytest.mark.parametrize("form", list(WRITERS))
+def test_every_format_gives_the_same_records(form: str, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    WRITERS[form](data)
+    corpus = run(data, tmp_path / "out").corpus
+    wanted = [{"doc_id": d["_id"], "title": d["title"], "text": d["text"]} for d in DOCS]
+    assert corpus.table().to_pylist() == wanted
+    assert corpus.manifest.rejected == 0
+
+
+def test_a_folder_of_text(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "deep").mkdir(parents=True)
+    (data / "a.md").write_text("# Tea\n\nLeaves.")
+    (data / "deep" / "b.txt").write_text("Beans.")
+    (data / "empty.txt").write_text(" \n")
+    (data / "latin.txt").write_bytes(b"caf\xe9")
+    ingested = run(data, tmp_path / "out")
+    assert ingested.corpus.table().to_pylist() == [
+        {"doc_id": "a.md", "title": "Tea", "text": "Leaves."},
+        {"doc_id": "deep/b.txt", "title": "b", "text": "Beans."},
+    ]
+    assert rejected(ingested) == [(None, "empty text"), (None, "not UTF-8")]
+
+
+def test_bad_rows_are_rejected_with_their_line(tmp_path: Path) -> None:
+    data = tmp_path / "corpus.jsonl"
+    lines = [
+        b'{"_id": "1", "text": "fine"}',
+        b'{"_id": "2", "text": ',
+        b'{"text": "no id"}',
+        b'{"_id": "4", "text": "  "}',
+        b'{"_id": "1", "text": "other"}',
+        b'{"_id": "1", "text": "FINE"}',
+        b'{"_id": "7", "text": 3.5}',
+        b'["a", "list"]',
+        b'{"_id": "9", "text": "\\ud800"}',
+        b'{"_id": "10", "text": "\xff"}',
+        b"",
+        b'{"_id": 12, "text": "a number is a fine id"}',
+    ]
+    data.write_bytes(b"\n".join(lines))
+    ingested = run(data, tmp_path / "out")
+    assert ingested.corpus.table()["doc_id"].to_pylist() == ["1", "12"]
+    assert rejected(ingested) == [
+        (2, "broken JSON"),
+        (3, "missing id"),
+        (4, "empty text"),
+        (5, "duplicate id with other text"),
+        (6, "duplicate id with the same text"),
+        (7, "text is not text"),
+        (8, "not a JSON object"),
+        (9, "text is not valid Unicode"),
+        (10, "not UTF-8"),
+    ]
+    row = ingested.corpus.rejected().to_pylist()[0]  # type: ignore[union-attr]
+    assert row["source"].endswith("corpus.jsonl")
+    assert row["response"] == '{"_id": "2", "text": \n'
+
+
+def test_queries_and_qrels(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "qrels").mkdir(parents=True)
+    jsonl(data / "corpus.jsonl", DOCS)
+    queries = [{"_id": "a", "text": "tea"}, {"_id": "b", "text": ""}, {"_id": "c", "text": "x"}]
+    jsonl(data / "queries.jsonl", [*queries, {"_id": "a", "text": "again"}])
+    header = "query-id\tcorpus-id\tscore\n"
+    train = "a\t1\t3\na\t2\t1\nc\t3\t2\na\t9\t1\nz\t1\t1\na\t1\t2\na\t3\tbad\na\t3\t-1\na 3\n"
+    (data / "qrels" / "train.tsv").write_text(header + train)
+    (data / "qrels" / "test.tsv").write_text(header + "c\t1\t0\n")
+    ingested = run(data, tmp_path / "out")
+    assert ingested.queries.table()["query_id"].to_pylist() == ["a", "c"]
+    assert rejected(ingested, "queries") == [(2, "empty query"), (4, "duplicate id")]
+    rows = ingested.qrels.table().select(["split", "query_id", "doc_id", "relevance"]).to_pylist()
+    assert [tuple(row.values()) for row in rows] == [
+        ("test", "c", "1", 0.0),
+        ("train", "a", "1", 1.0),
+        ("train", "a", "2", pytest.approx(1 / 3)),
+    ]
+    assert sorted(reason for _, reason in rejected(ingested, "qrels")) == [
+        "expected 3 or 4 columns, found 2",
+        "grade -1 is outside the scale",
+        "judged twice",
+        "the grade is not a number",
+        "the query stands in split test already",
+        "unknown doc_id",
+        "unknown query_id",
+    ]
+    assert ingested.qrels.manifest.extra == {
+        "scale": [0.0, 1.0, 2.0, 3.0],
+        "splits": {"test": 1, "train": 1},
+    }
+
+
+def test_trec_qrels_and_fractional_grades(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "qrels").mkdir(parents=True)
+    jsonl(data / "corpus.jsonl", DOCS)
+    jsonl(data / "queries.jsonl", [{"_id": "a", "text": "tea"}])
+    (data / "qrels" / "test.tsv").write_text("a 0 1 0.25\na 0 2 1\n")
+    rows = run(data, tmp_path / "out").qrels.table().to_pylist()
+    assert [row["relevance"] for row in rows] == [0.25, 1.0]
+    assert rows[0]["grade_probs"] == [0.75, 0.25]
+    assert {row["origin"] for row in rows} == {"human"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "changes", "problem"),
+    [
+        ("corpus.jsonl", b"", {}, "no valid document"),
+        ("corpus.jsonl", b"\x00\x01binary\n", {}, r"no valid document .* line 1: broken JSON"),
+        ("docs.parquet", b"not parquet at all", {}, "is not a Parquet file"),
+        ("docs.csv", b"name,words\na,b\n", {}, "has no column doc_id .* found name, words"),
+        ("docs.csv", b"doc_id,text\na,\xff\n", {}, "is not UTF-8"),
+        ("docs.xlsx", b"x", {}, "no corpus in"),
+        ("docs.jsonl", b"{}", {"source": "beir"}, "is not in BEIR layout"),
+        ("docs.jsonl", b"{}", {"source": "csv"}, "found none of .csv .tsv"),
+    ],
+)
+def test_a_file_that_is_not_what_it_claims(
+    name: str, content: bytes, changes: dict[str, str], problem: str, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / name).write_bytes(content)
+    with pytest.raises(ValueError, match=problem) as error:
+        run(data, tmp_path / "out", **changes)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out" / "corpus" / "manifest.json").exists()
+
+
+def test_missing_and_mixed_data(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--data is missing"):
+        run(None, tmp_path / "out")
+    with pytest.raises(ValueError, match="no data at"):
+        run(tmp_path / "absent", tmp_path / "out")
+    jsonl(tmp_path / "a.jsonl", DOCS)
+    (tmp_path / "b.csv").write_text("doc_id,text\n1,x\n")
+    with pytest.raises(ValueError, match="holds jsonl and csv files: say which"):
+        run(tmp_path, tmp_path / "out")
+
+
+def test_changed_data_is_refused_and_unchanged_data_is_kept(tmp_path: Path) -> None:
+    data = tmp_path / "corpus.jsonl"
+    jsonl(data, DOCS)
+    first = run(data, tmp_path / "out")
+    assert run(data, tmp_path / "out").corpus.fingerprint == first.corpus.fingerprint
+    jsonl(data, DOCS[:2])
+    with pytest.raises(ValueError, match=r"inputs.data = .*, now inputs.data = "):
+        run(data, tmp_path / "out")
+
+
+def test_one_megabyte_and_many_parts(tmp_path: Path) -> None:
+    rows = [{"_id": str(n), "text": "long " * 200_000 if n == 3 else f"t{n}"} for n in range(10)]
+    jsonl(tmp_path / "corpus.jsonl", rows)
+    corpus = run(tmp_path / "corpus.jsonl", tmp_path / "out", part_rows=4).corpus
+    assert corpus.parts() == [f"part-0000{n}.parquet" for n in range(3)]
+    assert corpus.table()["doc_id"].to_pylist() == [str(n) for n in range(10)]
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.text(max_size=5), st.text(max_size=20)), min_size=1))
+def test_rows_in_are_rows_out_and_rejections(
+    tmp_path: Path, documents: list[tuple[str, str]]
+) -> None:
+    folder = tmp_path / str(len(list(tmp_path.iterdir())))
+    folder.mkdir()
+    rows = [{"_id": "always", "text": "there"}, *({"_id": i, "text": t} for i, t in documents)]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    manifest = run(folder / "corpus.jsonl", folder / "out").corpus.manifest
+    assert manifest.rows + manifest.rejected == len(rows)
