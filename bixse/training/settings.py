@@ -60,6 +60,6 @@ class Training(Settings):
     document_tokens: int = Field(default=256, ge=4)
     """Longest document; the rest is cut."""
     seed: int = 0
-    """Of the row order and of dropout."""
+    """Of the row order. Dropout is off."""
     checkpoint_every: int = Field(default=200, ge=1)
     """Steps between checkpoints: what an interruption can cost."""

@@ -1,0 +1,123 @@
+"""Judgments become a group per query, and an epoch's rows.
+
+Queries of equal text are one query, documents of equal text one document (`records.text_hash`), and
+several judgments of one such pair are averaged: so a pair has one grade, wherever it meets in a
+batch, and a copy of a relevant document is never a negative.
+
+Shapes: Q queries, D documents, P judged pairs (in the order of their query), R rows.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from bixse.records import text_hash
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """All that training reads. Documents that nobody judged are not in it."""
+
+    query_text_Q: pa.Array
+    document_text_D: pa.Array
+    pairs_from_Q1: Ints
+    """The pairs of query q are those from `[q]` up to `[q + 1]`, its documents rising."""
+    document_P: Ints
+    relevance_P: Floats
+    suspects: Mapping[int, tuple[int, ...]]
+    """Of a query, documents that nobody judged for it but that it was written from: not zeros."""
+    judgments: int
+    """Rows that were read, before equal pairs were merged."""
+
+    @property
+    def pairs(self) -> int:
+        return len(self.document_P)
+
+    def query_of(self, pairs: Ints) -> Ints:
+        """The query of each pair."""
+        found: Ints = np.searchsorted(self.pairs_from_Q1, pairs, side="right") - 1
+        return found
+
+
+def group(
+    query_ids: Sequence[str],
+    doc_ids: Sequence[str],
+    relevance: Floats,
+    query_texts: Mapping[str, str],
+    document_texts: Mapping[str, str],
+    seed_doc_ids: Mapping[str, str],
+) -> Labels:
+    """Labels from the columns of judgments and the texts that they name.
+
+    `seed_doc_ids` names the document a synthetic query was written from, where there is one. Raises
+    ValueError when there is no judgment, none above 0, or one outside [0, 1]; KeyError for an id
+    without a text.
+    """
+    if not len(relevance):
+        raise ValueError("no judgments to train on")
+    if not ((relevance >= 0) & (relevance <= 1)).all():
+        raise ValueError("a judgment has a relevance outside [0, 1]")
+    if not (relevance > 0).any():
+        raise ValueError(f"all {len(relevance)} judgments have relevance 0: nothing to learn from")
+    query_row, query_text = _number(query_ids, query_texts)
+    document_row, document_text = _number(doc_ids, document_texts)
+    documents = len(document_text)
+    query = np.asarray([query_row[query_id] for query_id in query_ids], np.int64)
+    document = np.asarray([document_row[doc_id] for doc_id in doc_ids], np.int64)
+    keys, inverse = np.unique(query * documents + document, return_inverse=True)
+    mean = np.bincount(inverse, weights=relevance) / np.bincount(inverse)
+    judged = set(keys.tolist())
+    suspects: dict[int, tuple[int, ...]] = {}
+    for query_id, doc_id in seed_doc_ids.items():
+        q, d = query_row.get(query_id), document_row.get(doc_id)
+        if q is not None and d is not None and q * documents + d not in judged:
+            suspects[q] = (*suspects.get(q, ()), d)
+    return Labels(
+        query_text_Q=pa.array(query_text, pa.large_string()),
+        document_text_D=pa.array(document_text, pa.large_string()),
+        pairs_from_Q1=np.searchsorted(keys, np.arange(len(query_text) + 1) * documents),
+        document_P=keys % documents,
+        relevance_P=mean.astype(np.float32),
+        suspects=suspects,
+        judgments=len(relevance),
+    )
+
+
+def _number(ids: Sequence[str], texts: Mapping[str, str]) -> tuple[dict[str, int], list[str]]:
+    """A number for each id, shared by ids of equal text, and the text of each number."""
+    number: dict[str, int] = {}
+    by_text: dict[str, int] = {}
+    kept: list[str] = []
+    for name in ids:
+        if name in number:
+            continue
+        text = texts[name]
+        number[name] = by_text.setdefault(text_hash(text), len(kept))
+        if number[name] == len(kept):
+            kept.append(text)
+    return number, kept
+
+
+def count_rows(labels: Labels, docs_per_query: int) -> int:
+    """Rows of an epoch: each query's pairs in pieces of `docs_per_query`."""
+    sizes = np.diff(labels.pairs_from_Q1)
+    return int(((sizes + docs_per_query - 1) // docs_per_query).sum())
+
+
+def epoch_rows(labels: Labels, docs_per_query: int, seed: int, epoch: int) -> list[Ints]:
+    """The rows of an epoch, each up to `docs_per_query` pairs of one query.
+
+    Every pair stands in exactly one row; which pairs share a row changes with the epoch. A function
+    of its arguments alone.
+    """
+    query_P = labels.query_of(np.arange(labels.pairs))
+    draw_P = np.random.default_rng([seed, epoch, 0]).random(labels.pairs)
+    shuffled_P = np.lexsort((draw_P, query_P))
+    place_P = np.arange(labels.pairs) - labels.pairs_from_Q1[query_P]
+    return np.split(shuffled_P, np.flatnonzero(place_P % docs_per_query == 0)[1:])

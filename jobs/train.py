@@ -1,0 +1,307 @@
+"""Train: judgments and the texts they name -> an encoder, on any number of Ray Train workers.
+
+    python -m jobs.train <recipe> --data DIR --out DIR
+
+The artefact is a sentence-transformers directory, with `scale_bias.json` (scale alpha and bias beta
+of the objective; ranking does not need them) and `training.jsonl` (one line a step) beside it.
+While it is being made, `<out>-checkpoints` holds what an interrupted run goes on from. Checkpoints
+are our own file and not Ray's, so that the same loop resumes without Ray, and a restarted driver
+resumes like a restarted worker.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bixse.artifacts import Artifact, Draft, Place, begin
+from bixse.models.encoder import encoder_fingerprint, load_model, resolve
+from bixse.records import CORPUS, document_text
+from bixse.training.settings import Training
+from jobs.parts import progress, start_ray
+from jobs.recipe import Placement
+
+if TYPE_CHECKING:
+    from bixse.training.groups import Labels
+    from bixse.training.loop import Run, Trained
+
+SCALE_BIAS = "scale_bias.json"
+CURVE = "training.jsonl"
+
+_TIMED = ("seconds",)
+
+
+def train(
+    judgments: Artifact,
+    queries: Sequence[Artifact],
+    corpus: Artifact,
+    settings: Training,
+    start: str,
+    placement: Placement,
+    out: str,
+) -> Artifact:
+    """Tune the encoder `start` on judgments; the finished encoder at `out`.
+
+    Goes on from the last checkpoint of an interrupted run. Raises ValueError when there is nothing
+    to learn from (no judgments, all of relevance 0, fewer than two rows), when a judgment names a
+    query or document that is not there, and as `load_model` and `begin`.
+    """
+    base = resolve(start)
+    place = Place(_absolute(out))
+    checkpoints = Place(f"{place.url}-checkpoints")
+    inputs = {
+        "judgments": judgments.fingerprint,
+        **{f"queries-{number}": part.fingerprint for number, part in enumerate(queries)},
+        "corpus": corpus.fingerprint,
+        "start": encoder_fingerprint(base),
+    }
+    draft = begin(place.url, "encoder", config=settings.model_dump(mode="json"), inputs=inputs)
+    from bixse.training import state
+
+    if isinstance(draft, Artifact):
+        state.clear(checkpoints)
+        return draft
+    from bixse.training.loop import Run, plan_of
+
+    labels = read_labels(judgments, queries, corpus)
+    identity = json.dumps([draft.config, inputs], sort_keys=True).encode()
+    run = Run(settings, labels, checkpoints, hashlib.sha256(identity).hexdigest())
+    plan = plan_of(labels, settings)
+    with progress("train", plan.steps * plan.rows // plan.steps_per_epoch) as advance:
+        summary = _fit(run, str(base), placement, draft, advance, plan.rows / plan.steps_per_epoch)
+    artifact = draft.finish(
+        rows=labels.pairs,
+        device=summary.pop("device"),
+        extra={"encoder": summary.pop("fingerprint"), **summary, "judgments": labels.judgments},
+    )
+    state.clear(checkpoints)
+    return artifact
+
+
+def read_labels(judgments: Artifact, queries: Sequence[Artifact], corpus: Artifact) -> "Labels":
+    """The judgments with the texts that they name; of the corpus only judged documents are held.
+
+    Raises ValueError when a judgment names a query or document that is not there (judgments are
+    made from this corpus and these queries: other inputs are a mistake, not rows to skip), when one
+    `query_id` has two texts, and as `group`.
+    """
+    from bixse.training.groups import group
+
+    table = judgments.table(["query_id", "doc_id", "relevance"])
+    query_ids, doc_ids = table["query_id"].to_pylist(), table["doc_id"].to_pylist()
+    query_texts: dict[str, str] = {}
+    seeds: dict[str, str] = {}
+    wanted = pa.array(sorted(set(query_ids)), pa.string())
+    for part in queries:
+        for row in _rows_where(part, "query_id", wanted, ["query_id", "text", "seed_doc_id"]):
+            if query_texts.setdefault(row["query_id"], row["text"]) != row["text"]:
+                raise ValueError(f"query {row['query_id']!r} stands twice, with different texts")
+            if row["seed_doc_id"] is not None:
+                seeds[row["query_id"]] = row["seed_doc_id"]
+    wanted = pa.array(sorted(set(doc_ids)), pa.string())
+    document_texts = {
+        row["doc_id"]: document_text(row["title"], row["text"])
+        for row in _rows_where(corpus, "doc_id", wanted, CORPUS.names)
+    }
+    _refuse_unknown("query", query_ids, query_texts, "the queries")
+    _refuse_unknown("document", doc_ids, document_texts, "the corpus")
+    relevance = table["relevance"].to_numpy().astype(np.float32)
+    return group(query_ids, doc_ids, relevance, query_texts, document_texts, seeds)
+
+
+def _rows_where(
+    artifact: Artifact, key: str, values: pa.Array, columns: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    for batch in artifact.batches(columns):
+        yield from batch.filter(pc.is_in(batch[key], value_set=values)).to_pylist()
+
+
+def _refuse_unknown(noun: str, ids: Sequence[str], texts: dict[str, str], where: str) -> None:
+    unknown = [name for name in ids if name not in texts]
+    if unknown:
+        raise ValueError(
+            f"{len(unknown)} of {len(ids)} judgments name a {noun} that {where} lack, "
+            f"first {unknown[0]!r}: train on the {noun} texts that were judged"
+        )
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a Ray Train worker is told."""
+
+    run: Any
+    """An object reference to the Run: its labels go to each node once."""
+    start: str
+    draft: Draft
+    count: Any
+    """The actor that counts steps for the driver's progress bar."""
+
+
+def _fit(
+    run: "Run", start: str, placement: Placement, draft: Draft, advance: Any, rows: float
+) -> dict[str, Any]:
+    """Run the loop on Ray Train; the summary that its first worker returns."""
+    start_ray()
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchTrainer
+
+    count = ray.remote(num_cpus=0)(_Count).remote()
+    job = _Job(ray.put(run), start, draft, count)
+    gpus = placement.gpus_per_actor
+    resources = {"CPU": _cpus(placement), **({"GPU": gpus} if gpus else {})}
+    trainer = TorchTrainer(
+        partial(_work, job),
+        scaling_config=ScalingConfig(
+            num_workers=placement.train_workers,
+            use_gpu=gpus > 0,
+            resources_per_worker=resources,
+        ),
+        run_config=RunConfig(
+            name="ray-train",
+            storage_path=run.checkpoints.url,
+            failure_config=FailureConfig(max_failures=placement.train_retries),
+        ),
+    )
+    with _follow(count, advance, rows):
+        try:
+            result = trainer.fit()
+        except TrainingFailedError as error:
+            failures = getattr(error, "worker_failures", None)
+            cause = next(iter(failures.values())) if failures else error
+            raise RuntimeError(f"training failed: {_last_line(cause)}") from error
+    summary: dict[str, Any] = result.return_value
+    return {**summary, "workers": placement.train_workers}
+
+
+def _cpus(placement: Placement) -> float:
+    """CPUs of a training worker.
+
+    On a machine of our own, training is alone: without GPUs its workers share all CPUs there are.
+    """
+    import ray
+
+    if "RAY_ADDRESS" in os.environ or placement.gpus_per_actor:
+        return placement.cpus_per_actor
+    share = ray.cluster_resources()["CPU"] // placement.train_workers
+    return max(placement.cpus_per_actor, share)
+
+
+def _work(job: _Job) -> dict[str, Any] | None:
+    """One Ray Train worker: the loop, and on the first rank the export."""
+    import ray
+    import ray.train
+    import ray.train.torch
+
+    from bixse.training.gather import World
+    from bixse.training.loop import train_loop
+
+    context = ray.train.get_context()
+    world = World(context.get_world_rank(), context.get_world_size())
+    device = ray.train.torch.get_device()
+    run = ray.get(job.run)
+    model = load_model(job.start, str(device))
+
+    def on_step(steps: int) -> None:
+        if world.rank == 0:
+            job.count.put.remote(steps)
+
+    trained = train_loop(run, model, world, on_step)
+    if world.rank != 0:
+        return None
+    with tempfile.TemporaryDirectory() as aside:
+        export(model, trained, Path(aside))
+        job.draft.add_directory(Path(aside))
+        fingerprint = encoder_fingerprint(Path(aside))
+    return {"device": device.type, "fingerprint": fingerprint, **_summary(trained)}
+
+
+def export(model: Any, trained: "Trained", directory: Path) -> None:
+    """Write an encoder: what sentence-transformers loads, and our two files beside it."""
+    model.save_pretrained(str(directory), create_model_card=False)
+    scale_bias = {"scale": trained.scale, "bias": trained.bias}
+    (directory / SCALE_BIAS).write_text(json.dumps(scale_bias))
+    # Times differ between equal runs: they go to the manifest, outside the fingerprint.
+    lines = [{k: v for k, v in line.items() if k not in _TIMED} for line in trained.history]
+    (directory / CURVE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _summary(trained: "Trained") -> dict[str, Any]:
+    curve = trained.history
+    seconds = [line["seconds"] for line in curve]
+    stride = -(-len(curve) // 500)
+    return {
+        "steps": len(curve),
+        "first_loss": curve[0]["loss"],
+        "final_loss": curve[-1]["loss"],
+        "final_excess": curve[-1]["excess"],
+        "seconds_per_step": float(np.median(seconds)),
+        "pairs_per_second": sum(line["pairs"] for line in curve) / sum(seconds),
+        "pairs_per_second_by_step": [
+            [line["step"], round(line["pairs"] / line["seconds"], 1)] for line in curve[::stride]
+        ],
+    }
+
+
+class _Count:
+    """Steps done, from the first rank to the driver."""
+
+    def __init__(self) -> None:
+        self._steps = 0
+
+    def put(self, steps: int) -> None:
+        self._steps = steps
+
+    def get(self) -> int:
+        return self._steps
+
+
+@contextmanager
+def _follow(count: Any, advance: Any, rows: float) -> Iterator[None]:
+    """Advance the bar, in rows, while the trainer holds the driver's thread."""
+    import ray
+
+    done = threading.Event()
+
+    def poll() -> None:
+        shown, last = 0, False
+        while not last:
+            last = done.wait(0.5)
+            now = int(ray.get(count.get.remote()) * rows)
+            advance(now - shown)
+            shown = now
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _last_line(error: Any) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _absolute(out: str) -> str:
+    """Ray's workers run in directories of their own."""
+    return out if "://" in out else os.path.abspath(out)
+
+
+if __name__ == "__main__":
+    from jobs.pipeline import main
+
+    main("train")
