@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,23 +104,22 @@ def wait_for(head: Head, process: subprocess.Popen[bytes], timeout_s: float = 60
     """Return when the Jobs API answers; fail with the head's own words when it does not."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline and process.poll() is None:
-        try:
+        with suppress(urllib.error.URLError):
             if head.request("/api/jobs/", head.token)[0] == 200:
                 return
-        except urllib.error.URLError:
-            pass
         time.sleep(0.25)
     raise AssertionError(f"no head came up: {(head.temp_dir / 'head.log').read_text()[-3000:]}")
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
     """End this head and what it started, by process id: `ray stop` would end every other Ray."""
-    family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    family = [process]
+    with suppress(psutil.NoSuchProcess):
+        family += psutil.Process(process.pid).children(recursive=True)
     process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=10)
     for member in family:
-        try:
+        with suppress(psutil.NoSuchProcess):
             member.kill()
-        except psutil.NoSuchProcess:
-            continue
     process.wait(timeout=30)
-    psutil.wait_procs(family, timeout=10)
