@@ -1,0 +1,117 @@
+"""Charts of a report as inline SVG. Colours are the CSS variables of the page."""
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+_WIDTH = 640
+_LABEL = 76
+_RIGHT = 56
+
+
+def dots(
+    means: Mapping[str, float], intervals: Mapping[str, Sequence[float]], colours: Mapping[str, str]
+) -> str:
+    """One row a system: its mean as a dot, its interval as a bar; the axis begins at 0."""
+    row, top = 34, 8
+    height = top + row * len(means) + 26
+    limit = _round_up(max(high for _, high in intervals.values()))
+    span = _WIDTH - _LABEL - _RIGHT
+
+    def x(value: float) -> float:
+        return _LABEL + span * value / limit
+
+    drawn = []
+    for tick in _ticks(limit):
+        drawn.append(_line(x(tick), top, x(tick), height - 22, "grid"))
+        drawn.append(_text(x(tick), height - 6, f"{tick:g}", "tick", "middle"))
+    for number, (system, mean) in enumerate(means.items()):
+        y = top + row * (number + 0.5)
+        low, high = intervals[system]
+        colour = colours[system]
+        drawn.append(_text(_LABEL - 10, y + 5, system, "name", "end"))
+        drawn.append(
+            f'<rect x="{x(low):.1f}" y="{y - 5:.1f}" width="{max(x(high) - x(low), 1):.1f}" '
+            f'height="10" rx="5" fill="{colour}" opacity=".28"/>'
+        )
+        drawn.append(f'<circle cx="{x(mean):.1f}" cy="{y:.1f}" r="6" fill="{colour}"/>')
+        drawn.append(_text(x(high) + 9, y + 5, f"{mean:.3f}", "value", "start"))
+    return _svg(height, drawn, f"means and 95 % intervals of {', '.join(means)}")
+
+
+def waterfall(changes: Sequence[float]) -> str:
+    """The change of every query, sorted: what fell on the left, what rose on the right."""
+    height, left, bottom = 180, 44, 20
+    limit = _round_up(max(0.05, *(abs(change) for change in changes)))
+    middle, half = (height - bottom) / 2, (height - bottom) / 2 - 8
+    width = (_WIDTH - left - 4) / len(changes)
+    drawn = []
+    for tick in (-limit, 0.0, limit):
+        y = middle - half * tick / limit
+        drawn.append(_line(left, y, _WIDTH, y, "axis" if tick == 0 else "grid"))
+        drawn.append(_text(left - 8, y + 4, f"{tick:+g}" if tick else "0", "tick", "end"))
+    for number, change in enumerate(changes):
+        size = abs(change) / limit * half
+        y = middle - size if change > 0 else middle
+        colour = "var(--good)" if change > 0 else "var(--bad)"
+        drawn.append(
+            f'<rect x="{left + width * number:.2f}" y="{y:.1f}" height="{size:.1f}" '
+            f'width="{max(width * 0.86, 0.6):.2f}" fill="{colour}"/>'
+        )
+    drawn.append(_text(left, height - 4, "queries that lost", "tick", "start"))
+    drawn.append(_text(_WIDTH - 4, height - 4, "queries that gained", "tick", "end"))
+    return _svg(height, drawn, "change of nDCG@10 of every query, sorted")
+
+
+def curve(points: Sequence[tuple[float, float]]) -> str:
+    """A line through (step, loss)."""
+    height, left, bottom = 200, 52, 24
+    steps, losses = [p[0] for p in points], [p[1] for p in points]
+    low, high = min(losses), max(losses)
+    spread = (high - low) or 1.0
+    first, length = steps[0], (steps[-1] - steps[0]) or 1.0
+
+    def x(step: float) -> float:
+        return left + (_WIDTH - left - 8) * (step - first) / length
+
+    def y(loss: float) -> float:
+        return 10 + (height - bottom - 20) * (high - loss) / spread
+
+    drawn = []
+    for tick in (low, (low + high) / 2, high):
+        drawn.append(_line(left, y(tick), _WIDTH, y(tick), "grid"))
+        drawn.append(_text(left - 8, y(tick) + 4, f"{tick:.3g}", "tick", "end"))
+    path = " ".join(f"{x(step):.1f},{y(loss):.1f}" for step, loss in points)
+    drawn.append(f'<polyline points="{path}" fill="none" stroke="var(--s2)" stroke-width="2"/>')
+    drawn.append(_text(left, height - 4, f"step {first:g}", "tick", "start"))
+    drawn.append(_text(_WIDTH - 4, height - 4, f"step {steps[-1]:g}", "tick", "end"))
+    return _svg(height, drawn, "training loss by step")
+
+
+def _svg(height: float, drawn: Sequence[str], label: str) -> str:
+    return (
+        f'<svg viewBox="0 0 {_WIDTH} {height:g}" role="img" aria-label="{escape(label)}">'
+        f"{''.join(drawn)}</svg>"
+    )
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, style: str) -> str:
+    return f'<line class="{style}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+
+
+def _text(x: float, y: float, text: str, style: str, anchor: str) -> str:
+    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
+    return f'<text class="{style}" {place}>{escape(text)}</text>'
+
+
+def _round_up(value: float) -> float:
+    """The next of 1, 2, 2.5, 5 times a power of ten, no more than 1 (all measures end there)."""
+    if value <= 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(value))
+    steps = (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)
+    return min(1.0, next(step * power for step in steps if step * power >= value * (1 - 1e-9)))
+
+
+def _ticks(limit: float) -> list[float]:
+    return [round(limit * step / 4, 6) for step in range(5)]

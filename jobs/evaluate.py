@@ -1,0 +1,250 @@
+"""encoders, embeddings, judgments -> report: is it better than its base and than BM25.
+
+Every system ranks the whole corpus for every judged query of one split; the encoders by exact
+search, so that the report measures the encoder and not an index.
+"""
+
+import json
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from bixse.artifacts import Artifact, Draft, begin, library_versions, parquet_bytes
+from bixse.evaluation.leakage import find_leaks
+from bixse.evaluation.metrics import Qrels, Rankings, measure, unjudged, without_relevant
+from bixse.evaluation.page import page
+from bixse.evaluation.report import MAIN, Measured, summarise
+from bixse.evaluation.settings import Evaluation
+from bixse.evaluation.trec import gains_on_scale, write_qrels, write_run
+from bixse.models.encoder import Encoder, encoder_fingerprint, resolve
+from bixse.records import document_text
+from bixse.retrieval.exact import search_exact
+from bixse.retrieval.lexical import LexicalIndex
+from bixse.retrieval.settings import Lexical
+from jobs.parts import progress
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Encoders = Mapping[str, tuple[str, Artifact]]
+"""System name -> the encoder, and the embeddings of the corpus that it made."""
+
+
+def evaluate(
+    corpus: Artifact,
+    queries: Artifact,
+    qrels: Artifact,
+    split: str,
+    encoders: Encoders,
+    lexical: Lexical,
+    settings: Evaluation,
+    trained_on: Sequence[Artifact],
+    recipe_name: str,
+    seconds: Mapping[str, float],
+    out: str,
+) -> Artifact:
+    """Measure BM25 and each encoder on the judged queries of `split`.
+
+    `trained_on` are the queries artefacts that training read. Of `queries` itself, those that
+    `qrels` puts into a split other than train are taken as kept apart, all others as trained on.
+
+    Raises ValueError when the split has no judged query, when embeddings are of another encoder or
+    corpus than the one beside them, and when a query of the split stands in training.
+    """
+    fingerprints = {
+        name: encoder_fingerprint(resolve(path)) for name, (path, _) in encoders.items()
+    }
+    _check_embeddings(corpus, encoders, fingerprints)
+    judged = _judged(qrels, split)
+    texts = _texts(queries, judged, split)
+    _refuse_leaks(texts, queries, qrels, trained_on)
+    inputs = {"corpus": corpus.fingerprint, "queries": queries.fingerprint}
+    inputs |= {"qrels": qrels.fingerprint}
+    inputs |= {f"encoder {name}": value for name, value in fingerprints.items()}
+    inputs |= {f"embeddings {name}": made.fingerprint for name, (_, made) in encoders.items()}
+    inputs |= {f"trained on {n}": artifact.fingerprint for n, artifact in enumerate(trained_on)}
+    config = {
+        "split": split,
+        "recipe": recipe_name,
+        "lexical": lexical.model_dump(mode="json"),
+        "evaluation": settings.model_dump(mode="json"),
+    }
+    draft = begin(out, "report", config=config, inputs=inputs)
+    if isinstance(draft, Artifact):
+        return draft
+    with progress("evaluate", len(texts) * (1 + len(encoders))) as advance:
+        rankings: dict[str, Rankings] = {"bm25": _bm25(corpus, texts, lexical, settings.depth)}
+        advance(len(texts))
+        for name, (path, embeddings) in encoders.items():
+            rankings[name] = _dense(path, embeddings, texts, settings.depth)
+            advance(len(texts))
+    values = {
+        name: measure(ranking, judged, settings.relevant_from, settings.depth)
+        for name, ranking in rankings.items()
+    }
+    measured = Measured(texts, values)
+    report = {
+        "recipe": recipe_name,
+        "split": split,
+        **summarise(measured, settings),
+        "unjudged@10": {name: unjudged(ranking, judged, 10) for name, ranking in rankings.items()},
+        "queries": without_relevant(judged, settings.relevant_from),
+        "n_documents": corpus.manifest.rows,
+        "n_judgments": sum(map(len, judged.values())),
+        "seconds": dict(seconds),
+        "config": config,
+        "fingerprints": inputs,
+        "versions": _versions(),
+    }
+    _write(draft, report, measured, rankings, _gains(qrels, judged))
+    summary = {key: report[key] for key in (MAIN, "ci95", "differences", "n_queries", "recipe")}
+    return draft.finish(rows=len(texts), extra=summary)
+
+
+def table(report: Artifact) -> "Table":
+    """Systems by measures with 95 % intervals, for the console."""
+    from rich.table import Table
+
+    found = json.loads(report.place.read("report.json"))
+    measures = list(found["ci95"])
+    shown = Table(
+        title=f"{found['recipe']}, {found['split']} split: {found['n_queries']:,} queries, "
+        f"{found['n_documents']:,} documents (95 % intervals)"
+    )
+    shown.add_column("system")
+    for name in measures:
+        shown.add_column(name, justify="right")
+    for system in found[MAIN]:
+        cells = []
+        for name in measures:
+            low, high = found["ci95"][name][system]
+            cells.append(f"{found[name][system]:.3f} [{low:.3f}, {high:.3f}]".replace("[", "\\["))
+        shown.add_row(system, *cells)
+    for pair, differences in found["differences"].items():
+        cells = []
+        for name in measures:
+            low, high = differences[name]["ci95"]
+            cells.append(f"{differences[name]['mean']:+.3f} \\[{low:+.3f}, {high:+.3f}]")
+        shown.add_row(pair.replace("-", " against "), *cells, style="dim")
+    return shown
+
+
+def _check_embeddings(
+    corpus: Artifact, encoders: Encoders, fingerprints: Mapping[str, str]
+) -> None:
+    for name, (path, embeddings) in encoders.items():
+        made_by = embeddings.manifest.extra.get("encoder")
+        if made_by != fingerprints[name]:
+            raise ValueError(
+                f"{embeddings.url} is of encoder {made_by}, {path} is {fingerprints[name]}"
+            )
+        embedded = embeddings.manifest.inputs.get("corpus")
+        if embedded != corpus.fingerprint:
+            raise ValueError(
+                f"{embeddings.url} is of corpus {embedded}, {corpus.url} is {corpus.fingerprint}"
+            )
+
+
+def _judged(qrels: Artifact, split: str) -> dict[str, dict[str, float]]:
+    """query_id -> doc_id -> relevance of one split, in the order of `query_id`."""
+    judged: dict[str, dict[str, float]] = {}
+    splits: set[str] = set()
+    columns = ("split", "query_id", "doc_id", "relevance")
+    for batch in qrels.batches(columns):
+        for row in batch.to_pylist():
+            splits.add(row["split"])
+            if row["split"] == split:
+                judged.setdefault(row["query_id"], {})[row["doc_id"]] = row["relevance"]
+    if not judged:
+        there = f"there are {', '.join(sorted(splits))}" if splits else "there are none at all"
+        raise ValueError(f"no judgments for split {split}: {there}")
+    return dict(sorted(judged.items()))
+
+
+def _texts(queries: Artifact, judged: Qrels, split: str) -> dict[str, str]:
+    """query_id -> text of the judged queries, in the order of `judged`."""
+    found = {
+        row["query_id"]: row["text"]
+        for batch in queries.batches(["query_id", "text"])
+        for row in batch.to_pylist()
+        if row["query_id"] in judged
+    }
+    missing = [query_id for query_id in judged if query_id not in found]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(judged)} judged queries of split {split} are not in "
+            f"{queries.url}, the first is {missing[0]}"
+        )
+    return {query_id: found[query_id] for query_id in judged}
+
+
+def _refuse_leaks(
+    texts: Mapping[str, str], queries: Artifact, qrels: Artifact, trained_on: Sequence[Artifact]
+) -> None:
+    kept_apart = {
+        row["query_id"]
+        for batch in qrels.batches(["split", "query_id"])
+        for row in batch.to_pylist()
+        if row["split"] != "train"
+    }
+
+    def trained() -> Iterator[tuple[str, str]]:
+        for artifact in trained_on:
+            given = artifact.fingerprint == queries.fingerprint
+            for batch in artifact.batches(["query_id", "text"]):
+                for row in batch.to_pylist():
+                    if not (given and row["query_id"] in kept_apart):
+                        yield row["query_id"], row["text"]
+
+    if leaks := find_leaks(texts, trained()):
+        first = leaks[0]
+        raise ValueError(
+            f"{len(leaks)} evaluation queries stand in training too: the first is "
+            f"{first.query_id} ({first.text!r}), there {first.training_query_id}"
+        )
+
+
+def _bm25(corpus: Artifact, texts: Mapping[str, str], lexical: Lexical, depth: int) -> Rankings:
+    rows = corpus.table(["doc_id", "title", "text"])
+    titles, bodies = rows["title"].to_pylist(), rows["text"].to_pylist()
+    documents = [document_text(t, x) for t, x in zip(titles, bodies, strict=True)]
+    index = LexicalIndex(rows["doc_id"].to_pylist(), documents, lexical)
+    return {query_id: index.search(text, depth) for query_id, text in texts.items()}
+
+
+def _dense(path: str, embeddings: Artifact, texts: Mapping[str, str], depth: int) -> Rankings:
+    vectors_QD = Encoder.load(path).encode(list(texts.values()), "query")
+    return dict(zip(texts, search_exact(embeddings, vectors_QD, depth), strict=True))
+
+
+def _gains(qrels: Artifact, judged: Qrels) -> Qrels:
+    """Judgments as `qrels.trec` holds them: grades above the minimum, where the scale is known."""
+    scale = qrels.manifest.extra.get("scale")
+    return gains_on_scale(judged, tuple(scale)) if scale else judged
+
+
+def _write(
+    draft: Draft,
+    report: Mapping[str, Any],
+    measured: Measured,
+    rankings: Mapping[str, Rankings],
+    gains: Qrels,
+) -> None:
+    for system, ranking in rankings.items():
+        draft.write_file(f"runs/{system}.trec", write_run(ranking, system))
+    draft.write_file("qrels.trec", write_qrels(gains))
+    draft.write_file("per_query.parquet", parquet_bytes(measured.table()))
+    draft.write_file("report.html", page(report).encode())
+    draft.write_file("report.json", json.dumps(report, indent=1, ensure_ascii=False).encode())
+
+
+def _versions() -> dict[str, str]:
+    measuring = {name: metadata.version(name) for name in ("ir-measures", "numpy")}
+    return {"python": platform.python_version(), **library_versions(), **measuring}
+
+
+if __name__ == "__main__":
+    from jobs.pipeline import main
+
+    main("evaluate")
