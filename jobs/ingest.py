@@ -6,18 +6,12 @@ columns). A row that cannot be read becomes a rejection with its file, line and 
 is not what it claims to be is an error.
 """
 
-import csv
 import hashlib
-import io
-import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import fsspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from bixse.artifacts import Artifact, Draft, begin
 from bixse.records import (
@@ -32,6 +26,17 @@ from bixse.records import (
     text_hash,
 )
 from bixse.scale import Scale, linear
+from jobs.formats import (
+    Row,
+    check_columns,
+    find_files,
+    fingerprint,
+    open_bytes,
+    read_all,
+    read_file,
+    short_name,
+    value_of,
+)
 from jobs.parts import progress, rejected_table, rows_of
 from jobs.recipe import Ingest
 
@@ -40,8 +45,6 @@ QUERY_ID_NAMES = ("query_id", "_id", "id", "qid", "query-id")
 TITLE_NAMES = ("title",)
 TEXT_NAMES = ("text", "contents", "content", "body", "passage", "query")
 
-FORMATS = {"jsonl": (".jsonl", ".ndjson"), "parquet": (".parquet",), "csv": (".csv", ".tsv")}
-FORMATS["text"] = (".txt", ".md")
 SPLITS = {"train": "train", "dev": "dev", "validation": "dev", "valid": "dev", "test": "test"}
 
 
@@ -54,23 +57,6 @@ class Ingested:
     qrels: Artifact
 
 
-@dataclass(frozen=True)
-class Row:
-    """One raw row: its fields, or why it has none."""
-
-    source: str
-    line: int | None
-    fields: dict[str, Any] = field(default_factory=dict)
-    problem: str = ""
-    raw: str = ""
-
-    def reject(self, reason: str, **ids: str) -> Rejection:
-        raw = self.raw or json.dumps(self.fields, ensure_ascii=True, default=str)
-        return Rejection(
-            reason=reason, response=raw[:2000], source=self.source, line=self.line, **ids
-        )
-
-
 def ingest(data: str | None, settings: Ingest, out: str) -> Ingested:
     """Make `corpus`, `queries` and `qrels` under `out`.
 
@@ -81,12 +67,12 @@ def ingest(data: str | None, settings: Ingest, out: str) -> Ingested:
         return _ingest_python_docs(settings, out)
     if data is None:
         raise ValueError("--data is missing: the directory or file that holds the corpus")
-    files = _find_files(data, settings)
-    inputs = {"data": _fingerprint([*files.corpus, *files.queries, *files.qrels])}
+    files = find_files(data, settings.source)
+    inputs = {"data": fingerprint([*files.corpus, *files.queries, *files.qrels])}
     corpus = _write_corpus(
-        _read_all(files.corpus, files.root), settings, inputs, out, files.described
+        read_all(files.corpus, files.root), settings, inputs, out, files.described
     )
-    queries = _write_queries(_read_all(files.queries, files.root), inputs, out)
+    queries = _write_queries(read_all(files.queries, files.root), inputs, out)
     qrels = _write_qrels(files.qrels, corpus, queries, settings, inputs, out)
     return Ingested(corpus, queries, qrels)
 
@@ -105,206 +91,11 @@ def _ingest_python_docs(settings: Ingest, out: str) -> Ingested:
     )
     corpus = _write_corpus(rows, settings, inputs, out, "the documentation of this Python")
     queries_path, qrels_path = python_docs.evaluation_files()
-    inputs["queries"] = _fingerprint([queries_path, qrels_path])
-    queries = _write_queries(_read_file(queries_path), inputs, out)
+    inputs["queries"] = fingerprint([queries_path, qrels_path])
+    queries = _write_queries(read_file(queries_path), inputs, out)
     graded = settings.replace(grade_min=0.0, grade_max=3.0)
     qrels = _write_qrels([qrels_path], corpus, queries, graded, inputs, out, split="test")
     return Ingested(corpus, queries, qrels)
-
-
-@dataclass(frozen=True)
-class _Files:
-    root: str
-    corpus: list[str]
-    queries: list[str]
-    qrels: list[str]
-    described: str
-
-
-def _find_files(data: str, settings: Ingest) -> _Files:
-    fs, root = fsspec.core.url_to_fs(data)
-    if not fs.exists(root):
-        raise ValueError(f"no data at {data}")
-    if fs.isfile(root):
-        folder = _url(fs, root).rsplit("/", 1)[0]
-        return _Files(folder, [_url(fs, root)], [], [], f"the file {data}")
-    names = sorted(p[len(root.rstrip("/")) + 1 :] for p in fs.find(root))
-    names = [n for n in names if not any(part.startswith(".") for part in n.split("/"))]
-    urls = {name: _url(fs, f"{root.rstrip('/')}/{name}") for name in names}
-    queries = [n for n in names if n.split("/")[0].split(".")[0] == "queries"]
-    qrels = [n for n in names if n.split("/")[0].split(".")[0] == "qrels" and n.endswith(".tsv")]
-    rest = [n for n in names if n not in queries and not n.startswith("qrels")]
-    corpus, described = _corpus_names(rest, settings.source, data)
-    listed = ([urls[name] for name in group] for group in (corpus, queries, qrels))
-    return _Files(_url(fs, root.rstrip("/")), *listed, described)
-
-
-def _corpus_names(names: list[str], source: str, data: str) -> tuple[list[str], str]:
-    if source in ("auto", "beir"):
-        beir = [n for n in names if n.split("/")[0].split(".")[0] == "corpus"]
-        if beir:
-            return beir, f"BEIR layout in {data}"
-        if source == "beir":
-            raise ValueError(f"{data} is not in BEIR layout: corpus.jsonl is missing")
-    wanted = FORMATS if source == "auto" else {source: FORMATS[source]}
-    found = {
-        form: matching
-        for form, suffixes in wanted.items()
-        if (matching := [n for n in names if n.lower().endswith(suffixes)])
-    }
-    if not found:
-        suffixes = " ".join(s for group in wanted.values() for s in group)
-        raise ValueError(f"no corpus in {data}: found none of {suffixes}")
-    if len(found) > 1:
-        raise ValueError(
-            f"{data} holds {' and '.join(found)} files: say which with --ingest.source"
-        )
-    form, matching = next(iter(found.items()))
-    return matching, f"{len(matching)} {form} files in {data}"
-
-
-def _url(fs: Any, path: str) -> str:
-    return str(fs.unstrip_protocol(path))
-
-
-def _open(url: str) -> AbstractContextManager[Any]:
-    """A reader of bytes; an unreadable file is one sentence."""
-    try:
-        handle: AbstractContextManager[Any] = fsspec.open(url, "rb").open()
-    except OSError as error:
-        raise ValueError(f"cannot read {_short(url)}: {error.strerror or error}") from None
-    return handle
-
-
-def _fingerprint(urls: Sequence[str]) -> str:
-    """sha256 over the content of the files, in order of their names."""
-    digest = hashlib.sha256()
-    for url in sorted(urls):
-        with _open(url) as handle:
-            while block := handle.read(1 << 20):
-                digest.update(block)
-        digest.update(b"\0")
-    return digest.hexdigest()[:32]
-
-
-def _read_all(urls: Sequence[str], root: str) -> Iterator[Row]:
-    for url in urls:
-        yield from _read_file(url, root)
-
-
-def _read_file(url: str, root: str = "") -> Iterator[Row]:
-    """Rows of one file, by its suffix; a text file is one row, named by its path below `root`."""
-    suffix = "." + url.lower().rsplit(".", 1)[-1]
-    form = next((form for form, suffixes in FORMATS.items() if suffix in suffixes), None)
-    if form is None:
-        raise ValueError(f"cannot read {_short(url)}: not one of jsonl, parquet, csv, tsv, txt, md")
-    readers: dict[str, Callable[[str, Any], Iterator[Row]]] = {
-        "jsonl": _read_jsonl, "parquet": _read_parquet, "csv": _read_csv,
-        "text": lambda url, handle: _read_text(url, handle, root),
-    }  # fmt: skip
-    with _open(url) as handle:
-        yield from readers[form](url, handle)
-
-
-def _read_jsonl(url: str, handle: Any) -> Iterator[Row]:
-    for number, raw in enumerate(handle, start=1):
-        if not raw.strip():
-            continue
-        source, shown = _short(url), raw[:2000].decode("utf-8", "replace")
-        try:
-            fields = json.loads(raw.decode("utf-8-sig"))
-        except UnicodeDecodeError:
-            yield Row(source, number, problem="not UTF-8", raw=shown)
-        except ValueError:
-            yield Row(source, number, problem="broken JSON", raw=shown)
-        else:
-            if isinstance(fields, dict):
-                yield Row(source, number, fields)
-            else:
-                yield Row(source, number, problem="not a JSON object", raw=shown)
-
-
-def _read_parquet(url: str, handle: Any) -> Iterator[Row]:
-    try:
-        file = pq.ParquetFile(handle)
-    except pa.ArrowInvalid:
-        raise ValueError(f"{_short(url)} is not a Parquet file") from None
-    number = 0
-    for batch in file.iter_batches(4096):
-        for fields in batch.to_pylist():
-            number += 1
-            yield Row(_short(url), number, fields)
-
-
-def _read_csv(url: str, handle: Any) -> Iterator[Row]:
-    csv.field_size_limit(1 << 30)
-    delimiter = "\t" if url.lower().endswith(".tsv") else ","
-    text = io.TextIOWrapper(handle, encoding="utf-8-sig", newline="")
-    # Tabs need no quotes, and BEIR's files have bare ones.
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    reader = csv.DictReader(text, delimiter=delimiter, quoting=quoting)
-    try:
-        for fields in reader:
-            spare = fields.pop(None, None)  # type: ignore[call-overload]
-            row = Row(_short(url), reader.line_num, dict(fields))
-            if spare or None in fields.values():
-                row = Row(row.source, row.line, problem="another number of columns than the header")
-            yield row
-    except UnicodeDecodeError:
-        raise ValueError(f"{_short(url)} is not UTF-8 text") from None
-    except csv.Error as error:
-        raise ValueError(f"{_short(url)} is not CSV: {error}") from None
-    finally:
-        text.detach()  # the file is closed by who opened it
-
-
-def _read_text(url: str, handle: Any, root: str) -> Iterator[Row]:
-    name = url.removeprefix(root).lstrip("/")
-    try:
-        text = handle.read().decode("utf-8-sig")
-    except UnicodeDecodeError:
-        yield Row(name, None, problem="not UTF-8")
-        return
-    first, _, rest = text.lstrip().partition("\n")
-    if first.startswith("#"):
-        title, text = first.lstrip("#").strip(), rest
-    else:
-        title = name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
-    fields = {"doc_id": name, "title": title if text.strip() else "", "text": text}
-    yield Row(name, None, fields)
-
-
-def _short(url: str) -> str:
-    return url.removeprefix("file://").removeprefix("local://")
-
-
-def _value(row: Row, names: tuple[str, ...]) -> str | None:
-    """The first of the named fields as text; None when absent or null. Raises ValueError."""
-    for name in names:
-        value = row.fields.get(name)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, str | int):
-            raise ValueError(f"{name} is not text")
-        text = str(value)
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise ValueError(f"{name} is not valid Unicode") from None
-        return text.strip()
-    return None
-
-
-def _check_columns(row: Row, *needed: tuple[str, ...]) -> None:
-    """In a table a missing column is a wrong file, in JSON lines a missing field is a bad row."""
-    if not row.fields or not row.source.lower().endswith((*FORMATS["csv"], *FORMATS["parquet"])):
-        return
-    for names in needed:
-        if not any(name in row.fields for name in names):
-            found = ", ".join(map(str, row.fields)) or "none"
-            raise ValueError(
-                f"{row.source} has no column {names[0]} (or {', '.join(names[1:])}): found {found}"
-            )
 
 
 class _Parts:
@@ -351,7 +142,7 @@ def _write_corpus(
     seen: dict[str, str] = {}
     with progress("ingest", None) as advance:
         for row in rows:
-            _check_columns(row, DOC_ID_NAMES, TEXT_NAMES)
+            check_columns(row, DOC_ID_NAMES, TEXT_NAMES)
             document = _document(row, seen)
             if isinstance(document, Rejection):
                 parts.reject(document)
@@ -370,8 +161,8 @@ def _document(row: Row, seen: dict[str, str]) -> Document | Rejection:
     if row.problem:
         return row.reject(row.problem)
     try:
-        doc_id = _value(row, DOC_ID_NAMES)
-        title, text = _value(row, TITLE_NAMES) or "", _value(row, TEXT_NAMES) or ""
+        doc_id = value_of(row, DOC_ID_NAMES)
+        title, text = value_of(row, TITLE_NAMES) or "", value_of(row, TEXT_NAMES) or ""
     except ValueError as error:
         return row.reject(str(error))
     if not doc_id:
@@ -393,7 +184,7 @@ def _write_queries(rows: Iterator[Row], inputs: dict[str, str], out: str) -> Art
     parts = _Parts(draft, QUERIES, 100_000)
     seen: set[str] = set()
     for row in rows:
-        _check_columns(row, QUERY_ID_NAMES, TEXT_NAMES)
+        check_columns(row, QUERY_ID_NAMES, TEXT_NAMES)
         query = _query(row, seen)
         if isinstance(query, Rejection):
             parts.reject(query)
@@ -408,7 +199,7 @@ def _query(row: Row, seen: set[str]) -> Query | Rejection:
     if row.problem:
         return row.reject(row.problem)
     try:
-        query_id, text = _value(row, QUERY_ID_NAMES), _value(row, TEXT_NAMES)
+        query_id, text = value_of(row, QUERY_ID_NAMES), value_of(row, TEXT_NAMES)
     except ValueError as error:
         return row.reject(str(error))
     if not query_id:
@@ -526,14 +317,14 @@ def _read_grades(url: str, split: str | None) -> Iterator[_Grade | Rejection]:
     if split is None and stem != "qrels":
         if stem not in SPLITS:
             raise ValueError(
-                f"{_short(url)} names no split: expected train.tsv, dev.tsv or test.tsv"
+                f"{short_name(url)} names no split: expected train.tsv, dev.tsv or test.tsv"
             )
         split = SPLITS[stem]
-    with _open(url) as handle:
+    with open_bytes(url) as handle:
         for number, raw in enumerate(handle, start=1):
             line = raw.decode("utf-8", "replace").strip()
             columns = line.split("\t") if "\t" in line else line.split()
-            row = Row(_short(url), number, raw=line)
+            row = Row(short_name(url), number, raw=line)
             if not line or (number == 1 and columns[-1] in ("score", "relevance", "grade")):
                 continue
             if len(columns) == 4:

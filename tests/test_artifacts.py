@@ -87,7 +87,7 @@ def test_another_input_or_config_is_refused_by_name(url: str) -> None:
         begin(url, "corpus", config={"size": 1}, inputs={"data": "xyz"})
     with pytest.raises(ArtifactError, match=r"config.size = 1, now config.size = 2"):
         begin(url, "corpus", config={"size": 2}, inputs={"data": "abc"})
-    with pytest.raises(ArtifactError, match="expected queries at .*, found corpus"):
+    with pytest.raises(ArtifactError, match=r"expected queries at .*, found corpus"):
         Artifact.open(url, "queries")
 
 

@@ -17,7 +17,10 @@ def test_importing_bixse_loads_neither_ray_nor_vllm() -> None:
         for path in SOURCES
         if path.parts[len(ROOT.parts)] == "bixse"
     ]
-    script = f"import sys\nfor m in {modules!r}: __import__(m)\nassert not {{'ray', 'vllm'}} & set(sys.modules)"
+    script = (
+        f"import sys\nfor m in {modules!r}: __import__(m)\n"
+        "assert not {'ray', 'vllm'} & set(sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

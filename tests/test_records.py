@@ -34,4 +34,6 @@ def test_splits_are_80_10_10_and_stay() -> None:
     assert abs(counts["train"] / 20_000 - 0.8) < 0.02
     assert abs(counts["dev"] / 20_000 - 0.1) < 0.01
     assert abs(counts["test"] / 20_000 - 0.1) < 0.01
-    assert [split_of(q) for q in ("a", "b", "c", "d")] == [split_of(q) for q in ("a", "b", "c", "d")]
+    assert [split_of(q) for q in ("a", "b", "c", "d")] == [
+        split_of(q) for q in ("a", "b", "c", "d")
+    ]

@@ -1,0 +1,244 @@
+"""Foreign files as raw rows: where they lie, what they are, one row at a time.
+
+Every reader streams. A line that cannot be read becomes a `Row` with a problem, which ingest
+rejects; a file that is not what its name says raises ValueError in one sentence.
+"""
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bixse.records import Rejection
+
+FORMATS = {
+    "jsonl": (".jsonl", ".ndjson"),
+    "parquet": (".parquet",),
+    "csv": (".csv", ".tsv"),
+    "text": (".txt", ".md"),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One raw row: its fields, or why it has none."""
+
+    source: str
+    line: int | None
+    fields: dict[str, Any] = field(default_factory=dict)
+    problem: str = ""
+    raw: str = ""
+
+    def reject(self, reason: str, **ids: str) -> Rejection:
+        raw = self.raw or json.dumps(self.fields, ensure_ascii=True, default=str)
+        return Rejection(
+            reason=reason, response=raw[:2000], source=self.source, line=self.line, **ids
+        )
+
+
+@dataclass(frozen=True)
+class Files:
+    """URLs of what `--data` holds, and how the corpus is described to a person."""
+
+    root: str
+    corpus: list[str]
+    queries: list[str]
+    qrels: list[str]
+    described: str
+
+
+def find_files(data: str, source: str) -> Files:
+    """What `--data` holds; `source` is a format or `auto`. Raises ValueError if it is not there."""
+    fs, root = fsspec.core.url_to_fs(data)
+    if not fs.exists(root):
+        raise ValueError(f"no data at {data}")
+    if fs.isfile(root):
+        folder = _url(fs, root).rsplit("/", 1)[0]
+        return Files(folder, [_url(fs, root)], [], [], f"the file {data}")
+    names = sorted(p[len(root.rstrip("/")) + 1 :] for p in fs.find(root))
+    names = [n for n in names if not any(part.startswith(".") for part in n.split("/"))]
+    urls = {name: _url(fs, f"{root.rstrip('/')}/{name}") for name in names}
+    queries = [n for n in names if n.split("/")[0].split(".")[0] == "queries"]
+    qrels = [n for n in names if n.split("/")[0].split(".")[0] == "qrels" and n.endswith(".tsv")]
+    rest = [n for n in names if n not in queries and not n.startswith("qrels")]
+    corpus, described = _corpus_names(rest, source, data)
+    listed = ([urls[name] for name in group] for group in (corpus, queries, qrels))
+    return Files(_url(fs, root.rstrip("/")), *listed, described)
+
+
+def _corpus_names(names: list[str], source: str, data: str) -> tuple[list[str], str]:
+    if source in ("auto", "beir"):
+        beir = [n for n in names if n.split("/")[0].split(".")[0] == "corpus"]
+        if beir:
+            return beir, f"BEIR layout in {data}"
+        if source == "beir":
+            raise ValueError(f"{data} is not in BEIR layout: corpus.jsonl is missing")
+    wanted = FORMATS if source == "auto" else {source: FORMATS[source]}
+    found = {
+        form: matching
+        for form, suffixes in wanted.items()
+        if (matching := [n for n in names if n.lower().endswith(suffixes)])
+    }
+    if not found:
+        suffixes = " ".join(s for group in wanted.values() for s in group)
+        raise ValueError(f"no corpus in {data}: found none of {suffixes}")
+    if len(found) > 1:
+        raise ValueError(
+            f"{data} holds {' and '.join(found)} files: say which with --ingest.source"
+        )
+    form, matching = next(iter(found.items()))
+    return matching, f"{len(matching)} {form} files in {data}"
+
+
+def _url(fs: Any, path: str) -> str:
+    return str(fs.unstrip_protocol(path))
+
+
+def open_bytes(url: str) -> AbstractContextManager[Any]:
+    """A reader of bytes; an unreadable file is one sentence."""
+    try:
+        handle: AbstractContextManager[Any] = fsspec.open(url, "rb").open()
+    except OSError as error:
+        raise ValueError(f"cannot read {short_name(url)}: {error.strerror or error}") from None
+    return handle
+
+
+def fingerprint(urls: Sequence[str]) -> str:
+    """sha256 over the content of the files, in order of their names."""
+    digest = hashlib.sha256()
+    for url in sorted(urls):
+        with open_bytes(url) as handle:
+            while block := handle.read(1 << 20):
+                digest.update(block)
+        digest.update(b"\0")
+    return digest.hexdigest()[:32]
+
+
+def read_all(urls: Sequence[str], root: str) -> Iterator[Row]:
+    for url in urls:
+        yield from read_file(url, root)
+
+
+def read_file(url: str, root: str = "") -> Iterator[Row]:
+    """Rows of one file, by its suffix; a text file is one row, named by its path below `root`."""
+    suffix = "." + url.lower().rsplit(".", 1)[-1]
+    form = next((form for form, suffixes in FORMATS.items() if suffix in suffixes), None)
+    if form is None:
+        raise ValueError(
+            f"cannot read {short_name(url)}: not one of jsonl, parquet, csv, tsv, txt, md"
+        )
+    readers: dict[str, Callable[[str, Any], Iterator[Row]]] = {
+        "jsonl": _read_jsonl, "parquet": _read_parquet, "csv": _read_csv,
+        "text": lambda url, handle: _read_text(url, handle, root),
+    }  # fmt: skip
+    with open_bytes(url) as handle:
+        yield from readers[form](url, handle)
+
+
+def _read_jsonl(url: str, handle: Any) -> Iterator[Row]:
+    for number, raw in enumerate(handle, start=1):
+        if not raw.strip():
+            continue
+        source, shown = short_name(url), raw[:2000].decode("utf-8", "replace")
+        try:
+            fields = json.loads(raw.decode("utf-8-sig"))
+        except UnicodeDecodeError:
+            yield Row(source, number, problem="not UTF-8", raw=shown)
+        except ValueError:
+            yield Row(source, number, problem="broken JSON", raw=shown)
+        else:
+            if isinstance(fields, dict):
+                yield Row(source, number, fields)
+            else:
+                yield Row(source, number, problem="not a JSON object", raw=shown)
+
+
+def _read_parquet(url: str, handle: Any) -> Iterator[Row]:
+    try:
+        file = pq.ParquetFile(handle)
+    except pa.ArrowInvalid:
+        raise ValueError(f"{short_name(url)} is not a Parquet file") from None
+    number = 0
+    for batch in file.iter_batches(4096):
+        for fields in batch.to_pylist():
+            number += 1
+            yield Row(short_name(url), number, fields)
+
+
+def _read_csv(url: str, handle: Any) -> Iterator[Row]:
+    csv.field_size_limit(1 << 30)
+    delimiter = "\t" if url.lower().endswith(".tsv") else ","
+    text = io.TextIOWrapper(handle, encoding="utf-8-sig", newline="")
+    # Tabs need no quotes, and BEIR's files have bare ones.
+    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    reader = csv.DictReader(text, delimiter=delimiter, quoting=quoting)
+    try:
+        for fields in reader:
+            spare = fields.pop(None, None)  # type: ignore[call-overload]
+            row = Row(short_name(url), reader.line_num, dict(fields))
+            if spare or None in fields.values():
+                row = Row(row.source, row.line, problem="another number of columns than the header")
+            yield row
+    except UnicodeDecodeError:
+        raise ValueError(f"{short_name(url)} is not UTF-8 text") from None
+    except csv.Error as error:
+        raise ValueError(f"{short_name(url)} is not CSV: {error}") from None
+    finally:
+        text.detach()  # the file is closed by who opened it
+
+
+def _read_text(url: str, handle: Any, root: str) -> Iterator[Row]:
+    name = url.removeprefix(root).lstrip("/")
+    try:
+        text = handle.read().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        yield Row(name, None, problem="not UTF-8")
+        return
+    first, _, rest = text.lstrip().partition("\n")
+    if first.startswith("#"):
+        title, text = first.lstrip("#").strip(), rest
+    else:
+        title = name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+    fields = {"doc_id": name, "title": title if text.strip() else "", "text": text}
+    yield Row(name, None, fields)
+
+
+def short_name(url: str) -> str:
+    return url.removeprefix("file://").removeprefix("local://")
+
+
+def value_of(row: Row, names: tuple[str, ...]) -> str | None:
+    """The first of the named fields as text; None when absent or null. Raises ValueError."""
+    for name in names:
+        value = row.fields.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise ValueError(f"{name} is not text")
+        text = str(value)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{name} is not valid Unicode") from None
+        return text.strip()
+    return None
+
+
+def check_columns(row: Row, *needed: tuple[str, ...]) -> None:
+    """In a table a missing column is a wrong file, in JSON lines a missing field is a bad row."""
+    if not row.fields or not row.source.lower().endswith((*FORMATS["csv"], *FORMATS["parquet"])):
+        return
+    for names in needed:
+        if not any(name in row.fields for name in names):
+            found = ", ".join(map(str, row.fields)) or "none"
+            raise ValueError(
+                f"{row.source} has no column {names[0]} (or {', '.join(names[1:])}): found {found}"
+            )
