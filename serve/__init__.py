@@ -1,0 +1,1 @@
+"""The HTTP shell: an index and its encoder behind Ray Serve."""

@@ -1,0 +1,265 @@
+"""Routes and status codes.
+
+`application` is a plain ASGI application over an `Engine`; it knows nothing of Ray.
+"""
+
+import asyncio
+import base64
+import hashlib
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from fastapi import FastAPI, Response
+from fastapi.responses import HTMLResponse
+from starlette.middleware import Middleware
+
+from bixse.models.encoder import Role
+from serve.access import Door, Keys
+from serve.errors import HANDLERS, ApiError
+from serve.fanout import Answer, Verdict, verdict
+from serve.messages import Encoded, Found, RefusedText
+from serve.metrics import Metered, Metrics
+from serve.schema import (
+    CoverageReply,
+    EmbeddingReply,
+    EmbeddingsReply,
+    EmbeddingsRequest,
+    HitReply,
+    IndexReply,
+    RetrieveRequest,
+    SearchReply,
+    SearchRequest,
+    UsageReply,
+)
+from serve.settings import ServeArgs, ServedIndex
+
+PAGE = Path(__file__).with_name("page.html")
+
+GENERATION = 1
+"""Of the index, counted since the application was started."""
+
+
+class Engine(Protocol):
+    """What answers. Deadlines are times of the running loop.
+
+    Both methods raise TimeoutError, RefusedText for a text that cannot be encoded, and Unavailable.
+    """
+
+    async def search(
+        self, queries: Sequence[str], k: int, with_fields: bool, deadline: float
+    ) -> Answer:
+        """Rankings of all queries, over the shards that answered."""
+
+    async def embed(self, texts: Sequence[str], role: Role, deadline: float) -> list[Encoded]:
+        """Vectors of all texts."""
+
+    async def canary(self) -> str | None:
+        """Why the canary query did not give its known answer, or None when it did."""
+
+
+class Handlers:
+    """The routes over one engine."""
+
+    def __init__(self, engine: Engine, index: ServedIndex, args: ServeArgs) -> None:
+        self._engine = engine
+        self._index = index
+        self._args = args
+
+    async def search(self, request: SearchRequest) -> SearchReply:
+        start = time.perf_counter()
+        many = request.queries is not None
+        texts = request.queries or [request.query or ""]
+        self._check_texts(texts, "queries" if many else "query")
+        self._check_k(request.k, "k")
+        answer = await self._engine_search(texts, request)
+        rankings = [_hits(found) for found in answer.results]
+        total_ms = round((time.perf_counter() - start) * 1e3, 3)
+        return SearchReply(
+            hits=None if many else rankings[0],
+            results=rankings if many else None,
+            coverage=CoverageReply.model_validate(answer.coverage, from_attributes=True),
+            index=IndexReply(generation=GENERATION, fingerprint=self._index.fingerprint),
+            encoder=self._index.encoder,
+            timing_ms={**answer.timing_ms, "total": total_ms},
+        )
+
+    async def embeddings(self, request: EmbeddingsRequest) -> EmbeddingsReply:
+        self._check_texts(request.input, "input")
+        if request.model not in (self._args.model, self._index.encoder):
+            raise ApiError(
+                404,
+                "model_not_found",
+                f"no model {request.model!r} here: this is {self._args.model!r}, "
+                f"encoder {self._index.encoder}",
+                "model",
+            )
+        if request.dimensions not in (None, self._index.dim):
+            raise ApiError(
+                422, "invalid_request", f"vectors have {self._index.dim} dimensions", "dimensions"
+            )
+        try:
+            encoded = await self._engine.embed(
+                request.input, request.input_type, self._deadline(None)
+            )
+        except RefusedText as error:
+            raise _refused(error, "input", many=True) from None
+        tokens = sum(e.tokens for e in encoded)
+        return EmbeddingsReply(
+            data=[
+                EmbeddingReply(index=i, embedding=_vector(e, request.encoding_format))
+                for i, e in enumerate(encoded)
+            ],
+            model=request.model,
+            usage=UsageReply(prompt_tokens=tokens, total_tokens=tokens),
+        )
+
+    async def retrieve(self, request: RetrieveRequest) -> dict[str, Any]:
+        self._check_texts(request.queries, "queries")
+        k = 10 if request.topk is None else request.topk
+        self._check_k(k, "topk")
+        # The shape has no room to say that an answer is partial, so it never is.
+        whole = SearchRequest(queries=request.queries, k=k, allow_partial=False)
+        answer = await self._engine_search(request.queries, whole)
+        results: list[list[dict[str, Any]]] = []
+        for found in answer.results:
+            fields = zip(found.hits, found.documents or (), strict=True)
+            documents = [
+                ({"id": d.doc_id, "contents": f"{d.title}\n{d.text}"}, hit.score)
+                for hit, d in fields
+            ]
+            results.append(
+                [{"document": d, "score": s} for d, s in documents]
+                if request.return_scores
+                else [d for d, _ in documents]
+            )
+        return {"result": results}
+
+    async def livez(self) -> dict[str, str]:
+        return {"status": "live"}
+
+    async def readyz(self) -> dict[str, Any]:
+        problem = await self._engine.canary()
+        if problem is not None:
+            raise ApiError(503, "not_ready", problem)
+        return {"status": "ready", "index": self._index.fingerprint, "generation": GENERATION}
+
+    async def _engine_search(self, texts: Sequence[str], request: SearchRequest) -> Answer:
+        deadline = self._deadline(request.timeout_ms)
+        try:
+            answer = await self._engine.search(texts, request.k, request.include_text, deadline)
+        except RefusedText as error:
+            field = "query" if request.queries is None else "queries"
+            raise _refused(error, field, request.queries is not None) from None
+        decided = verdict(
+            answer.coverage, allow_partial=request.allow_partial, min_coverage=request.min_coverage
+        )
+        if decided is Verdict.TIMEOUT:
+            raise TimeoutError
+        if decided is Verdict.UNAVAILABLE:
+            seen = answer.coverage
+            reasons = ", ".join(f"{m.shard} {m.reason}" for m in seen.degraded)
+            raise ApiError(
+                503,
+                "partial_coverage",
+                f"{seen.shards_ok} of {seen.shards} shards answered, with {seen.fraction:.4f} of "
+                f"the documents ({reasons})",
+            )
+        return answer
+
+    def _deadline(self, timeout_ms: int | None) -> float:
+        if timeout_ms is not None and timeout_ms > self._args.max_timeout_ms:
+            most = self._args.max_timeout_ms
+            raise ApiError(422, "invalid_request", f"must be at most {most}", "timeout_ms")
+        budget_ms = self._args.default_timeout_ms if timeout_ms is None else timeout_ms
+        return asyncio.get_running_loop().time() + budget_ms / 1e3
+
+    def _check_texts(self, texts: Sequence[str], field: str) -> None:
+        if len(texts) > self._args.max_queries:
+            raise ApiError(
+                422, "invalid_request", f"must hold at most {self._args.max_queries} texts", field
+            )
+        if any(len(text) > self._args.max_text_length for text in texts):
+            raise ApiError(
+                422,
+                "invalid_request",
+                f"a text may have at most {self._args.max_text_length} characters",
+                field,
+            )
+
+    def _check_k(self, k: int, field: str) -> None:
+        if k > self._args.max_k:
+            raise ApiError(422, "invalid_request", f"must be at most {self._args.max_k}", field)
+
+
+def application(
+    engine: Engine, index: ServedIndex, args: ServeArgs, keys: Keys, metrics: Metrics
+) -> FastAPI:
+    """The ASGI application: routes behind keys and limits, every failure in one envelope."""
+    handlers = Handlers(engine, index, args)
+    page = PAGE.read_bytes()
+    policy = _content_policy(page.decode())
+    door = Middleware(
+        Door, keys=keys, max_in_flight=args.max_in_flight, max_body_bytes=args.max_body_bytes
+    )
+    app = FastAPI(
+        title="bixse",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        middleware=[Middleware(Metered, metrics=metrics), door],
+        exception_handlers=HANDLERS,
+    )
+    app.post("/search", response_model_exclude_none=True)(handlers.search)
+    app.post("/v1/embeddings")(handlers.embeddings)
+    app.post("/retrieve")(handlers.retrieve)
+    app.get("/livez")(handlers.livez)
+    app.get("/readyz")(handlers.readyz)
+
+    @app.get("/metrics")
+    async def metrics_page() -> Response:
+        return Response(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/", include_in_schema=False)
+    async def search_page() -> Response:
+        return HTMLResponse(page, headers={"Content-Security-Policy": policy})
+
+    return app
+
+
+def _hits(found: Found) -> list[HitReply]:
+    if found.documents is None:
+        return [HitReply(doc_id=h.doc_id, score=h.score, rank=h.rank) for h in found.hits]
+    fields = zip(found.hits, found.documents, strict=True)
+    return [
+        HitReply(doc_id=h.doc_id, score=h.score, rank=h.rank, title=d.title, text=d.text)
+        for h, d in fields
+    ]
+
+
+def _vector(encoded: Encoded, encoding: Literal["float", "base64"]) -> list[float] | str:
+    if encoding == "float":
+        return [float(x) for x in encoded.vector]
+    return base64.b64encode(encoded.vector.astype("<f4").tobytes()).decode()
+
+
+def _refused(error: RefusedText, field: str, many: bool) -> ApiError:
+    param = f"{field}.{error.position}" if many else field
+    return ApiError(422, "invalid_request", f"cannot be encoded: {error.reason}", param)
+
+
+def _content_policy(page: str) -> str:
+    """A policy that lets the page run its own script and style, and ask this server, only."""
+
+    def hashes(tag: str) -> str:
+        blocks = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        digests = (hashlib.sha256(block.encode()).digest() for block in blocks)
+        return " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
+
+    return (
+        f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; "
+        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    )

@@ -1,0 +1,89 @@
+"""Decide what an answer is worth when some shards gave none, and merge those that did.
+
+Pure functions of plain values: the gateway asks, this module decides.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Literal
+
+from bixse.retrieval.merge import merge
+from serve.messages import Found
+
+Reason = Literal["late", "lost", "failed", "shed"]
+"""late: past the deadline. lost: its replica died. failed: it raised. shed: its queue is full."""
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A shard without an answer, and why."""
+
+    shard: str
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How much of the index an answer has seen; `fraction` counts documents."""
+
+    fraction: float
+    shards_ok: int
+    shards: int
+    degraded: tuple[Missing, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Rankings, one a query, what they have seen of the index, and where the time went."""
+
+    results: list[Found]
+    coverage: Coverage
+    timing_ms: dict[str, float]
+
+
+class Verdict(Enum):
+    """What to reply: the hits, 503, or 504."""
+
+    ANSWER = auto()
+    UNAVAILABLE = auto()
+    TIMEOUT = auto()
+
+
+def coverage(shard_rows: Mapping[str, int], missing: Sequence[Missing]) -> Coverage:
+    """The part of the index that answered. `shard_rows` holds the documents of every shard.
+
+    Raises KeyError for a shard that the index does not have.
+    """
+    lost_rows = sum(shard_rows[m.shard] for m in missing)
+    total = sum(shard_rows.values())
+    return Coverage(
+        fraction=(total - lost_rows) / total,
+        shards_ok=len(shard_rows) - len(missing),
+        shards=len(shard_rows),
+        degraded=tuple(sorted(missing, key=lambda m: m.shard)),
+    )
+
+
+def verdict(seen: Coverage, *, allow_partial: bool, min_coverage: float) -> Verdict:
+    """Whether hits from this part of the index are an answer.
+
+    No shard at all is never an answer: 504 when all of them were late, else 503. Some shards are
+    one when the caller allows it and they hold at least `min_coverage` of the documents.
+    """
+    if seen.shards_ok == 0:
+        all_late = all(missing.reason == "late" for missing in seen.degraded)
+        return Verdict.TIMEOUT if all_late else Verdict.UNAVAILABLE
+    whole = seen.shards_ok == seen.shards
+    if not whole and (not allow_partial or seen.fraction < min_coverage):
+        return Verdict.UNAVAILABLE
+    return Verdict.ANSWER
+
+
+def one_ranking(found: Sequence[Found], k: int) -> Found:
+    """The best `k` hits over all shards, with their fields when every shard gave fields."""
+    hits = merge((shard.hits for shard in found), k)
+    if any(shard.documents is None for shard in found):
+        return Found(hits)
+    fields = {doc.doc_id: doc for shard in found for doc in shard.documents or ()}
+    return Found(hits, [fields[hit.doc_id] for hit in hits])

@@ -1,0 +1,61 @@
+"""What the deployments tell the gateway, and how they fail."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from bixse.records import Document, Hit
+
+Vectors = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What was found for one query: hits in order, and their fields where asked for."""
+
+    hits: list[Hit]
+    documents: list[Document] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A unit vector [dim], and how many tokens of the text the model has read."""
+
+    vector: Vectors
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A text that the encoder cannot encode."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedBatch:
+    """Vectors [texts, dim]; the row of a text in `refused` (position -> reason) is void."""
+
+    vectors: Vectors
+    tokens: list[int]
+    refused: dict[int, str] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Encoded | Refused]:
+        rows = zip(self.vectors, self.tokens, strict=True)
+        for position, (vector, tokens) in enumerate(rows):
+            reason = self.refused.get(position)
+            yield Encoded(vector, tokens) if reason is None else Refused(reason)
+
+
+class RefusedText(ValueError):
+    """One of a request's texts cannot be encoded; the others are not to blame."""
+
+    def __init__(self, position: int, reason: str) -> None:
+        super().__init__(position, reason)
+        self.position, self.reason = position, reason
+
+
+class Unavailable(Exception):
+    """What answers is gone for now: asking again later is right."""

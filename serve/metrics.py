@@ -1,0 +1,85 @@
+"""What the gateway counts. No label takes its value from a request."""
+
+import time
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+ROUTES = ("/search", "/v1/embeddings", "/retrieve", "/livez", "/readyz", "/metrics", "/")
+
+_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+_FRACTIONS = (0, 0.5, 0.9, 0.99, 0.999, 1)
+
+
+class Metrics:
+    """The gateway's metrics, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = r = CollectorRegistry()
+        self.request_total = Counter(
+            "bixse_request_total", "Requests answered.", ["route", "code"], registry=r
+        )
+        self.request_seconds = Histogram(
+            "bixse_request_seconds", "Time to answer.", ["route"], buckets=_SECONDS, registry=r
+        )
+        self.shed_total = Counter(
+            "bixse_shed_total", "Requests refused to bound the load.", ["reason"], registry=r
+        )
+        self.queue_depth = Gauge(
+            "bixse_queue_depth", "Items that wait for a batch.", ["stage"], registry=r
+        )
+        self.batch_size = Histogram(
+            "bixse_batch_size", "Items of a batch.", ["stage"], buckets=_SIZES, registry=r
+        )
+        self.encode_seconds = Histogram(
+            "bixse_encode_seconds", "One call to the encoder.", buckets=_SECONDS, registry=r
+        )
+        self.shard_seconds = Histogram(
+            "bixse_shard_seconds", "One call to a shard.", ["shard"], buckets=_SECONDS, registry=r
+        )
+        self.shard_missing_total = Counter(
+            "bixse_shard_missing_total",
+            "Answers that lack a shard.",
+            ["shard", "reason"],
+            registry=r,
+        )
+        self.coverage_ratio = Histogram(
+            "bixse_coverage_ratio",
+            "Part of the index's documents that an answer has seen.",
+            buckets=_FRACTIONS,
+            registry=r,
+        )
+        self.index_generation = Gauge(
+            "bixse_index_generation", "Generation that is served.", registry=r
+        )
+
+    def render(self) -> bytes:
+        """All metrics in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+class Metered:
+    """ASGI middleware that counts every answer, by route and status."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        route = scope["path"] if scope["path"] in ROUTES else "other"
+        start = time.perf_counter()
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                code = message["status"]
+                self._metrics.request_total.labels(route, str(code)).inc()
+                self._metrics.request_seconds.labels(route).observe(time.perf_counter() - start)
+                if code == 429:
+                    self._metrics.shed_total.labels("in_flight").inc()
+            await send(message)
+
+        await self._app(scope, receive, counted)
