@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from bixse.models.settings import PACKAGED
 from jobs.command import RECIPES, Run, parse, refuse, summary_line
 
 if TYPE_CHECKING:
@@ -74,7 +75,10 @@ class Pipeline:
         from jobs.judge import judge
 
         data, pairs, recipe = self.data(), self.pairs(), self.recipe
-        queries = self.all_queries()
+        queries, vectors = self.all_queries(), None
+        if recipe.judging.judge == "features":
+            # Under the judge's own encoder, which need not be the one that is trained.
+            vectors = self.embeddings("base" if recipe.start == PACKAGED else "judge", PACKAGED)
         return self._once(
             "judge",
             lambda: judge(
@@ -84,7 +88,7 @@ class Pipeline:
                 data.qrels,
                 recipe.judging,
                 recipe.lexical,
-                recipe.start,
+                vectors,
                 recipe.placement,
                 self._path("judgments"),
             ),
@@ -129,7 +133,8 @@ class Pipeline:
             "base": (recipe.start, self.embeddings("base", recipe.start)),
             "trained": (encoder, self.embeddings("trained", encoder)),
         }
-        trained_on = [] if self.run.encoder else self._training_queries()
+        # Of an encoder that was brought along nobody here knows what it has seen.
+        trained_on = [] if self.run.encoder else self.all_queries()
         return self._once(
             "evaluate",
             lambda: evaluate(

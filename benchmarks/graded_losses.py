@@ -1,0 +1,263 @@
+"""Graded BCE against the three InfoNCE baselines: same rows, same seeds, full-corpus nDCG@10.
+
+    python benchmarks/graded_losses.py --data DATA --sets cranfield mediqa2019-qa --out runs/losses
+    python benchmarks/graded_losses.py --quick --json
+
+DATA holds sets in BEIR layout. `trec-dl` stands for a set that is put together here: passages and
+GPT-4o grades of TREC Deep Learning 2019 and 2020 for training, the human grades of 2021 for the
+test. For each set: ingest, judge (the given grades), embed with the base encoder; then for each
+objective and seed: train, embed, evaluate. Every stage is an artefact under `--out`, so that an
+interrupted run goes on. The values of a query are averaged over seeds before they are compared.
+`--quick` needs no data: it makes a small graded corpus of invented words and an encoder for it.
+"""
+
+import json
+import random
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from bixse.artifacts import Artifact
+from bixse.evaluation.settings import Evaluation
+from bixse.evaluation.significance import interval, randomisation_p, resampled_means
+from bixse.judging.settings import Judging
+from bixse.models.settings import PACKAGED
+from bixse.retrieval.settings import Lexical
+from bixse.training.settings import GradedBCE, InfoNCE, Objective, Training
+from jobs.embed import embed
+from jobs.evaluate import evaluate
+from jobs.ingest import ingest
+from jobs.judge import judge
+from jobs.recipe import Ingest, Placement
+from jobs.train import train
+
+OBJECTIVES: Mapping[str, Objective] = {
+    "graded_bce": GradedBCE(),
+    "infonce": InfoNCE(positives="all"),
+    "infonce_threshold": InfoNCE(positives="threshold"),
+    "infonce_weighted": InfoNCE(positives="weighted"),
+}
+GRADES_FROM = {"mediqa2019-qa": 1.0}
+"""Sets whose scale starts at 1 (excellent is 4, incorrect 1)."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is compared, and on what."""
+
+    data: str = "../shared/data"
+    """Directory of sets in BEIR layout."""
+    sets: tuple[str, ...] = ("cranfield", "mediqa2019-qa", "chorus-electronics", "trec-dl")
+    """Which of them."""
+    objectives: tuple[str, ...] = tuple(OBJECTIVES)
+    """Which objectives."""
+    seeds: int = 3
+    """Training runs of each objective."""
+    epochs: int = 1
+    """Passes over the judgments."""
+    max_steps: int | None = None
+    """Stop training after this many steps, if sooner."""
+    learning_rate: float = 2e-5
+    """Peak rate, the same for every objective."""
+    query_tokens: int = 32
+    """Longest query."""
+    document_tokens: int = 128
+    """Longest document while training; evaluation reads what the encoder reads."""
+    batch_size: int = 64
+    """Rows a step."""
+    start: str = PACKAGED
+    """The base encoder."""
+    split: str = "test"
+    """The evaluated split."""
+    out: str = "runs/graded-losses"
+    """Where the artefacts go."""
+    gpus: float = 0
+    """GPUs of each worker."""
+    quick: bool = False
+    """A made-up set and encoder: the mechanics in a minute, no evidence."""
+    json: bool = False
+    """End with one JSON object on standard output."""
+
+
+def main() -> None:
+    options = tyro.cli(Options)
+    if options.quick:
+        options = quick(options)
+    with redirect_stdout(sys.stderr):
+        results = {name: compare(name, options) for name in options.sets}
+        for name, result in results.items():
+            show(name, result)
+    if options.json:
+        print(json.dumps(results))
+
+
+def compare(name: str, options: Options) -> dict[str, Any]:
+    """Mean nDCG@10 of every system on one set, and graded BCE against each other one."""
+    out = f"{options.out}/{name}"
+    source = trec_dl(Path(options.data), Path(out)) if name == "trec-dl" else None
+    low = GRADES_FROM.get(name, 0.0)
+    data = ingest(str(source or Path(options.data) / name), Ingest(grade_min=low), out)
+    placement = Placement(gpus_per_actor=options.gpus)
+    lexical = Lexical()
+    labels = judge(
+        None, [data.queries], data.corpus, data.qrels, Judging(), lexical, options.start,
+        placement, f"{out}/judgments",
+    )  # fmt: skip
+    base = embed(data.corpus, options.start, placement, f"{out}/embeddings-base")
+    values: dict[str, list[np.ndarray[Any, Any]]] = {}
+    for objective in options.objectives:
+        for seed in range(options.seeds):
+            here = f"{out}/{objective}-{seed}"
+            settings = training(options, OBJECTIVES[objective], seed)
+            encoder = train(
+                labels, [data.queries], data.corpus, settings, options.start, placement,
+                f"{here}/encoder",
+            )  # fmt: skip
+            path = str(encoder.local_directory())
+            trained = embed(data.corpus, path, placement, f"{here}/embeddings")
+            report = evaluate(
+                data.corpus, data.queries, data.qrels, options.split,
+                {"base": (options.start, base), "trained": (path, trained)}, lexical,
+                Evaluation(), [data.queries], objective, {}, f"{here}/report",
+            )  # fmt: skip
+            for system, column in per_query(report).items():
+                known = "trained" if system == "trained" else system
+                values.setdefault(objective if known == "trained" else known, []).append(column)
+    return summary({system: np.mean(runs, axis=0) for system, runs in values.items()}, values)
+
+
+def training(options: Options, objective: Objective, seed: int) -> Training:
+    return Training(
+        objective=objective,
+        batch_size=options.batch_size,
+        epochs=options.epochs,
+        max_steps=options.max_steps,
+        learning_rate=options.learning_rate,
+        query_tokens=options.query_tokens,
+        document_tokens=options.document_tokens,
+        seed=seed,
+    )
+
+
+def per_query(report: Artifact) -> dict[str, np.ndarray[Any, Any]]:
+    table = report.part("per_query.parquet")
+    prefix = "ndcg@10 "
+    names = [name for name in table.column_names if name.startswith(prefix)]
+    return {name.removeprefix(prefix): table[name].to_numpy() for name in names}
+
+
+def summary(
+    means: Mapping[str, np.ndarray[Any, Any]], runs: Mapping[str, Sequence[np.ndarray[Any, Any]]]
+) -> dict[str, Any]:
+    """Means and paired 95 % intervals over queries; the seeds' own means beside them."""
+    systems = list(means)
+    values_QS = np.stack([means[system] for system in systems], axis=1)
+    drawn_BS = resampled_means(values_QS, 10_000, seed=0)
+    found: dict[str, Any] = {"n_queries": len(values_QS), "ndcg@10": {}, "differences": {}}
+    for number, system in enumerate(systems):
+        found["ndcg@10"][system] = {
+            "mean": float(values_QS[:, number].mean()),
+            "ci95": interval(drawn_BS[:, number]),
+            "seeds": [round(float(run.mean()), 4) for run in runs[system]],
+        }
+    for one, other in pairs(systems):
+        a, b = systems.index(one), systems.index(other)
+        difference_Q1 = values_QS[:, [a]] - values_QS[:, [b]]
+        found["differences"][f"{one}-{other}"] = {
+            "mean": float(difference_Q1.mean()),
+            "ci95": interval(drawn_BS[:, a] - drawn_BS[:, b]),
+            "p": float(randomisation_p(difference_Q1, 10_000, seed=0)[0]),
+        }
+    return found
+
+
+def pairs(systems: Sequence[str]) -> Iterator[tuple[str, str]]:
+    trained = [system for system in systems if system in OBJECTIVES]
+    yield from ((system, "base") for system in trained)
+    if "graded_bce" in trained:
+        yield from (("graded_bce", system) for system in trained if system != "graded_bce")
+
+
+def show(name: str, result: Mapping[str, Any]) -> None:
+    print(f"\n{name}: {result['n_queries']} queries, nDCG@10 [95 % interval]")
+    for system, found in result["ndcg@10"].items():
+        low, high = found["ci95"]
+        print(f"  {system:<18} {found['mean']:.3f} [{low:.3f}, {high:.3f}] seeds {found['seeds']}")
+    for pair, found in result["differences"].items():
+        low, high = found["ci95"]
+        print(f"  {pair:<36} {found['mean']:+.3f} [{low:+.3f}, {high:+.3f}] p {found['p']:.4f}")
+
+
+def trec_dl(data: Path, out: Path) -> Path:
+    """GPT-4o grades of 2019 and 2020 as the train split, NIST's of 2021 as the test split."""
+    made = out / "data"
+    (made / "qrels").mkdir(parents=True, exist_ok=True)
+    corpus: dict[str, str] = {}
+    queries: dict[str, str] = {}
+    rows: dict[str, list[str]] = {"train": [], "test": []}
+    for year in ("2019", "2020", "2021"):
+        source = data / f"trec-dl-{year}"
+        human = source / "qrels" / "test.tsv"
+        llm = source / "qrels_llm" / "gpt4o_umbrela.tsv"
+        split, grades = ("test", human) if year == "2021" else ("train", llm)
+        lines = grades.read_text().splitlines()[1:]
+        rows[split] += lines
+        judged = {line.split("\t")[1] for line in lines}
+        for line in (source / "corpus.jsonl").read_text().splitlines():
+            doc_id = str(json.loads(line)["_id"])
+            # Passages that nobody judged stay in the corpus that is searched, not in training's.
+            if year == "2021" or doc_id in judged:
+                corpus.setdefault(doc_id, line)
+        for line in (source / "queries.jsonl").read_text().splitlines():
+            queries.setdefault(str(json.loads(line)["_id"]), line)
+    (made / "corpus.jsonl").write_text("\n".join(corpus.values()) + "\n")
+    (made / "queries.jsonl").write_text("\n".join(queries.values()) + "\n")
+    for split, lines in rows.items():
+        header = "query-id\tcorpus-id\tscore\n"
+        (made / "qrels" / f"{split}.tsv").write_text(header + "\n".join(lines) + "\n")
+    return made
+
+
+def quick(options: Options) -> Options:
+    """Invented topics of three words; a document's grade is the words it shares with the query."""
+    from dataclasses import replace
+
+    from tests.encoders import WORDS, save_tiny_encoder
+
+    out = Path(options.out) / "quick-data"
+    draw = random.Random(0)
+    topics = [draw.sample(WORDS, 3) for _ in range(60)]
+    corpus, queries, rows = [], [], {"train": [], "test": []}
+    for number, topic in enumerate(topics):
+        query_id = f"q{number}"
+        queries.append({"_id": query_id, "text": " ".join(topic)})
+        for grade in (3, 2, 1, 0):
+            doc_id = f"d{number}-{grade}"
+            words = topic[:grade] + draw.choices(WORDS, k=8 - grade)
+            draw.shuffle(words)
+            corpus.append({"_id": doc_id, "title": "", "text": " ".join(words)})
+            rows["train" if number % 3 else "test"].append(f"{query_id}\t{doc_id}\t{grade}")
+    (out / "topics" / "qrels").mkdir(parents=True, exist_ok=True)
+    for name, records in (("corpus", corpus), ("queries", queries)):
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        (out / "topics" / f"{name}.jsonl").write_text(lines)
+    for split, lines in rows.items():
+        text = "query-id\tcorpus-id\tscore\n" + "".join(f"{line}\n" for line in lines)
+        (out / "topics" / "qrels" / f"{split}.tsv").write_text(text)
+    encoder = out / "tiny" / "encoder"
+    if not encoder.exists():
+        save_tiny_encoder(out / "tiny")
+    return replace(
+        options, data=str(out), sets=("topics",), start=str(encoder), seeds=1,
+        epochs=10, learning_rate=1e-2, batch_size=32,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

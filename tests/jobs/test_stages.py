@@ -1,0 +1,145 @@
+"""pair, embed and index on Ray: known answers, sharded equals whole, refusals."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bixse.artifacts import Artifact
+from bixse.candidates.settings import Pools
+from bixse.models.encoder import Encoder
+from bixse.records import document_text, text_hash
+from bixse.retrieval.exact import search_exact, vectors_of
+from bixse.retrieval.merge import merge
+from bixse.retrieval.settings import Lexical, Retrieval
+from bixse.retrieval.shard import Shard
+from jobs.embed import embed
+from jobs.index import index, shard_of
+from jobs.ingest import Ingested, ingest
+from jobs.pair import pair
+from jobs.parts import Texts
+from jobs.recipe import Ingest, Placement
+from tests.encoders import save_tiny_encoder
+
+PLACEMENT = Placement()
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_tiny_encoder(tmp_path_factory.mktemp("encoder")))
+
+
+@pytest.fixture(scope="module")
+def data(beir: Path, tmp_path_factory: pytest.TempPathFactory) -> Ingested:
+    return ingest(str(beir), Ingest(part_rows=1300), str(tmp_path_factory.mktemp("ingested")))
+
+
+@pytest.fixture(scope="module")
+def embeddings(data: Ingested, encoder: str, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return embed(data.corpus, encoder, PLACEMENT, str(tmp_path_factory.mktemp("e") / "embeddings"))
+
+
+def test_embeddings_are_the_encoders_vectors_in_corpus_order(
+    data: Ingested, encoder: str, embeddings: Artifact
+) -> None:
+    rows = data.corpus.table()
+    assert len(embeddings.parts()) == 4  # 1,300 + 1,300 + 400 documents in units of 1,024
+    table = embeddings.table()
+    assert table["doc_id"].to_pylist() == rows["doc_id"].to_pylist()
+    texts = [document_text("", text) for text in rows["text"].to_pylist()[:50]]
+    wanted = Encoder.load(encoder).encode(texts, "document")
+    assert np.abs(vectors_of(table)[:50] - wanted).max() < 1e-5
+    assert embeddings.manifest.extra["encoder"] == Encoder.load(encoder).fingerprint
+
+
+def test_two_actors_make_the_same_artefact(
+    data: Ingested, encoder: str, embeddings: Artifact, tmp_path: Path
+) -> None:
+    two = embed(data.corpus, encoder, Placement(embed_actors=2), str(tmp_path / "two"))
+    assert two.parts() == embeddings.parts()
+    assert np.abs(vectors_of(two.table()) - vectors_of(embeddings.table())).max() < 1e-5
+
+
+def test_only_missing_parts_are_made(
+    data: Ingested, encoder: str, embeddings: Artifact, tmp_path: Path
+) -> None:
+    out = tmp_path / "again"
+    first = embed(data.corpus, encoder, PLACEMENT, str(out))
+    for name in ("manifest.json", "part-00002.parquet"):
+        (out / name).unlink()
+    before = {p.name: p.stat().st_mtime_ns for p in out.glob("part-*")}
+    assert embed(data.corpus, encoder, PLACEMENT, str(out)).fingerprint == first.fingerprint
+    after = {p.name: p.stat().st_mtime_ns for p in out.glob("part-*")}
+    assert {name: after[name] for name in before} == before
+    assert sorted(after) == embeddings.parts()
+
+
+def test_pairs_come_from_every_pool_once(
+    data: Ingested, encoder: str, embeddings: Artifact, tmp_path: Path
+) -> None:
+    pools = Pools(bm25=5, dense=5, random=3)
+    skip = frozenset({"q000"})
+    out = str(tmp_path / "pairs")
+    made = pair([data.queries], data.corpus, embeddings, encoder, pools, Lexical(), out, skip)
+    rows = made.table().to_pylist()
+    assert made.manifest.extra["queries"] == 39
+    assert {row["source"] for row in rows} == {"bm25", "dense", "random"}
+    assert "q000" not in {row["query_id"] for row in rows}
+    keys = [(row["query_id"], row["doc_id"]) for row in rows]
+    assert len(set(keys)) == len(keys)
+    top = {row["query_id"]: row for row in rows if row["source"] == "bm25" and row["rank"] == 1}
+    found = sum(row["doc_id"][1:].endswith(query_id[1:]) for query_id, row in top.items())
+    assert found >= 35  # a query is most of its own document
+    vectors = Encoder.load(encoder).encode([data.queries.table()["text"][1].as_py()], "query")
+    best = search_exact(embeddings, vectors, 5)[0]
+    of_query = {row["doc_id"] for row in rows if row["query_id"] == "q001"}
+    assert {hit.doc_id for hit in best} <= of_query
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_the_shards_of_an_index_equal_the_whole(
+    shards: int, data: Ingested, encoder: str, embeddings: Artifact, tmp_path: Path
+) -> None:
+    settings = Retrieval(shards=shards, truth_queries=20)
+    out = str(tmp_path / "index")
+    made = index(embeddings, data.corpus, [data.queries], encoder, settings, PLACEMENT, out)
+    extra = Artifact.open(out, "index").manifest.extra
+    assert extra["recall@10"] == 1.0
+    assert sum(extra["shard_rows"]) == made.manifest.rows == 3000
+    model = Encoder.load(encoder)
+    queries = model.encode(data.queries.table()["text"].to_pylist(), "query")
+    loaded = [Shard.load(tmp_path / "index" / name) for name in extra["shards"]]
+    pieces = [shard.search(queries, 10) for shard in loaded]
+    merged = [merge([piece[row] for piece in pieces], 10) for row in range(len(queries))]
+    assert merged == search_exact(embeddings, queries, 10)
+    canary = extra["canary"]
+    answer = merge([s.search(model.encode([canary["query"]], "query"), 1)[0] for s in loaded], 1)
+    assert answer[0].doc_id == canary["doc_id"]
+    assert answer[0].score == pytest.approx(canary["score"], abs=1e-5)
+
+
+def test_an_index_of_another_encoder_is_refused(
+    data: Ingested, encoder: str, embeddings: Artifact, tmp_path: Path
+) -> None:
+    other = str(save_tiny_encoder(tmp_path / "other", prompts={"query": "ask: "}))
+    with pytest.raises(ValueError, match=r"is of encoder \w+, .* is \w+"):
+        index(embeddings, data.corpus, [], other, Retrieval(), PLACEMENT, str(tmp_path / "index"))
+    with pytest.raises(ValueError, match=r"is of encoder \w+, .* is \w+"):
+        pools = Pools(bm25=0, random=0)
+        out = str(tmp_path / "pairs")
+        pair([data.queries], data.corpus, embeddings, other, pools, Lexical(), out)
+
+
+def test_a_document_stays_in_its_shard() -> None:
+    counts = np.bincount([shard_of(f"d{n}", 7) for n in range(7000)])
+    assert counts.min() > 850
+    assert [shard_of(doc_id, 7) for doc_id in ("a", "b", "c")] == [2, 6, 4]
+
+
+def test_texts_by_id(data: Ingested) -> None:
+    found = Texts(data.corpus).get(["d02999", "d00000", "d00000"])
+    assert [document.doc_id for document in found] == ["d02999", "d00000", "d00000"]
+    hashes = {text_hash(document.text) for document in found}
+    assert len(hashes) == 2
+    with pytest.raises(KeyError, match="no document 'd9'"):
+        Texts(data.corpus).get(["d9"])

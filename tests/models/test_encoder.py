@@ -1,0 +1,71 @@
+"""Encoders: unit vectors, prompts, fingerprints, and what cannot be loaded."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sentence_transformers import SentenceTransformer
+
+from bixse.models.encoder import Encoder, encoder_fingerprint, resolve
+from bixse.models.settings import PACKAGED
+from tests.encoders import save_tiny_encoder
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    prompts = {"query": "ask : ", "document": "tell : "}
+    return save_tiny_encoder(tmp_path_factory.mktemp("encoder"), prompts=prompts)
+
+
+def test_vectors_are_those_of_sentence_transformers(directory: Path) -> None:
+    texts = ["bal bem", "tot " * 40, ""]
+    encoder, plain = Encoder.load(str(directory)), SentenceTransformer(str(directory))
+    for role, encode in (("query", plain.encode_query), ("document", plain.encode_document)):
+        ours = encoder.encode(texts, role)  # type: ignore[arg-type]
+        theirs = encode(texts, normalize_embeddings=True)
+        assert (ours * theirs).sum(axis=1).min() >= 0.9999
+        assert np.allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-6)
+    as_query, as_document = encoder.encode(texts, "query"), encoder.encode(texts, "document")
+    assert not np.allclose(as_query, as_document)
+    assert encoder.encode([], "query").shape == (0, encoder.dim)
+
+
+def test_padding_changes_nothing(directory: Path) -> None:
+    encoder = Encoder.load(str(directory))
+    texts = ["bal", "bal bem " * 12, "tot tut"]
+    alone = np.concatenate([encoder.encode([text], "document") for text in texts])
+    assert np.abs(encoder.encode(texts, "document") - alone).max() < 1e-5
+
+
+def test_the_fingerprint_follows_what_shapes_vectors(directory: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(directory, copy)
+    assert encoder_fingerprint(copy) == encoder_fingerprint(directory)
+    (copy / "README.md").write_text("a card")
+    (copy / "manifest.json").write_text("{}")
+    assert encoder_fingerprint(copy) == encoder_fingerprint(directory)
+    weights = next(copy.rglob("*.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert encoder_fingerprint(copy) != encoder_fingerprint(directory)
+    prompts = save_tiny_encoder(tmp_path / "other", prompts={"query": "ask : "})
+    assert encoder_fingerprint(prompts) != encoder_fingerprint(directory)
+
+
+def test_the_packaged_encoder_is_a_path() -> None:
+    assert (resolve(PACKAGED) / "modules.json").is_file()
+
+
+def test_what_is_no_encoder_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="is not an encoder") as error:
+        Encoder.load(str(tmp_path))
+    assert "\n" not in str(error.value)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match="no encoder 'nobody/nothing'") as error:
+        resolve("nobody/nothing")
+    assert "\n" not in str(error.value)
