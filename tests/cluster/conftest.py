@@ -28,6 +28,7 @@ class Head:
     """Where a running head listens, and the environment that holds its token."""
 
     url: str
+    serve_port: int
     env: dict[str, str]
     temp_dir: Path
 
@@ -35,14 +36,17 @@ class Head:
     def token(self) -> str:
         return self.env["RAY_AUTH_TOKEN"]
 
-    def request(self, path: str, token: str | None = None, body: Any = None) -> tuple[int, Any]:
-        """The HTTP status and JSON of a GET, or of a POST of `body`; None when it was refused."""
+    def request(
+        self, path: str, token: str | None = None, body: Any = None, method: str | None = None
+    ) -> tuple[int, Any]:
+        """The status and JSON of a GET, or of a POST of `body`; None where there is no JSON."""
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, headers)
+        request = urllib.request.Request(self.url + path, data, headers, method=method)
         try:
             with urllib.request.urlopen(request, timeout=30) as reply:
-                return int(reply.status), json.load(reply)
+                text = reply.read()
+                return int(reply.status), json.loads(text) if text else None
         except urllib.error.HTTPError as error:
             return error.code, None
 
@@ -58,7 +62,7 @@ def head() -> Iterator[Head]:
     """`ray start --head` on loopback, with its own ports, directory and token."""
     # Ray puts sockets below its directory, and a socket's path has at most 107 bytes.
     temp_dir = Path(tempfile.mkdtemp(prefix="bixse-", dir="/tmp"))
-    gcs, dashboard, *others = free_ports(6)
+    gcs, dashboard, serve, *others = free_ports(7)
     env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     env |= {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}",
@@ -73,7 +77,7 @@ def head() -> Iterator[Head]:
         "--metrics-export-port",
     )
     command = [
-        *("ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", "--num-cpus=2"),
+        *("ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", "--num-cpus=4"),
         *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--port={gcs}"),
         *(f"{name}={port}" for name, port in zip(names, others, strict=True)),
         *("--object-store-memory=200000000", f"--temp-dir={temp_dir}", "--disable-usage-stats"),
@@ -82,7 +86,7 @@ def head() -> Iterator[Head]:
         process = subprocess.Popen(
             command, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
-    started = Head(f"http://127.0.0.1:{dashboard}", env, temp_dir)
+    started = Head(f"http://127.0.0.1:{dashboard}", serve, env, temp_dir)
     try:
         wait_for(started, process)
         yield started
@@ -112,14 +116,11 @@ def wait_for(head: Head, process: subprocess.Popen[bytes], timeout_s: float = 60
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """End this head and what it started, by process id: `ray stop` would end every other Ray."""
-    family = [process]
+    """Kill this head and what it started, by process id: `ray stop` would end every other Ray."""
     with suppress(psutil.NoSuchProcess):
-        family += psutil.Process(process.pid).children(recursive=True)
-    process.terminate()
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=10)
-    for member in family:
-        with suppress(psutil.NoSuchProcess):
-            member.kill()
+        # From the root down: a raylet that is gone starts no more workers.
+        head = psutil.Process(process.pid)
+        for member in [head, *head.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
     process.wait(timeout=30)
