@@ -152,9 +152,12 @@ def _changes(pair: str, found: Mapping[str, Any]) -> str:
         f'<span class="bad">{found["worse"]:,} worse</span>, {found["same"]:,} the same</p>'
     )
     tables = [
-        f"<details{' open' if name == 'worst' else ''}><summary>{label}</summary>"
+        f"<details{opened}><summary>{label}</summary>"
         f"{_examples(found[name], system, against)}</details>"
-        for name, label in (("worst", "Lost most"), ("best", "Gained most"))
+        for name, label, opened in (
+            ("worst", "Lost most", ' open="open"'),
+            ("best", "Gained most", ""),
+        )
         if found[name]
     ]
     content = counts + charts.waterfall(found["sorted"]) + "".join(tables)
@@ -229,4 +232,4 @@ def _tone(interval: Sequence[float]) -> str:
 
 
 def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    return "&lt; 0.001" if value < 0.001 else f"{value:.3f}"

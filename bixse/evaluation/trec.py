@@ -4,14 +4,17 @@
     qrels   query_id 0 doc_id gain
 
 White space separates the columns, so white space and `%` inside an id are percent-encoded, and
-decoded on reading; ids without them stand as they are. trec_eval sorts by score and breaks ties by
-`doc_id` from the end of the alphabet, whatever the rank says; we rank ties from its beginning. So
-readers take the order from `rank`, and trec_eval may differ from the report on equal scores.
+decoded on reading; ids without them stand as they are. trec_eval ignores the rank, sorts by score
+in float32, and breaks ties by `doc_id` from the end of the alphabet, where we begin at its start.
+So a score that does not fall is written one float32 step below the one before: whoever scores the
+files finds the numbers of the report.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from urllib.parse import quote, unquote
+
+import numpy as np
 
 from bixse.evaluation.metrics import Qrels, Rankings
 from bixse.records import Hit
@@ -22,9 +25,9 @@ _UNSAFE = re.compile(r"[\s%]")
 def write_run(rankings: Rankings, system: str) -> bytes:
     """A run file of all rankings. Raises ValueError for an empty id or system name."""
     lines = [
-        f"{_encode(query_id)} Q0 {_encode(hit.doc_id)} {rank} {hit.score!r} {_encode(system)}\n"
+        f"{_encode(query_id)} Q0 {_encode(hit.doc_id)} {rank} {score} {_encode(system)}\n"
         for query_id, hits in rankings.items()
-        for rank, hit in enumerate(hits, start=1)
+        for rank, (hit, score) in enumerate(zip(hits, _falling(hits), strict=True), start=1)
     ]
     return "".join(lines).encode()
 
@@ -95,6 +98,13 @@ def _rows(data: bytes, what: str, width: int) -> Iterator[tuple[int, list[str]]]
         if len(columns) != width:
             raise ValueError(f"line {number} of {what} has {len(columns)} columns, not {width}")
         yield number, columns
+
+
+def _falling(hits: Sequence[Hit]) -> Iterator[np.float32]:
+    last = np.float32(np.inf)
+    for hit in hits:
+        last = min(np.float32(hit.score), np.nextafter(last, np.float32(-np.inf)))
+        yield last
 
 
 def _encode(name: str) -> str:

@@ -1,0 +1,340 @@
+import io
+import json
+import re
+import shutil
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
+
+import ir_measures
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from bixse.artifacts import Artifact, ArtifactError, begin
+from bixse.evaluation.settings import Evaluation
+from bixse.evaluation.trec import read_qrels, read_run
+from bixse.models.encoder import Encoder, load_model
+from bixse.models.settings import PACKAGED
+from bixse.records import CORPUS, QRELS, QUERIES
+from bixse.retrieval.settings import Lexical
+from jobs.embed import EmbedUnit
+from jobs.evaluate import evaluate, table
+
+DOCUMENTS = {
+    "json dumps": "json.dumps serialises an object to a JSON formatted string",
+    "json loads": "json.loads reads a JSON document from a string",
+    "csv": "csv.reader gives the rows of a file of comma separated values",
+    "sort": "sorted gives a new list with the items in rising order",
+    "100%": "round gives a number rounded to a number of digits",
+    "thread": "a thread pool runs calls in several threads at once",
+    "sleep": "time.sleep suspends the calling thread for some seconds",
+    "hash": "hashlib gives secure digests such as SHA-256",
+}
+GIVEN = {
+    "q 1": "turn an object into JSON text",
+    "q 2": "parse JSON",
+    "q 3": "read comma separated values",
+    "q 4": "order the items of a list",
+    "q 5": "wait a few seconds",
+    "t 1": "checksum of a file",
+    "t 2": "run calls at the same time",
+}
+GRADES = {  # of 0 to 3
+    "q 1": {"json dumps": 3, "json loads": 1, "csv": 0},
+    "q 2": {"json loads": 3, "json dumps": 1},
+    "q 3": {"csv": 3, "json loads": 1},
+    "q 4": {"sort": 2},
+    "q 5": {"hash": 0},
+    "t 1": {"hash": 3},
+    "t 2": {"thread": 3},
+}
+SETTINGS = Evaluation(bootstrap=200)
+
+
+def artifact(url, kind, rows, schema, **extra) -> Artifact:
+    draft = begin(str(url), kind, config={}, inputs={"test": str(len(rows))})
+    draft.write_part(0, pa.Table.from_pylist(rows, schema=schema))
+    return draft.finish(extra=extra)
+
+
+def queries_artifact(url, texts, origin="given") -> Artifact:
+    rows = [
+        {"query_id": query_id, "text": text, "origin": origin} for query_id, text in texts.items()
+    ]
+    return artifact(url, "queries", rows, QUERIES)
+
+
+def qrels_artifact(url, grades=GRADES) -> Artifact:
+    rows = []
+    for query_id, judged in grades.items():
+        for doc_id, grade in judged.items():
+            probs = [float(n == grade) for n in range(4)]
+            split = "test" if query_id.startswith("q") else "train"
+            rows.append(
+                {
+                    "split": split,
+                    "query_id": query_id,
+                    "doc_id": doc_id,
+                    "grade_probs": probs,
+                    "relevance": grade / 3,
+                    "judge": "given",
+                    "prompt": "",
+                    "origin": "human",
+                }
+            )
+    return artifact(url, "qrels", rows, QRELS, scale=[0.0, 1.0, 2.0, 3.0])
+
+
+def embeddings_artifact(url, corpus, encoder) -> Artifact:
+    """What jobs.embed makes, in two parts and without Ray; its order is not that of doc_id."""
+    inputs = {"corpus": corpus.fingerprint, "encoder": Encoder.load(encoder).fingerprint}
+    draft = begin(str(url), "embeddings", config={}, inputs=inputs)
+    rows, _ = EmbedUnit(encoder, 4, 1)(corpus.table())
+    draft.write_part(0, rows.slice(0, 5))
+    draft.write_part(1, rows.slice(5))
+    return draft.finish(extra={"encoder": inputs["encoder"]})
+
+
+@dataclass(frozen=True)
+class World:
+    corpus: Artifact
+    queries: Artifact
+    qrels: Artifact
+    encoders: dict[str, tuple[str, Artifact]]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> World:
+    root = tmp_path_factory.mktemp("world")
+    rows = [{"doc_id": d, "title": "", "text": text} for d, text in DOCUMENTS.items()]
+    corpus = artifact(root / "corpus", "corpus", rows, CORPUS)
+    model = load_model(PACKAGED, "cpu")
+    for parameter in model.parameters():
+        parameter.data.mul_(1.01)
+    model.save(str(root / "trained"))
+    encoders = {"base": PACKAGED, "trained": str(root / "trained")}
+    return World(
+        corpus,
+        queries_artifact(root / "queries", GIVEN),
+        qrels_artifact(root / "qrels"),
+        {
+            name: (encoder, embeddings_artifact(root / f"embeddings-{name}", corpus, encoder))
+            for name, encoder in encoders.items()
+        },
+    )
+
+
+def run(world, out, split="test", **changes) -> Artifact:
+    arguments = {
+        "corpus": world.corpus,
+        "queries": world.queries,
+        "qrels": world.qrels,
+        "split": split,
+        "encoders": world.encoders,
+        "lexical": Lexical(),
+        "settings": SETTINGS,
+        "trained_on": [world.queries],
+        "recipe_name": "test",
+        "seconds": {"train": 1.5},
+        "out": str(out),
+    }
+    return evaluate(**(arguments | changes))
+
+
+@pytest.fixture(scope="module")
+def report(world, tmp_path_factory) -> Artifact:
+    return run(world, tmp_path_factory.mktemp("report") / "report")
+
+
+def numbers(report):
+    return json.loads(report.place.read("report.json"))
+
+
+def test_the_report_holds_what_scripts_rely_on(report):
+    found = numbers(report)
+    assert set(found["ndcg@10"]) == {"bm25", "base", "trained"}
+    assert found["n_queries"] == 5
+    assert found["recipe"] == "test"
+    assert found["seconds"] == {"train": 1.5}
+    for measure, intervals in found["ci95"].items():
+        for system, (low, high) in intervals.items():
+            assert 0 <= low <= found[measure][system] <= high <= 1
+    assert set(found["differences"]) == {"trained-base", "trained-bm25", "base-bm25"}
+    assert found["queries"] == {"no_gain": 1, "none_relevant": 1}
+    assert found["n_documents"] == len(DOCUMENTS)
+    assert report.manifest.kind == "report"
+    assert report.manifest.rows == 5
+    assert report.manifest.extra["ndcg@10"] == found["ndcg@10"]
+
+
+def test_the_encoder_finds_what_it_should(report):
+    rankings = read_run(report.place.read("runs/base.trec"))
+    assert rankings["q 1"][0].doc_id == "json dumps"
+    assert rankings["q 3"][0].doc_id == "csv"
+    assert all(len(hits) == len(DOCUMENTS) for hits in rankings.values())
+    assert all(-1 <= hit.score <= 1 for hits in rankings.values() for hit in hits)
+
+
+def test_exact_search_is_the_ranking_of_all_products(world, report):
+    encoder = Encoder.load(PACKAGED)
+    vectors = encoder.encode(list(DOCUMENTS.values()), "document").astype(np.float64)
+    query = encoder.encode([GIVEN["q 4"]], "query")[0].astype(np.float64)
+    scores = dict(zip(DOCUMENTS, vectors @ query, strict=True))
+    hits = read_run(report.place.read("runs/base.trec"))["q 4"]
+    assert [hit.doc_id for hit in hits] == sorted(scores, key=lambda d: (-scores[d], d))
+    assert [hit.score for hit in hits] == pytest.approx(sorted(scores.values())[::-1], abs=1e-6)
+
+
+def test_rescoring_the_trec_files_gives_the_report(report):
+    found = numbers(report)
+    qrels = read_qrels(report.place.read("qrels.trec"))
+    grades = {
+        query_id: {doc_id: int(gain) for doc_id, gain in judged.items()}
+        for query_id, judged in qrels.items()
+    }
+    assert grades == {q: g for q, g in GRADES.items() if q.startswith("q")}
+    ndcg = ir_measures.nDCG @ 10
+    for system, mean in found["ndcg@10"].items():
+        rankings = read_run(report.place.read(f"runs/{system}.trec"))
+        scored = {q: {hit.doc_id: hit.score for hit in hits} for q, hits in rankings.items()}
+        theirs = ir_measures.calc_aggregate([ndcg], grades, scored)[ndcg]
+        # Relevance is float32 in artefacts.
+        assert mean == pytest.approx(theirs, abs=1e-7), system
+
+
+def test_per_query_values_average_to_the_report(report):
+    found = numbers(report)
+    rows = pq.read_table(io.BytesIO(report.place.read("per_query.parquet")))
+    assert rows["query_id"].to_pylist() == [q for q in GIVEN if q.startswith("q")]
+    for measure in found["ci95"]:
+        for system, mean in found[measure].items():
+            assert np.mean(rows[f"{measure} {system}"].to_numpy()) == pytest.approx(mean)
+
+
+def test_a_rerun_is_the_same_report_whatever_time_the_stages_took(world, report, tmp_path):
+    again = run(world, tmp_path / "again", seconds={"train": 99.0})
+    assert again.manifest.inputs == report.manifest.inputs
+    assert again.manifest.config == report.manifest.config
+    first, second = numbers(report), numbers(again)
+    assert first.pop("seconds") != second.pop("seconds")
+    assert first == second
+    for name in ("runs/bm25.trec", "runs/trained.trec", "qrels.trec", "per_query.parquet"):
+        assert report.place.read(name) == again.place.read(name)
+
+
+def test_a_finished_report_is_found_and_other_settings_are_refused(world, report):
+    assert run(world, report.url, seconds={}).fingerprint == report.fingerprint
+    with pytest.raises(ArtifactError, match=r"evaluation\.bootstrap = 200, now"):
+        run(world, report.url, settings=SETTINGS.replace(bootstrap=300))
+
+
+def test_a_killed_report_is_finished_by_a_rerun(world, report, tmp_path):
+    out = tmp_path / "report"
+    shutil.copytree(report.place.path(""), out)
+    for name in ("manifest.json", "report.json", "runs/trained.trec"):
+        (out / name).unlink()
+    assert run(world, out).fingerprint == report.fingerprint
+
+
+def test_the_page_stands_alone(report):
+    page = report.place.read("report.html").decode()
+    assert not re.findall(r"<(script|link|img|iframe)\b|url\(|@import|https?://", page)
+    root = ET.fromstring(re.sub(r"^<!doctype html>\n|<meta [^>]*>", "", page))
+    text = " ".join(root.itertext())
+    found = numbers(report)
+    for system, mean in found["ndcg@10"].items():
+        assert f"{mean:.3f}" in text
+        assert system in text
+    assert GIVEN["q 1"] in page or found["changes"]["trained-base"]["same"] == 5
+
+
+def test_the_page_escapes_what_users_wrote(world, tmp_path):
+    texts = GIVEN | {"q 1": "<script>alert('json')</script> & object"}
+    queries = queries_artifact(tmp_path / "queries", texts)
+    base = {"base": world.encoders["base"]}
+    # The base finds what the query means, BM25 what it says: they differ on this query.
+    report = run(world, tmp_path / "out", queries=queries, encoders=base, trained_on=[])
+    page = report.place.read("report.html").decode()
+    assert "<script>" not in page
+    assert "&lt;script&gt;alert(&#x27;json&#x27;)&lt;/script&gt; &amp; object" in page
+
+
+def test_the_table_shows_every_mean_and_interval(report):
+    console = Console(record=True, width=200, file=io.StringIO())
+    console.print(table(report))
+    text, found = console.export_text(), numbers(report)
+    for measure in found["ci95"]:
+        for system, mean in found[measure].items():
+            low, high = found["ci95"][measure][system]
+            assert f"{mean:.3f} [{low:.3f}, {high:.3f}]" in text
+    assert "trained against base" in text
+
+
+def test_bm25_alone_is_compared_with_nothing(world, tmp_path):
+    report = run(world, tmp_path / "out", encoders={})
+    assert set(numbers(report)["ndcg@10"]) == {"bm25"}
+    assert numbers(report)["differences"] == {}
+    assert table(report).row_count == 1
+
+
+def refused(world, tmp_path, sentence, **changes):
+    with pytest.raises(ValueError, match=sentence) as error:
+        run(world, tmp_path / "refused", **changes)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "refused").exists()
+
+
+def test_a_split_without_judgments_is_refused(world, tmp_path):
+    refused(world, tmp_path, "no judgments for split dev: there are test, train", split="dev")
+
+
+def test_no_judgments_at_all_are_refused(world, tmp_path):
+    empty = qrels_artifact(tmp_path / "qrels", {})
+    refused(world, tmp_path, "no judgments for split test: there are none at all", qrels=empty)
+
+
+def test_judged_queries_without_text_are_refused(world, tmp_path):
+    some = {query_id: text for query_id, text in GIVEN.items() if query_id != "q 3"}
+    queries = queries_artifact(tmp_path / "queries", some)
+    refused(world, tmp_path, "1 of 5 judged queries .* the first is q 3", queries=queries)
+
+
+def test_embeddings_of_another_encoder_are_refused(world, tmp_path):
+    (base, of_base), (_, of_trained) = world.encoders.values()
+    made_by, wanted = of_trained.manifest.extra["encoder"], of_base.manifest.extra["encoder"]
+    refused(
+        world,
+        tmp_path,
+        f"is of encoder {made_by}, .* is {wanted}",
+        encoders={"base": (base, of_trained)},
+    )
+
+
+def test_embeddings_of_another_corpus_are_refused(world, tmp_path):
+    rows = [{"doc_id": "d", "title": "", "text": "another corpus"}]
+    other = artifact(tmp_path / "corpus", "corpus", rows, CORPUS)
+    refused(world, tmp_path, f"is of corpus {world.corpus.fingerprint}", corpus=other)
+
+
+def test_a_query_seen_in_training_is_refused(world, tmp_path):
+    seen = {"s1": "something else", "s2": "  Parse json "}
+    synthetic = queries_artifact(tmp_path / "synthetic", seen, "synthetic")
+    refused(
+        world,
+        tmp_path,
+        r"1 evaluation queries stand in training too: the first is q 2 \('parse JSON'\), there s2",
+        trained_on=[world.queries, synthetic],
+    )
+
+
+def test_a_training_query_with_the_text_of_a_test_query_is_refused(world, tmp_path):
+    queries = queries_artifact(tmp_path / "queries", GIVEN | {"t 2": "PARSE  JSON"})
+    refused(world, tmp_path, "the first is q 2", queries=queries, trained_on=[queries])
+
+
+def test_the_training_split_is_not_evaluated_after_training_on_it(world, tmp_path):
+    refused(world, tmp_path, "2 evaluation queries stand in training", split="train")
+    kept = run(world, tmp_path / "out", split="train", trained_on=[], encoders={})
+    assert kept.manifest.rows == 2
