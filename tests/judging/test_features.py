@@ -230,7 +230,8 @@ def test_the_fit_refuses_what_it_cannot_fit() -> None:
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs ../shared/data, the public graded sets")
 def test_agreement_with_people_is_what_the_file_says() -> None:
     """Measured again from text: BM25, encoder, features, judge, on queries it was not fitted on."""
-    from benchmarks.fit_features import SOURCES, Collection, agreement
+    from benchmarks.fit_features import agreement
+    from benchmarks.graded_sets import SOURCES, Collection
     from bixse.models.encoder import Encoder
     from bixse.models.settings import PACKAGED
 
