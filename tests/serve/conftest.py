@@ -1,0 +1,225 @@
+"""A small index, and one application that serves it to all tests of this directory."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import pyarrow as pa
+import pytest
+
+from bixse.artifacts import Artifact, begin
+from bixse.models.encoder import Encoder
+from bixse.models.settings import PACKAGED
+from bixse.records import CORPUS, Document, Hit, document_text
+from bixse.retrieval.settings import Retrieval
+from bixse.retrieval.shard import Shard, build_shard
+
+ROOT = Path(__file__).resolve().parents[2]
+
+ANIMALS = (
+    "otter",
+    "heron",
+    "lynx",
+    "beetle",
+    "salmon",
+    "raven",
+    "hedgehog",
+    "toad",
+    "moth",
+    "seal",
+)
+PLACES = ("the river", "a meadow", "the old forest", "a city park", "the coast")
+HABITS = ("sleeps through the winter", "feeds at dusk", "builds its nest", "raises its young")
+
+
+def documents() -> list[Document]:
+    """200 documents, no two of which read the same."""
+    return [
+        Document(
+            f"{animal}-{place.split()[-1]}-{number}",
+            f"The {animal} of {place}",
+            f"In {place} the {animal} {habit}. Observation {number} of the naturalists.",
+        )
+        for animal in ANIMALS
+        for place in PLACES
+        for number, habit in enumerate(HABITS)
+    ]
+
+
+def index_of(
+    url: Path, corpus: list[Document], vectors: np.ndarray, encoder: str, shards: int
+) -> Artifact:
+    """An index artefact as `jobs.index` writes it; documents go round the shards."""
+    draft = begin(str(url), "index", config={}, inputs={})
+    assert not isinstance(draft, Artifact)
+    names = [f"shard-{number:05d}" for number in range(shards)]
+    for number, name in enumerate(names):
+        rows = list(range(number, len(corpus), shards))
+        table = pa.Table.from_pylist(
+            [
+                {"doc_id": d.doc_id, "title": d.title, "text": d.text}
+                for d in (corpus[i] for i in rows)
+            ],
+            schema=CORPUS,
+        )
+        with tempfile.TemporaryDirectory() as local:
+            build_shard(Path(local), table, vectors[rows], Retrieval())
+            draft.add_directory(Path(local), under=f"{name}/")
+    return draft.finish(
+        rows=len(corpus),
+        extra={
+            "encoder": encoder,
+            "dim": vectors.shape[1],
+            "shards": names,
+            "shard_rows": [len(range(n, len(corpus), shards)) for n in range(shards)],
+            "structure": "exact",
+            "recall@10": 1.0,
+            # The document of row 0, so the first shard holds it.
+            "canary": {
+                "query": document_text(corpus[0].title, corpus[0].text),
+                "doc_id": corpus[0].doc_id,
+                "score": 1.0,
+            },
+        },
+    )
+
+
+@dataclass
+class Served:
+    """A running application, its keys, and what it should answer."""
+
+    url: str
+    index: Artifact
+    search_key: str
+    monitor_key: str
+    process: subprocess.Popen[str]
+    corpus: list[Document]
+    log: Path
+    client: httpx.Client = field(init=False)
+
+    def __post_init__(self) -> None:
+        headers = {"Authorization": f"Bearer {self.search_key}"}
+        self.client = httpx.Client(base_url=self.url, headers=headers, timeout=30)
+
+    def search(self, **request: Any) -> httpx.Response:
+        return self.client.post("/search", json=request)
+
+    def replica(self, deployment: str) -> psutil.Process:
+        """The process of a deployment's only replica, among the children of this application."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        title = f"ray::ServeReplica:bixse:{deployment}"
+        found = [p for p in children if p.cmdline() and p.cmdline()[0].startswith(title)]
+        assert len(found) == 1, [p.cmdline()[:1] for p in children]
+        return found[0]
+
+
+@pytest.fixture(scope="session")
+def encoder() -> Encoder:
+    return Encoder.load(PACKAGED)
+
+
+@pytest.fixture(scope="session")
+def corpus() -> list[Document]:
+    return documents()
+
+
+@pytest.fixture(scope="session")
+def vectors(encoder: Encoder, corpus: list[Document]) -> np.ndarray:
+    return encoder.encode([document_text(d.title, d.text) for d in corpus], "document")
+
+
+@pytest.fixture(scope="session")
+def make_index() -> Callable[..., Artifact]:
+    return index_of
+
+
+@pytest.fixture(scope="session")
+def index(
+    tmp_path_factory: pytest.TempPathFactory,
+    corpus: list[Document],
+    vectors: np.ndarray,
+    encoder: Encoder,
+) -> Artifact:
+    url = tmp_path_factory.mktemp("served") / "index"
+    return index_of(url, corpus, vectors, encoder.fingerprint, shards=2)
+
+
+@pytest.fixture(scope="session")
+def exact(
+    corpus: list[Document], vectors: np.ndarray
+) -> Callable[[np.ndarray, int], list[list[Hit]]]:
+    """Exact search over the whole corpus in one piece, in this process."""
+    table = pa.Table.from_pylist([asdict(d) for d in corpus], schema=CORPUS)
+    with tempfile.TemporaryDirectory() as local:
+        build_shard(Path(local), table, vectors, Retrieval())
+        shard = Shard.load(Path(local))
+    return shard.search
+
+
+@pytest.fixture(scope="session")
+def served(
+    tmp_path_factory: pytest.TempPathFactory, index: Artifact, corpus: list[Document]
+) -> Iterator[Served]:
+    """`python -m serve.app` as a user starts it, with keys and limits small enough to reach."""
+    place = tmp_path_factory.mktemp("application")
+    keys = ("search-key-of-the-tests", "monitor-key-of-the-tests")
+    (place / "keys").write_text(f"# of the tests\nsearch:{keys[0]}\nmonitor:{keys[1]}\n")
+    port = free_port()
+    log = place / "log"
+    flags = {"index": index.url, "encoder": PACKAGED, "port": port, "keys-file": place / "keys"}
+    flags |= {"max-in-flight": 8, "max-k": 50, "max-queries": 16, "max-body-bytes": 65536}
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "serve.app", *(f"--{k}={v}" for k, v in flags.items())],
+            cwd=ROOT,
+            env={k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "BIXSE_"))},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        try:
+            until(lambda: "ready at" in log.read_text() or process.poll() is not None, 240)
+            assert process.poll() is None, log.read_text()
+            url = f"http://127.0.0.1:{port}"
+            yield Served(url, index, *keys, process, corpus, log)
+        finally:
+            children = psutil.Process(process.pid).children(recursive=True)
+            process.send_signal(signal.SIGTERM)
+            status = process.wait(60)
+    assert status == 0, log.read_text()
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive, f"left running: {alive}"
+
+
+@pytest.fixture(scope="session")
+def wait_until() -> Callable[[Callable[[], bool], float], None]:
+    return until
+
+
+@pytest.fixture(scope="session")
+def unused_port() -> Callable[[], int]:
+    return free_port
+
+
+def until(condition: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.1)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,177 @@
+"""Keys, peers, places in flight and body sizes, without Ray."""
+
+import asyncio
+import logging
+
+import httpx
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from serve.access import Door, Keys, authorize, check_binding, is_loopback, load_keys
+from serve.errors import ApiError
+
+SEARCH, MONITOR = "search-key-0123456789", "monitor-key-012345678"
+KEYS = load_keys(None, {"BIXSE_KEYS": f"search:{SEARCH},monitor:{MONITOR}"})
+
+
+def test_keys_come_from_the_file_before_the_environment(tmp_path):
+    file = tmp_path / "keys"
+    file.write_text(f"# rotated in June\n\nsearch:{SEARCH}\n  monitor:{MONITOR}  \n")
+    keys = load_keys(str(file), {"BIXSE_KEYS": "search:another-key-0123456"})
+    assert keys.role_of(SEARCH) == "search"
+    assert keys.role_of(MONITOR) == "monitor"
+    assert keys.role_of("another-key-0123456") is None
+    assert not load_keys(None, {})
+
+
+@pytest.mark.parametrize(
+    "near", ["", SEARCH[:-1], SEARCH + "x", SEARCH.upper(), "\ud800", "é" * 20]
+)
+def test_only_the_whole_key_fits(near):
+    assert KEYS.role_of(near) is None
+
+
+@pytest.mark.parametrize(
+    "text, sentence",
+    [
+        ("", "holds no key"),
+        ("# nothing\n", "holds no key"),
+        ("search:", "key 1: shorter than 16"),
+        (f"search:{SEARCH}\nsearch:short", "key 2: shorter than 16"),
+        (SEARCH, "key 1: expected search:KEY"),
+        (f"root:{SEARCH}", "key 1: expected search:KEY"),
+        (f"search:{SEARCH}\nmonitor:{SEARCH}", "key 2: stands there twice"),
+    ],
+)
+def test_bad_keys_are_refused_and_not_repeated_in_the_message(text, sentence):
+    with pytest.raises(ValueError, match=sentence) as caught:
+        load_keys(None, {"BIXSE_KEYS": text})
+    assert SEARCH not in str(caught.value)
+
+
+def test_an_unreadable_file_is_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match="absent"):
+        load_keys(str(tmp_path / "absent"), {})
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="binary"):
+        load_keys(str(tmp_path / "binary"), {})
+
+
+def test_keys_stand_in_no_representation_and_no_log(caplog):
+    with caplog.at_level(logging.DEBUG):
+        assert SEARCH not in repr(KEYS) + str(KEYS)
+        KEYS.role_of(SEARCH)
+    assert SEARCH not in caplog.text
+
+
+def test_without_keys_only_loopback_is_bound():
+    for host in ("127.0.0.1", "::1", "localhost", "127.8.8.8"):
+        assert is_loopback(host)
+        check_binding(host, Keys())
+    for host in ("0.0.0.0", "::", "10.1.2.3", "example.org", ""):
+        check_binding(host, KEYS)
+        with pytest.raises(ValueError, match="no keys are configured"):
+            check_binding(host, Keys())
+
+
+@pytest.mark.parametrize(
+    "client, passes", [("127.0.0.1", True), ("10.1.2.3", False), (None, False)]
+)
+def test_without_keys_only_this_machine_may_ask(client, passes):
+    for path in ("/", "/livez", "/search", "/metrics"):
+        if passes:
+            authorize(path, {}, client, Keys())
+        else:
+            with pytest.raises(ApiError) as caught:
+                authorize(path, {}, client, Keys())
+            assert caught.value.status == 403
+
+
+@pytest.mark.parametrize(
+    "header", ["", SEARCH, f"Basic {SEARCH}", "Bearer", "Bearer ", f"Bearer {SEARCH} x"]
+)
+def test_a_header_that_is_not_a_bearer_key_is_401(header):
+    with pytest.raises(ApiError) as caught:
+        authorize("/search", {"authorization": header}, "10.1.2.3", KEYS)
+    assert caught.value.status == 401
+    assert caught.value.headers == {"WWW-Authenticate": "Bearer"}
+    assert SEARCH not in caught.value.message
+
+
+class Slow:
+    """An application that answers with the size of the body, once its gate opens."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.inside = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.inside += 1
+        body = (await receive())["body"]
+        await self.gate.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": str(len(body)).encode()})
+
+
+def through(app: Slow, **limits: int) -> httpx.AsyncClient:
+    door = Door(app, keys=Keys(), **{"max_in_flight": 2, "max_body_bytes": 10, **limits})
+    return httpx.AsyncClient(transport=httpx.ASGITransport(door), base_url="http://a")
+
+
+def test_one_more_than_may_be_in_flight_is_429_and_probes_still_pass():
+    async def run() -> None:
+        app = Slow()
+        async with through(app) as client:
+            two = [asyncio.create_task(client.post("/search", content=b"x")) for _ in range(2)]
+            while app.inside < 2:
+                await asyncio.sleep(0.01)
+            third = await client.post("/search", content=b"x")
+            assert third.status_code == 429
+            assert third.headers["retry-after"] == "1"
+            assert third.json()["error"]["type"] == "overloaded"
+            probe = asyncio.create_task(client.get("/livez"))
+            app.gate.set()
+            assert [(await t).status_code for t in (*two, probe)] == [200, 200, 200]
+            assert (await client.post("/search", content=b"x")).status_code == 200
+
+    asyncio.run(run())
+
+
+def test_a_body_over_the_bound_is_413_whether_declared_or_streamed():
+    async def run() -> None:
+        app = Slow()
+        app.gate.set()
+
+        async def stream(size: int):
+            for _ in range(size):
+                yield b"x"
+
+        async with through(app) as client:
+            for content in (b"x" * 11, stream(11)):
+                reply = await client.post("/search", content=content)
+                assert reply.status_code == 413
+                assert "10 bytes" in reply.json()["error"]["message"]
+            assert app.inside == 0, "refused before the application saw it"
+            for content in (b"x" * 10, stream(10)):
+                reply = await client.post("/search", content=content)
+                assert (reply.status_code, reply.text) == (200, "10")
+
+    asyncio.run(run())
+
+
+def test_a_body_that_does_not_come_is_408_and_frees_its_place(monkeypatch):
+    monkeypatch.setattr("serve.access.BODY_WITHIN_S", 0.05)
+
+    async def run() -> None:
+        app = Slow()
+        app.gate.set()
+
+        async def stalled():
+            yield b"x"
+            await asyncio.sleep(5)
+
+        async with through(app, max_in_flight=1) as client:
+            assert (await client.post("/search", content=stalled())).status_code == 408
+            assert (await client.post("/search", content=b"x")).status_code == 200
+
+    asyncio.run(run())

@@ -1,0 +1,203 @@
+"""What refuses to start, and says why in one sentence."""
+
+import asyncio
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray.serve
+
+from bixse.artifacts import Artifact, ArtifactError, begin
+from bixse.models.encoder import resolve
+from bixse.models.settings import PACKAGED
+from serve.app import build, main
+from serve.query_encoder import QueryEncoder
+from serve.settings import ServeArgs, ServedIndex
+from serve.shard import ShardServer, load_shard
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    """Run the command line, which must refuse before Ray starts; gives its one sentence."""
+
+    def run(*flags: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["serve.app", *flags])
+        monkeypatch.delenv("BIXSE_KEYS", raising=False)
+        with pytest.raises(SystemExit) as caught:
+            main()
+        assert caught.value.code == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1
+        return lines[0]
+
+    return run
+
+
+@pytest.fixture
+def damaged(index, tmp_path):
+    """A copy of the index in which one bit of one file is flipped."""
+
+    def flip(name: str, position: int) -> str:
+        url = tmp_path / "damaged"
+        shutil.copytree(index.url, url)
+        data = bytearray((url / name).read_bytes())
+        data[position] ^= 1
+        (url / name).write_bytes(data)
+        return str(url)
+
+    return flip
+
+
+def test_a_missing_index(refused, tmp_path):
+    url = str(tmp_path / "absent")
+    sentence = refused("--index", url, "--encoder", PACKAGED)
+    assert sentence == f"error: no finished artefact at {url}: manifest.json is missing"
+
+
+def test_an_artefact_of_another_kind(refused, tmp_path):
+    draft = begin(str(tmp_path / "corpus"), "corpus", config={}, inputs={})
+    assert not isinstance(draft, Artifact)
+    draft.finish(rows=0)
+    sentence = refused("--index", str(tmp_path / "corpus"), "--encoder", PACKAGED)
+    assert "expected index" in sentence
+    assert "found corpus" in sentence
+
+
+def test_an_index_of_another_encoder_names_both(refused, tmp_path, corpus, vectors, make_index):
+    other = make_index(tmp_path / "index", corpus, vectors, "0123456789abcdef", shards=1)
+    sentence = refused("--index", other.url, "--encoder", PACKAGED)
+    assert "0123456789abcdef" in sentence
+    assert ServedIndex.read(other.url).encoder == "0123456789abcdef"
+    with pytest.raises(ValueError, match="0123456789abcdef") as caught:
+        QueryEncoder(PACKAGED, ServedIndex.read(other.url), threads=1)
+    fingerprint = str(caught.value).split("is encoder ")[1][:32]
+    assert fingerprint in sentence, "each replica checks what it loads, too"
+
+
+def test_a_retrained_encoder_of_the_same_shape_is_refused(refused, index, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    changed = tmp_path / "encoder"
+    shutil.copytree(resolve(PACKAGED), changed)
+    weights = load_file(changed / "model.safetensors")
+    name = next(n for n in weights if weights[n].ndim == 2)
+    weights[name] = weights[name] + np.float32(1e-4)
+    save_file(weights, changed / "model.safetensors", metadata={"format": "pt"})
+    sentence = refused("--index", index.url, "--encoder", str(changed))
+    assert index.manifest.extra["encoder"] in sentence
+    assert "serve it with its own encoder" in sentence
+
+
+@pytest.mark.parametrize(
+    "name, position",
+    [
+        ("shard-00001/index.faiss", -1),
+        ("shard-00000/index.faiss", 0),
+        ("shard-00001/documents.arrow", 700),
+    ],
+)
+def test_one_flipped_bit_is_refused_and_the_file_named(refused, damaged, name, position):
+    url = damaged(name, position)
+    sentence = refused("--index", url, "--encoder", PACKAGED)
+    assert f"{name} differs from its manifest" in sentence
+    whole, broken = sorted(("shard-00000", "shard-00001"), key=name.startswith)
+    fingerprint = ServedIndex.read(url).fingerprint
+    with pytest.raises(ArtifactError, match=name):
+        load_shard(url, fingerprint, broken)
+    # A replica verifies its own files only.
+    assert load_shard(url, fingerprint, whole).size == 100
+
+
+def test_a_damaged_manifest(refused, damaged):
+    sentence = refused("--index", damaged("manifest.json", 40), "--encoder", PACKAGED)
+    assert "manifest.json is damaged" in sentence
+
+
+def test_a_replica_takes_no_other_index_than_the_one_it_was_told(index):
+    with pytest.raises(ArtifactError, match=f"found {index.fingerprint}"):
+        load_shard(index.url, "f" * 32, "shard-00000")
+    with pytest.raises(ArtifactError, match="no shard shard-00007"):
+        load_shard(index.url, index.fingerprint, "shard-00007")
+
+
+@pytest.mark.parametrize("lacking", ["encoder", "dim", "shards", "shard_rows", "canary"])
+def test_a_manifest_without_what_serving_needs(refused, index, tmp_path, lacking):
+    extra = {k: v for k, v in index.manifest.extra.items() if k != lacking}
+    draft = begin(str(tmp_path / "index"), "index", config={}, inputs={})
+    assert not isinstance(draft, Artifact)
+    draft.finish(rows=0, extra=extra)
+    sentence = refused("--index", str(tmp_path / "index"), "--encoder", PACKAGED)
+    assert f"does not say '{lacking}'" in sentence
+
+
+def test_a_port_in_use(refused, index):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        sentence = refused("--index", index.url, "--encoder", PACKAGED, "--port", port)
+    assert sentence == f"error: cannot listen on 127.0.0.1 port {port}: Address already in use"
+
+
+def test_no_keys_and_not_loopback(refused, index):
+    sentence = refused("--index", index.url, "--encoder", PACKAGED, "--host", "0.0.0.0")
+    assert "no keys are configured" in sentence
+
+
+def test_no_encoder_there(refused, index, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    sentence = refused("--index", index.url, "--encoder", str(empty))
+    assert str(empty) in sentence
+
+
+def test_the_program_itself_refuses_without_a_traceback(tmp_path):
+    command = [sys.executable, "-m", "serve.app", "--index", str(tmp_path), "--encoder", PACKAGED]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 2
+    assert ran.stderr.startswith("error: no finished artefact")
+    assert len(ran.stderr.splitlines()) == 1
+
+
+def test_serve_run_builds_from_plain_strings(index):
+    args = ServeArgs.model_validate(
+        {"index": index.url, "encoder": PACKAGED, "replicas_per_shard": "2", "batch_wait_ms": "0"}
+    )
+    assert (args.replicas_per_shard, args.batch_wait_ms) == (2, 0.0)
+    assert isinstance(build(args), ray.serve.Application)
+    with pytest.raises(ValueError, match="replica_per_shard"):
+        ServeArgs.model_validate({"index": "", "encoder": "", "replica_per_shard": "2"})
+
+
+def test_a_text_that_cannot_be_encoded_fails_alone(index, encoder):
+    replica = QueryEncoder(PACKAGED, ServedIndex.read(index.url), threads=1)
+    texts = ["an otter", "half \ud800 of a pair", "a heron", "a lynx", "\udfff"]
+    batch = asyncio.run(replica.encode(texts, "query", 60))
+    assert set(batch.refused) == {1, 4}
+    good = [0, 2, 3]
+    assert batch.vectors[good] == pytest.approx(
+        encoder.encode([texts[i] for i in good], "query"), abs=1e-5
+    )
+    asyncio.run(replica.check_health())
+
+
+def test_a_replica_whose_time_is_over_never_begins(index, vectors):
+    async def run() -> None:
+        shard = ShardServer(index.url, index.fingerprint, "shard-00000", threads=1)
+        with pytest.raises(TimeoutError):
+            await shard.search(vectors[:1], [3], [False], -1.0)
+        ks, fields = [3, 1, 500], [False, True, False]
+        found = await shard.search(vectors[[0, 2, 4]], ks, fields, 60)
+        assert [len(f.hits) for f in found] == [3, 1, 100]
+        assert [f.documents is not None for f in found] == fields
+        assert found[1].documents is not None
+        assert found[1].documents[0].doc_id == found[1].hits[0].doc_id
+        await shard.check_health()
+
+    asyncio.run(run())

@@ -1,0 +1,131 @@
+"""What a missing shard means, and that sharded equals whole."""
+
+import string
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bixse.records import CORPUS, Document, Hit
+from bixse.retrieval.settings import Retrieval
+from bixse.retrieval.shard import Shard, build_shard
+from serve.fanout import Missing, Verdict, coverage, one_ranking, verdict
+from serve.messages import Found
+
+ROWS = {"shard-00000": 60, "shard-00001": 30, "shard-00002": 10}
+A, B, C = ROWS
+
+
+def test_coverage_counts_documents_not_shards():
+    seen = coverage(ROWS, [Missing(C, "late"), Missing(A, "lost")])
+    assert (seen.fraction, seen.shards_ok, seen.shards) == (0.3, 1, 3)
+    assert seen.degraded == (Missing(A, "lost"), Missing(C, "late"))
+    assert coverage(ROWS, []).fraction == 1.0
+    assert coverage(ROWS, [Missing(name, "late") for name in ROWS]).fraction == 0.0
+
+
+def test_an_unknown_shard_is_an_error():
+    with pytest.raises(KeyError):
+        coverage(ROWS, [Missing("shard-00009", "late")])
+
+
+@pytest.mark.parametrize(
+    "missing, allow_partial, min_coverage, expected",
+    [
+        ([], False, 1.0, Verdict.ANSWER),
+        ([Missing(C, "late")], True, 0.0, Verdict.ANSWER),
+        ([Missing(C, "late")], True, 0.9, Verdict.ANSWER),
+        ([Missing(C, "late")], True, 0.901, Verdict.UNAVAILABLE),
+        ([Missing(C, "late")], False, 0.0, Verdict.UNAVAILABLE),
+        ([Missing(A, "lost"), Missing(B, "shed")], True, 0.1, Verdict.ANSWER),
+        ([Missing(name, "late") for name in ROWS], True, 0.0, Verdict.TIMEOUT),
+        (
+            [Missing(A, "late"), Missing(B, "late"), Missing(C, "lost")],
+            True,
+            0.0,
+            Verdict.UNAVAILABLE,
+        ),
+        ([Missing(name, "failed") for name in ROWS], True, 0.0, Verdict.UNAVAILABLE),
+    ],
+)
+def test_verdict(missing, allow_partial, min_coverage, expected):
+    seen = coverage(ROWS, missing)
+    assert verdict(seen, allow_partial=allow_partial, min_coverage=min_coverage) is expected
+
+
+@given(
+    lost=st.sets(st.sampled_from(sorted(ROWS))),
+    low=st.floats(0, 1),
+    high=st.floats(0, 1),
+)
+def test_asking_for_more_coverage_never_turns_a_refusal_into_an_answer(lost, low, high):
+    low, high = min(low, high), max(low, high)
+    seen = coverage(ROWS, [Missing(name, "late") for name in lost])
+    if verdict(seen, allow_partial=True, min_coverage=high) is Verdict.ANSWER:
+        assert verdict(seen, allow_partial=True, min_coverage=low) is Verdict.ANSWER
+    if verdict(seen, allow_partial=False, min_coverage=low) is Verdict.ANSWER:
+        assert seen.fraction == 1.0
+
+
+scored = st.dictionaries(
+    st.text(string.ascii_lowercase, min_size=1, max_size=3),
+    st.integers(0, 3).map(lambda n: n / 4),
+    min_size=1,
+    max_size=30,
+)
+
+
+@given(
+    scores=scored,
+    shards=st.sampled_from([1, 2, 3, 7]),
+    k=st.integers(1, 12),
+    seed=st.integers(0, 9),
+)
+def test_fields_follow_their_hits_and_ties_break_by_doc_id(scores, shards, k, seed):
+    rng = np.random.default_rng(seed)
+    home = {doc_id: int(rng.integers(shards)) for doc_id in scores}
+    found = []
+    for shard in range(shards):
+        mine = sorted((-scores[d], d) for d in scores if home[d] == shard)[:k]
+        hits = [Hit(d, -minus, rank) for rank, (minus, d) in enumerate(mine, start=1)]
+        found.append(Found(hits, [Document(h.doc_id, f"title {h.doc_id}", "") for h in hits]))
+    whole = one_ranking(found, k)
+    expected = sorted((-score, doc_id) for doc_id, score in scores.items())[:k]
+    assert [(-h.score, h.doc_id) for h in whole.hits] == expected
+    assert [h.rank for h in whole.hits] == list(range(1, len(expected) + 1))
+    assert whole.documents is not None
+    assert [d.title for d in whole.documents] == [f"title {h.doc_id}" for h in whole.hits]
+
+
+def test_without_fields_from_every_shard_there_are_none():
+    hit = Hit("a", 1.0, 1)
+    assert one_ranking([Found([hit])], 5).documents is None
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3, 7])
+def test_sharded_equals_whole(shards):
+    rng = np.random.default_rng(shards)
+    vectors = rng.standard_normal((90, 16)).astype(np.float32)
+    vectors[45:60] = vectors[0]  # ties across shards
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    table = pa.Table.from_pylist(
+        [{"doc_id": f"d{n:03d}", "title": "", "text": str(n)} for n in rng.permutation(90)],
+        schema=CORPUS,
+    )
+    queries = np.concatenate([vectors[:1], vectors[rng.integers(90, size=5)]])
+
+    def search(rows: list[int]) -> list[list[Hit]]:
+        with tempfile.TemporaryDirectory() as local:
+            build_shard(Path(local), table.take(rows), vectors[rows], Retrieval())
+            return Shard.load(Path(local)).search(queries, 20)
+
+    whole = search(list(range(90)))
+    home = rng.integers(shards, size=90)
+    parts = [search(np.flatnonzero(home == s).tolist()) for s in range(shards)]
+    for query in range(len(queries)):
+        merged = one_ranking([Found(part[query]) for part in parts], 20)
+        assert merged.hits == whole[query]

@@ -1,0 +1,87 @@
+"""The search page in a real browser."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
+
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--window-size=1000,900",
+)  # fmt: skip
+
+
+@pytest.fixture
+def browser(tmp_path) -> Iterator["Chrome"]:
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("chromium and chromedriver are not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path / 'profile'}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    try:
+        yield chrome
+    finally:
+        chrome.quit()
+
+
+def test_a_search_is_typed_and_answered(served, browser, tmp_path):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    def all_of(selector: str) -> list:
+        return browser.find_elements(By.CSS_SELECTOR, selector)
+
+    def status() -> str:
+        return all_of("#status")[0].text
+
+    wait = WebDriverWait(browser, 20)
+    browser.get(served.url)
+    query, key = all_of("#query")[0], all_of("#key")[0]
+    assert browser.switch_to.active_element == query
+    assert not key.is_displayed()
+    query.send_keys("a heron that builds its nest", Keys.ENTER)
+    wait.until(lambda _: "Bearer" in status())
+    assert key.is_displayed(), "asked for when it is needed"
+    key.send_keys(served.search_key, Keys.ENTER)
+    wait.until(lambda _: len(all_of("#hits li")) == 10)
+
+    expected = served.search(query="a heron that builds its nest").json()["hits"]
+    assert [e.text for e in all_of("#hits h2")] == [h["title"] for h in expected]
+    assert [e.text for e in all_of("#hits .rank")] == [str(h["rank"]) for h in expected]
+    assert all_of("#hits .text")[0].text == expected[0]["text"]
+    assert all_of("#hits .score")[0].text == f"score {expected[0]['score']:.4f}"
+    assert re.fullmatch(r"10 hits in \d+ ms, from 100 % of the documents", status())
+    assert served.index.fingerprint in all_of("#trace")[0].text
+    # Every field has a name that a screen reader says.
+    assert [e.accessible_name for e in (query, key)] == ["Query", "Key"]
+    if shots := os.environ.get("BIXSE_SCREENSHOTS"):
+        browser.save_screenshot(f"{shots}/search.png")
+
+    query.clear()
+    query.send_keys(" ", Keys.ENTER)
+    wait.until(lambda _: "must not be empty" in status())
+    assert not all_of("#hits li")
+    errors = [e["message"] for e in browser.get_log("browser") if "40" not in e["message"]]
+    assert not [e for e in errors if "422" not in e], errors
+
+
+def test_the_page_asks_nobody_else(served):
+    reply = httpx.get(served.url)
+    assert reply.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in reply.headers["content-security-policy"]
+    assert not re.findall(r"(?:src|href)=\"(?!data:)|https?://|@import|url\(", reply.text)
+    assert "innerHTML" not in reply.text
