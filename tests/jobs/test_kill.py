@@ -1,0 +1,80 @@
+"""The whole pipeline, killed with -9 at random moments and run again, makes the same artefacts."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bixse.artifacts import Artifact
+from tests.encoders import save_tiny_encoder
+from tests.jobs.conftest import write_beir
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+MADE = ("corpus", "queries", "qrels", "judgments", "encoder", "embeddings", "report", "index")
+
+
+def start(data: Path, encoder: Path, out: Path, log: Path) -> subprocess.Popen[bytes]:
+    line = [sys.executable, "-m", "jobs.pipeline", "bixse", "--data", data, "--out", out,
+            "--start", encoder, "--training.epochs", 2, "--training.batch-size", 8,
+            "--training.checkpoint-every", 2, "--retrieval.shards", 2, "--json"]  # fmt: skip
+    with open(log, "ab") as handle:
+        return subprocess.Popen(
+            list(map(str, line)), cwd=ROOT, stdout=handle, stderr=handle, start_new_session=True
+        )
+
+
+def fingerprints(out: Path) -> dict[str, str]:
+    return {name: Artifact.open(str(out / name)).fingerprint for name in MADE}
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_the_pipeline_makes_the_same(tmp_path: Path) -> None:
+    data = write_beir(tmp_path / "data", documents=2500)
+    encoder, log = save_tiny_encoder(tmp_path / "tiny"), tmp_path / "log"
+    started = time.monotonic()
+    whole = start(data, encoder, tmp_path / "whole", log)
+    assert whole.wait(400) == 0, log.read_text()[-3000:]
+    seconds = time.monotonic() - started
+    draw = random.Random(0)
+    done = False
+    for _ in range(8):
+        run = start(data, encoder, tmp_path / "killed", log)
+        try:
+            run.wait(draw.uniform(0.2, 0.8) * seconds)
+            done = run.returncode == 0
+            break
+        except subprocess.TimeoutExpired:
+            if draw.random() < 0.5:
+                run.kill()  # the driver alone: its Ray must go with it
+            else:
+                os.killpg(run.pid, signal.SIGKILL)
+            run.wait(60)
+    if not done:
+        last = start(data, encoder, tmp_path / "killed", log)
+        assert last.wait(400) == 0, log.read_text()[-3000:]
+    assert fingerprints(tmp_path / "killed") == fingerprints(tmp_path / "whole")
+
+
+def test_a_second_run_skips_what_is_finished(tmp_path: Path) -> None:
+    data = write_beir(tmp_path / "data", documents=300)
+    encoder, log = save_tiny_encoder(tmp_path / "tiny"), tmp_path / "log"
+    first = start(data, encoder, tmp_path / "out", log)
+    assert first.wait(280) == 0, log.read_text()[-3000:]
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.json")}
+    log.unlink()
+    again = start(data, encoder, tmp_path / "out", log)
+    assert again.wait(120) == 0, log.read_text()[-3000:]
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.json")}
+    assert after == before
+    assert "train" not in log.read_text().split("{")[0]
+    summary = json.loads(log.read_text().splitlines()[-1])
+    assert set(summary["ndcg@10"]) == {"bm25", "base", "trained"}
+    report = json.loads((tmp_path / "out" / "report" / "report.json").read_text())
+    assert {"ndcg@10", "ci95", "n_queries", "recipe", "seconds"} <= set(report)
+    assert {"ingest", "judge", "train"} <= set(report["seconds"])
