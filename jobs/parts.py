@@ -29,6 +29,9 @@ import pyarrow.parquet as pq
 from bixse.artifacts import Artifact, Draft
 from bixse.records import CORPUS, REJECTED, Document, Rejection
 
+RESTARTS = 3
+"""Deaths of a worker process (out of memory, a lost node) that a stage outlives, for each actor."""
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -90,8 +93,9 @@ def run_units(
 ) -> None:
     """Make the parts that `draft` still lacks, on `actors` actors that each build `work` once.
 
-    Raises RuntimeError when a part does not account for every row of its unit, and whatever `work`
-    raises: a stage fails loudly and a rerun goes on from the finished parts.
+    Raises RuntimeError when a part does not account for every row of its unit, or workers keep
+    dying, and whatever `work` raises: a stage fails loudly and a rerun goes on from the finished
+    parts.
     """
     done = draft.parts_done()
     todo = [unit for unit in units if unit.number not in done]
@@ -112,14 +116,23 @@ def run_units(
             compute=pool,
             num_cpus=cpus,
             num_gpus=gpus,
+            # Ray's default restarts for ever, also on a unit that kills whoever takes it.
+            max_restarts=RESTARTS,
+            max_task_retries=RESTARTS,
         )
-        for result in results.iter_rows():
-            if result["rows"] + result["rejected"] != result["rows_in"]:
-                raise RuntimeError(
-                    f"{label}: part {result['number']} got {result['rows_in']} rows, wrote "
-                    f"{result['rows']} and rejected {result['rejected']}"
-                )
-            advance(int(result["rows_in"]))
+        try:
+            for result in results.iter_rows():
+                if result["rows"] + result["rejected"] != result["rows_in"]:
+                    raise RuntimeError(
+                        f"{label}: part {result['number']} got {result['rows_in']} rows, wrote "
+                        f"{result['rows']} and rejected {result['rejected']}"
+                    )
+                advance(int(result["rows_in"]))
+        except ray.exceptions.RayActorError as error:
+            raise RuntimeError(
+                f"{label}: a worker process died {RESTARTS + 1} times, the last time because: "
+                f"{str(error).splitlines()[-1]}"
+            ) from None
 
 
 class _PartWriter:
