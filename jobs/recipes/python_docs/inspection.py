@@ -19,7 +19,7 @@ import pkgutil
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 _NOT_READ = {"antigravity", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "test", "this"}
 _NOT_READ |= {"tkinter", "turtle", "turtledemo"}
 # The platform's half of `os` and `os.path`, which are read under those names.
-_NOT_READ |= {"nt", "ntpath", "posix", "posixpath"}
+_NOT_READ |= {"genericpath", "nt", "ntpath", "posix", "posixpath"}
 # C modules that test the interpreter, and one for Windows installers.
 _NOT_READ |= {"xxlimited", "xxlimited_35", "xxsubtype", "msilib"}
 # A hundred codecs that say the same, and test suites inside packages.
@@ -67,16 +67,25 @@ def _with_submodules(name: str) -> Iterator[tuple[str, ModuleType]]:
 
 
 def members(name: str, module: ModuleType) -> Iterator[tuple[str, Any]]:
-    """The classes and functions that a module offers: its `__all__`, or what it defines itself."""
+    """The classes and functions that a module offers: its `__all__`, or what it defines itself.
+
+    A package also offers what its submodules define and its `__init__` imports: Python 3.11 forgot
+    `TaskGroup` in `asyncio.__all__`.
+    """
     exported = getattr(module, "__all__", None)
-    for attribute in sorted(set(exported if exported is not None else vars(module))):
-        value = getattr(module, attribute, None)
+    for attribute, value in _attributes(module, exported or ()):
         if attribute.startswith("_") or not (inspect.isclass(value) or inspect.isroutine(value)):
             continue
         home = getattr(value, "__module__", None) or name
         own = _root(home) == _root(name) or home.startswith("_") or name == "builtins"
-        if exported is not None or own:
+        below = home.startswith(f"{name}.")
+        if below or (attribute in exported if exported is not None else own):
             yield attribute, value
+
+
+def _attributes(module: ModuleType, exported: Iterable[str]) -> list[tuple[str, Any]]:
+    names = sorted({*vars(module), *exported})
+    return [(name, getattr(module, name)) for name in names if hasattr(module, name)]
 
 
 def canonical_names(modules: dict[str, ModuleType]) -> dict[str, Any]:
