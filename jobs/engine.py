@@ -19,49 +19,17 @@ CPU_KV_CACHE_GIB = 1
 
 
 class Engine:
-    """Loaded once in an actor, called often. Its engine core is a process of its own."""
+    """Loaded once in an actor, called often. It lives and dies with its process.
+
+    vLLM's engine core would be a process of its own; killed, it leaves `LLM.generate` waiting for
+    ever (0.29). In the caller's process there is one death, which Ray sees, and the same prompts
+    are always scheduled alike.
+    """
 
     def __init__(self, settings: Pointwise) -> None:
         """Raises ValueError when vLLM is absent or refuses the model or a setting."""
-        self._settings = settings
-        self._llm: Any = None
-        self._start()
-
-    @property
-    def dtype(self) -> str:
-        """What `auto` came to: bfloat16, float16 or float32."""
-        return str(self._llm.model_config.dtype).removeprefix("torch.")
-
-    def logprobs(
-        self, prompts: Sequence[Sequence[int]], token_ids: Sequence[int]
-    ) -> list[Logprobs]:
-        """For each prompt, the log-probability of each of `token_ids` as the next token.
-
-        An engine that dies is started again once; raises RuntimeError when it dies again on the
-        same prompts.
-        """
-        from vllm.v1.engine.exceptions import EngineDeadError
-
-        try:
-            return self._generate(prompts, token_ids)
-        except EngineDeadError:
-            self._start()
-        try:
-            return self._generate(prompts, token_ids)
-        except EngineDeadError:
-            raise RuntimeError(
-                f"the vLLM engine died twice on the same {len(prompts)} prompts"
-            ) from None
-
-    def close(self) -> None:
-        """End the engine's processes."""
-        if self._llm is not None:
-            self._llm.llm_engine.engine_core.shutdown()
-            self._llm = None
-
-    def _start(self) -> None:
-        self.close()
         # Before the import: vLLM reads these once.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         try:
@@ -75,7 +43,6 @@ class Engine:
         cpu = current_platform.is_cpu()
         if cpu:
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(CPU_KV_CACHE_GIB))
-        settings = self._settings
         try:
             self._llm = LLM(
                 model=settings.model,
@@ -94,9 +61,15 @@ class Engine:
             # pydantic's errors do not survive the way back from an actor.
             raise ValueError(f"vLLM refused {settings.model}: {_sentence(error)}") from None
 
-    def _generate(
+    @property
+    def dtype(self) -> str:
+        """What `auto` came to: bfloat16, float16 or float32."""
+        return str(self._llm.model_config.dtype).removeprefix("torch.")
+
+    def logprobs(
         self, prompts: Sequence[Sequence[int]], token_ids: Sequence[int]
     ) -> list[Logprobs]:
+        """For each prompt, the log-probability of each of `token_ids` as the next token."""
         from vllm import SamplingParams
 
         params = SamplingParams(
@@ -132,7 +105,8 @@ def pin(settings: Pointwise) -> tuple[Pointwise, str]:
     """
     directory = Path(settings.model)
     if directory.is_dir():
-        return settings, _hash(directory)
+        # Workers run in directories of their own.
+        return settings.replace(model=str(directory.absolute())), _hash(directory)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

@@ -129,43 +129,36 @@ class VllmUnit:
         self._settings = settings
         self._tokens = PromptTokenizer.load(settings)
         self._engine = Engine(settings)
-        self._judge = judge_name(settings, identity, self._engine.dtype)
+        judge = judge_name(settings, identity, self._engine.dtype)
+        self._signature = (self._tokens.prompt, judge, settings.min_grade_mass)
 
     def __call__(self, rows: pa.Table) -> tuple[pa.Table, list[Rejection]]:
-        query_ids, doc_ids = rows["query_id"].to_pylist(), rows["doc_id"].to_pylist()
-        queries = [self._queries[query_id] for query_id in query_ids]
-        passages = [document_text(d.title, d.text) for d in self._texts.get(doc_ids)]
-        orders = ORDERS[: self._settings.orders]
-        prompts_by_order = [self._tokens.encode(queries, passages, order) for order in orders]
-        longest = [max(map(len, prompts)) for prompts in zip(*prompts_by_order, strict=True)]
-        # The answer takes a token of the model's length too.
-        limit = self._settings.max_model_len - 1
-        fitting = [row for row, length in enumerate(longest) if length <= limit]
-        prompts = [prompts[row] for prompts in prompts_by_order for row in fitting]
-        logprobs = iter(self._engine.logprobs(prompts, self._tokens.label_ids))
-        answers = {row: [] for row in fitting}
-        for _ in orders:
-            for row in fitting:
-                answers[row].append(next(logprobs))
-        kept: list[Judgment] = []
-        rejected: list[Rejection] = []
-        for row, (query_id, doc_id) in enumerate(zip(query_ids, doc_ids, strict=True)):
-            if row not in answers:
-                rejected.append(too_long(query_id, doc_id, longest[row], limit))
-                continue
-            verdict = judgment(
-                query_id,
-                doc_id,
-                answers[row],
-                self._tokens.prompt,
-                self._judge,
-                self._settings.min_grade_mass,
-            )
-            if isinstance(verdict, Judgment):
-                kept.append(verdict)
-            else:
-                rejected.append(verdict)
+        keys = list(zip(rows["query_id"].to_pylist(), rows["doc_id"].to_pylist(), strict=True))
+        # One list an order, one prompt a pair.
+        prompts = self._prompts(keys)
+        lengths = [max(map(len, of_pair)) for of_pair in zip(*prompts, strict=True)]
+        limit = self._settings.max_model_len - 1  # The answer takes a token too.
+        fitting = [row for row, length in enumerate(lengths) if length <= limit]
+        asked = [of_order[row] for of_order in prompts for row in fitting]
+        answers = self._engine.logprobs(asked, self._tokens.label_ids)
+        # Order after order, so that every len(fitting)-th answer is of the same pair.
+        answers_of = {row: answers[at :: len(fitting)] for at, row in enumerate(fitting)}
+        verdicts = [
+            judgment(*key, answers_of[row], *self._signature)
+            if row in answers_of
+            else too_long(*key, lengths[row], limit)
+            for row, key in enumerate(keys)
+        ]
+        kept = [verdict for verdict in verdicts if isinstance(verdict, Judgment)]
+        rejected = [verdict for verdict in verdicts if isinstance(verdict, Rejection)]
         return rows_of(kept, JUDGMENTS), rejected
+
+    def _prompts(self, keys: Sequence[tuple[str, str]]) -> list[list[list[int]]]:
+        queries = [self._queries[query_id] for query_id, _ in keys]
+        documents = self._texts.get([doc_id for _, doc_id in keys])
+        passages = [document_text(document.title, document.text) for document in documents]
+        orders = ORDERS[: self._settings.orders]
+        return [self._tokens.encode(queries, passages, order) for order in orders]
 
 
 class FeaturesUnit:
