@@ -91,11 +91,13 @@ def main() -> None:
         application = build(args)
     except ValueError as error:
         _refuse(str(error))
+    start_ray(args)
     stop = threading.Event()
+    # After Ray, which takes these signals for itself.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     try:
-        start(args, application)
+        deploy(args, application)
         index = ServedIndex.read(args.index)
         url = f"http://{args.host}:{args.port}"
         problem = wait_until_ready(url, stop)
@@ -106,13 +108,16 @@ def main() -> None:
             _say(sys.stdout, f"ready at {url} ({documents} documents in {shards} shards)")
         stop.wait()
     finally:
-        ray.serve.shutdown()  # type: ignore[no-untyped-call]
+        if "RAY_ADDRESS" in os.environ:
+            # Others may have applications there.
+            ray.serve.delete(NAME)
+        else:
+            ray.serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()
 
 
-def start(args: ServeArgs, application: ray.serve.Application) -> None:
-    """Deploy on the cluster of RAY_ADDRESS, or on a local one that this call starts."""
-    start_ray(args)
+def deploy(args: ServeArgs, application: ray.serve.Application) -> None:
+    """Start Serve on the connected cluster, and wait until every replica has loaded."""
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ray.serve.start(
         http_options=HTTPOptions(

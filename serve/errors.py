@@ -42,7 +42,7 @@ async def _on_invalid(request: Request, error: RequestValidationError) -> JSONRe
     if first["type"] == "json_invalid":
         reason = first["ctx"]["error"]
         return ApiError(400, "bad_json", f"the body is not JSON: {reason}").response()
-    if first["loc"] == ("body",) and first["type"] != "value_error":
+    if first["type"] in ("missing", "model_attributes_type") and first["loc"] == ("body",):
         message = "expected a JSON object, sent as Content-Type: application/json"
         return ApiError(422, "invalid_request", message).response()
     # The first element says where in the request (body), not in which field.
