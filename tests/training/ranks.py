@@ -1,0 +1,147 @@
+"""One rank of a process group, as a program: `python -m tests.training.ranks WHAT RANK WORLD DIR`.
+
+gradients   of every objective on every batch, in double precision -> DIR/gradients-WORLD
+loop        training of DIR/encoder from its last checkpoint -> DIR/loop-WORLD
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from bixse.artifacts import Place
+from bixse.models.encoder import load_model
+from bixse.training.batches import Batch, Role, Side, batch_of
+from bixse.training.gather import GatheredObjective, World, cells_of
+from bixse.training.groups import Labels, group
+from bixse.training.loop import Run, train_loop
+from bixse.training.order import share
+from bixse.training.settings import GradedBCE, InfoNCE, Objective, Training
+from tests.encoders import texts
+
+OBJECTIVES: dict[str, Objective] = {
+    "graded_bce": GradedBCE(scale=5.0, learn_scale=True),
+    "all": InfoNCE(positives="all", scale=5.0),
+    "threshold": InfoNCE(positives="threshold", scale=5.0),
+    "weighted": InfoNCE(positives="weighted", scale=5.0),
+}
+
+
+class TwoTowers(nn.Module):
+    """A bag of words a role, in double precision: query and document gradients stand apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(0)
+        self.towers = nn.ModuleDict({"query": nn.Linear(12, 6), "document": nn.Linear(12, 6)})
+        self.unused = nn.Parameter(torch.zeros(3))
+        for parameter in self.towers.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=draw, dtype=torch.float64)
+
+    def forward(self, features: dict[str, Any], task: Role) -> dict[str, Tensor]:
+        return {"sentence_embedding": torch.tanh(self.towers[task](features["words"]))}
+
+
+def labels(queries: int, documents: int, seed: int) -> Labels:
+    """Random grades of half of all pairs; some queries were written from an unjudged document."""
+    draw = np.random.default_rng(seed)
+    judged = np.argwhere(draw.random((queries, documents)) < 0.5)
+    query_texts = texts(queries, seed=seed + 1)
+    document_texts = texts(documents, seed=seed + 2)
+    return group(
+        [f"q{q}" for q, _ in judged],
+        [f"d{d}" for _, d in judged],
+        draw.random(len(judged)).astype(np.float32),
+        {f"q{q}": text for q, text in enumerate(query_texts)},
+        {f"d{d}": text for d, text in enumerate(document_texts)},
+        {f"q{q}": f"d{q % documents}" for q in range(queries)},
+    )
+
+
+def batches() -> dict[str, Batch]:
+    """Whole, uneven and too small for every rank; documents and queries shared between rows."""
+    known = labels(12, 16, seed=5)
+    draw = np.random.default_rng(1)
+    return {
+        "even": batch_of(known, draw.permutation(known.pairs)[:24]),
+        "uneven": batch_of(known, np.flatnonzero(known.query_of(np.arange(known.pairs)) < 7)[::3]),
+        "two queries": batch_of(known, known.pairs_from_Q1[[0, 3]]),
+        "one document": batch_of(known, np.flatnonzero(known.document_P == 4)),
+    }
+
+
+def words(role: Role, numbers: np.ndarray) -> Tensor:
+    """Made-up features of texts, the same on every rank."""
+    seed = 100 if role == "query" else 200
+    rows = [np.random.default_rng(seed + number).normal(size=12) for number in numbers]
+    return torch.tensor(np.asarray(rows))
+
+
+def side(role: Role, numbers: np.ndarray, world: World) -> Side:
+    mine = numbers[share(len(numbers), world.rank, world.size)]
+    features = {"words": words(role, mine if len(mine) else numbers[:1])}
+    return Side(role, [features], torch.arange(max(1, len(mine))), len(mine))
+
+
+def gradients(world: World) -> dict[str, Tensor]:
+    """Loss and gradients as DDP leaves them, by objective, batch and parameter."""
+    found = {}
+    for name, objective in OBJECTIVES.items():
+        for kind, batch in batches().items():
+            module = GatheredObjective(TwoTowers(), objective, world).double()
+            module.bias.data.fill_(-0.5)
+            wrapped: nn.Module = module
+            if world.size > 1:
+                wrapped = DistributedDataParallel(module, find_unused_parameters=True)
+            cells = cells_of(batch, objective, world, torch.device("cpu"))
+            sides = side("query", batch.query_Q, world), side("document", batch.document_D, world)
+            loss, shares = wrapped(*sides, cells)
+            loss.backward()
+            if world.size > 1:
+                dist.all_reduce(shares)
+            found[f"{name}/{kind}/loss"] = shares
+            for parameter, value in module.named_parameters():
+                if value.grad is not None:
+                    found[f"{name}/{kind}/{parameter}"] = value.grad
+    return found
+
+
+def loop(world: World, directory: Path, max_steps: int | None = None) -> dict[str, Tensor]:
+    """Weights and curve after training with checkpoints every 4 steps."""
+    model = load_model(str(directory / "encoder"), "cpu")
+    settings = Training(
+        batch_size=8, epochs=2, learning_rate=1e-3, checkpoint_every=4, max_steps=max_steps
+    )
+    checkpoints = Place(str(directory / "checkpoints"))
+    run = Run(settings, labels(20, 12, seed=3), checkpoints, "a fingerprint")
+
+    def on_step(steps: int) -> None:
+        if (directory / "stop").exists() and steps == int((directory / "stop").read_text()):
+            raise KeyboardInterrupt
+
+    trained = train_loop(run, model, world, on_step)
+    curve = [[line[name] for name in line if name != "seconds"] for line in trained.history]
+    weights = {name: value.detach() for name, value in model.named_parameters()}
+    return {**weights, "curve": torch.tensor(curve, dtype=torch.float64)}
+
+
+def main() -> None:
+    what, rank, size, directory = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+    torch.set_num_threads(1)
+    store = f"file://{directory}/store-{what}-{size}"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size)
+    world = World(rank, size)
+    found = gradients(world) if what == "gradients" else loop(world, directory)
+    if rank == 0:
+        save_file(found, directory / f"{what}-{size}.safetensors")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

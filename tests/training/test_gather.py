@@ -1,0 +1,111 @@
+"""W ranks equal one: gradients of both sides, of scale and of bias, whatever the batch."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.training import ranks
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run_ranks(what: str, world: int, directory: Path) -> dict[str, torch.Tensor]:
+    """Run a group of processes; what the first one saved."""
+    command = [sys.executable, "-m", "tests.training.ranks", what]
+    processes = [
+        subprocess.Popen([*command, str(rank), str(world), str(directory)], cwd=ROOT)
+        for rank in range(world)
+    ]
+    try:
+        assert [process.wait(120) for process in processes] == [0] * world
+    finally:
+        for process in processes:
+            process.kill()
+    return load_file(directory / f"{what}-{world}.safetensors")
+
+
+def naive(objective: str, kind: str) -> dict[str, torch.Tensor]:
+    """Loss and gradients by the formulae of methods 1.1 and 1.3, written out cell by cell."""
+    settings, batch = ranks.OBJECTIVES[objective], ranks.batches()[kind]
+    towers = ranks.TwoTowers()
+    log_scale = torch.tensor(settings.scale, dtype=torch.float32).log().double().requires_grad_()
+    bias = torch.tensor(-0.5, dtype=torch.float64, requires_grad=True)
+    query, document = (
+        torch.nn.functional.normalize(
+            towers({"words": ranks.words(role, numbers)}, role)["sentence_embedding"], dim=1
+        )
+        for role, numbers in (("query", batch.query_Q), ("document", batch.document_D))
+    )
+    graded = objective == "graded_bce"
+    scale = log_scale.exp() if graded else settings.scale
+    s = scale * query @ document.T
+    t = torch.from_numpy(batch.target_QD).double()
+    loss, total = torch.zeros((), dtype=torch.float64), 0.0
+    for i in range(s.shape[0]):
+        for j in range(s.shape[1]):
+            if graded and batch.weight_QD[i, j]:
+                p = torch.sigmoid(s[i, j] + bias)
+                loss = loss - (t[i, j] * p.log() + (1 - t[i, j]) * (1 - p).log())
+            if not graded and batch.own_QD[i, j]:
+                form, z = settings.positives, float(t[i, j])
+                weight = {"all": 1.0, "threshold": float(z >= 0.5), "weighted": z}[form]
+                others = [
+                    k
+                    for k in range(s.shape[1])
+                    if batch.weight_QD[i, k] and not (batch.known_QD[i, k] and t[i, k] >= z)
+                ]
+                terms = torch.stack([s[i, j], *(s[i, k] for k in others if k != j)])
+                loss = loss - weight * (s[i, j] - terms.exp().sum().log())
+                total += weight
+    loss = loss / (s.shape[0] if graded else max(total, 1e-30))
+    loss.backward()
+    found = {f"encoder.{name}": p.grad for name, p in towers.named_parameters()}
+    found |= {"log_scale": log_scale.grad, "bias": bias.grad, "loss": loss.detach()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+@pytest.fixture(scope="module")
+def one() -> dict[str, torch.Tensor]:
+    return ranks.gradients(ranks.World())
+
+
+@pytest.mark.parametrize("kind", ranks.batches())
+@pytest.mark.parametrize("objective", ranks.OBJECTIVES)
+def test_one_process_equals_the_formula(
+    objective: str, kind: str, one: dict[str, torch.Tensor]
+) -> None:
+    expected = naive(objective, kind)
+    assert len(expected) == (7 if objective == "graded_bce" else 5)
+    for name, value in expected.items():
+        found = one[f"{objective}/{kind}/{name}"]
+        found = found[0] if name == "loss" else found
+        torch.testing.assert_close(found, value, atol=1e-10, rtol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_ranks_equal_one_process(world: int, one: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    found = run_ranks("gradients", world, tmp_path)
+    assert found.keys() >= one.keys()
+    sides = ("encoder.towers.query.weight", "encoder.towers.document.weight", "log_scale", "bias")
+    assert all(one[f"graded_bce/even/{name}"].abs().sum() > 1e-3 for name in sides)
+    for name, value in one.items():
+        # The reported floor is reduced in float32; everything else is double.
+        exact = 1e-6 if name.endswith("/loss") else 1e-10
+        torch.testing.assert_close(found[name], value, atol=exact, rtol=exact, msg=name)
+
+
+def test_batches_are_what_they_are_called() -> None:
+    shapes = {kind: batch.own_QD.shape for kind, batch in ranks.batches().items()}
+    assert shapes["two queries"][0] == 2
+    assert shapes["one document"][1] == 1
+    assert shapes["uneven"][0] % 4
+    assert shapes["uneven"][1] % 4
+    even = ranks.batches()["even"]
+    assert (even.own_QD.sum(axis=0) > 1).any()
+    assert (even.own_QD.sum(axis=1) > 1).any()
+    assert (even.weight_QD == 0).any()
+    assert (even.known_QD & ~even.own_QD).any()

@@ -1,0 +1,100 @@
+"""The loop: learns, and goes on after an interruption as if there had been none."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bixse.artifacts import Place
+from bixse.models.encoder import load_model
+from bixse.training.gather import World
+from bixse.training.loop import METRICS, Run, Trained, train_loop
+from bixse.training.settings import GradedBCE, InfoNCE, Objective, Training
+from tests.encoders import save_tiny_encoder
+from tests.training import ranks
+from tests.training.test_gather import run_ranks
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """A run without interruption on one thread."""
+    return uninterrupted(tmp_path_factory.mktemp("whole"))
+
+
+def uninterrupted(directory: Path) -> dict[str, torch.Tensor]:
+    save_tiny_encoder(directory)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return ranks.loop(ranks.World(), directory)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def interrupt(directory: Path, steps: int) -> None:
+    """Stop a run after some steps; its last checkpoint lies at a multiple of 4."""
+    (directory / "stop").write_text(str(steps))
+    with pytest.raises(KeyboardInterrupt):
+        uninterrupted(directory)
+    (directory / "stop").unlink()
+
+
+@pytest.mark.parametrize("steps", [3, 8, 13])
+def test_resumed_equals_uninterrupted_bit_by_bit(
+    steps: int, whole: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    interrupt(tmp_path, steps)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    resumed = ranks.loop(ranks.World(), tmp_path)
+    torch.set_num_threads(threads)
+    assert len(whole["curve"]) > 20
+    for name, value in whole.items():
+        assert torch.equal(resumed[name], value), name
+
+
+def test_resumed_on_two_ranks_equals_uninterrupted_to_rounding(
+    whole: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    interrupt(tmp_path, 13)
+    resumed = run_ranks("loop", 2, tmp_path)
+    torch.testing.assert_close(resumed["curve"], whole["curve"], atol=1e-4, rtol=1e-4)
+    for name, value in whole.items():
+        torch.testing.assert_close(resumed[name], value, atol=2e-4, rtol=1e-3, msg=name)
+
+
+def trained(directory: Path, objective: Objective, **changes: object) -> Trained:
+    model = load_model(str(save_tiny_encoder(directory)), "cpu")
+    settings = Training(objective=objective, batch_size=16, learning_rate=2e-3).replace(**changes)
+    run = Run(settings, ranks.labels(30, 20, seed=9), Place(str(directory / "checkpoints")), "run")
+    return train_loop(run, model, World())
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        GradedBCE(learn_scale=True),
+        *(InfoNCE(positives=form) for form in ("all", "threshold", "weighted")),
+    ],
+    ids=["graded_bce", "all", "threshold", "weighted"],
+)
+def test_every_objective_learns(objective: Objective, tmp_path: Path) -> None:
+    curve = trained(tmp_path, objective, epochs=6).history
+    first, last = (sum(line["excess"] for line in part) for part in (curve[:5], curve[-5:]))
+    assert last < 0.9 * first
+    assert [line["step"] for line in curve] == list(range(1, len(curve) + 1))
+    assert set(curve[0]) == set(METRICS)
+    assert all(line["excess"] >= 0 and line["grad_norm"] > 0 for line in curve)
+
+
+def test_the_bias_starts_calibrated_and_a_fixed_scale_stays(tmp_path: Path) -> None:
+    result = trained(tmp_path, GradedBCE(), epochs=1, learning_rate=1e-9)
+    assert result.scale == 20
+    # At an untrained encoder's cosines, near 1, a bias near -20 gives the mean target.
+    assert -30 < result.bias < -15
+    assert result.history[0]["loss"] < 0.1 * 20 * result.history[0]["documents"]
+
+
+def test_numbers_that_are_not_finite_end_the_run(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"lower the learning rate|not finite"):
+        trained(tmp_path, GradedBCE(), learning_rate=1e30, epochs=2)
