@@ -10,6 +10,10 @@ from typing import Literal
 
 from bixse.retrieval.merge import merge
 from serve.messages import Found
+from serve.settings import Canary
+
+CANARY_TOLERANCE = 0.02
+"""Scores of one text differ by less between bfloat16 on a GPU and float32 on a CPU."""
 
 Reason = Literal["late", "lost", "failed", "shed"]
 """late: past the deadline. lost: its replica died. failed: it raised. shed: its queue is full."""
@@ -78,6 +82,23 @@ def verdict(seen: Coverage, *, allow_partial: bool, min_coverage: float) -> Verd
     if not whole and (not allow_partial or seen.fraction < min_coverage):
         return Verdict.UNAVAILABLE
     return Verdict.ANSWER
+
+
+def canary_problem(known: Canary, answer: Answer) -> str | None:
+    """Why the known document does not stand at the top, or None when it does.
+
+    Documents within rounding of the top share it: an index built on a GPU and served on a CPU may
+    order them otherwise, and is none the worse.
+    """
+    if not answer.results:
+        return "no shard answered the canary query"
+    hits = answer.results[0].hits
+    mine = next((hit.score for hit in hits if hit.doc_id == known.doc_id), None)
+    if mine is None or hits[0].score - mine > CANARY_TOLERANCE:
+        return f"the canary query found {hits[0].doc_id}, expected {known.doc_id}"
+    if abs(mine - known.score) > CANARY_TOLERANCE:
+        return f"the canary's document scores {mine:.3f}, expected {known.score:.3f}"
+    return None
 
 
 def one_ranking(found: Sequence[Found], k: int) -> Found:

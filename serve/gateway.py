@@ -20,7 +20,7 @@ from bixse.models.encoder import Role
 from serve.access import load_keys
 from serve.api import GENERATION, application
 from serve.batcher import Batcher
-from serve.fanout import Answer, Coverage, Missing, coverage, one_ranking
+from serve.fanout import Answer, Coverage, Missing, canary_problem, coverage, one_ranking
 from serve.messages import Encoded, EncodedBatch, Found, Refused, RefusedText, Unavailable, Vectors
 from serve.metrics import Metrics
 from serve.settings import ServeArgs, ServedIndex
@@ -37,8 +37,7 @@ _MERGE_RESERVE_S = 0.01
 
 _CANARY_WITHIN_S = 5.0
 _CANARY_HOLDS_S = 1.0
-_CANARY_TOLERANCE = 0.02
-"""Scores of one text differ by less between bf16 on a GPU and float32 on a CPU."""
+_CANARY_K = 10
 
 Reply = TypeVar("Reply")
 
@@ -140,20 +139,12 @@ class Gateway:
     async def _ask_canary(self, deadline: float) -> str | None:
         known = self._index.canary
         try:
-            answer = await self.search([known.query], 1, False, deadline)
+            answer = await self.search([known.query], _CANARY_K, False, deadline)
         except TimeoutError:
             return f"the canary query was not encoded within {_CANARY_WITHIN_S:g} s"
         except (RefusedText, Unavailable) as error:
             return f"the canary query failed: {error}"
-        if not answer.results:
-            return "no shard answered the canary query"
-        top = answer.results[0].hits[0]
-        if top.doc_id != known.doc_id or abs(top.score - known.score) > _CANARY_TOLERANCE:
-            return (
-                f"the canary query found {top.doc_id} with score {top.score:.3f}, "
-                f"expected {known.doc_id} with {known.score:.3f}"
-            )
-        return None
+        return canary_problem(known, answer)
 
     async def _ask(self, name: str, asks: list[_Ask], deadline: float) -> list[Found] | Missing:
         """What one shard found for each query, or why it is missing."""

@@ -84,7 +84,8 @@ class ServedIndex:
         artifact = Artifact.open(url, "index", verify=False)
         extra = artifact.manifest.extra
         try:
-            rows = dict(zip(extra["shards"], extra["shard_rows"], strict=True))
+            counts = [int(count) for count in extra["shard_rows"]]
+            rows = dict(zip(extra["shards"], counts, strict=True))
             canary = Canary.model_validate(extra["canary"])
             encoder, dim = str(extra["encoder"]), int(extra["dim"])
         except KeyError as error:
@@ -93,8 +94,10 @@ class ServedIndex:
             raise ArtifactError(
                 f"the manifest of {url} says shards, dim or canary in a form unknown here"
             ) from None
-        if not rows or not all(isinstance(n, int) and n > 0 for n in rows.values()):
-            raise ArtifactError(f"the manifest of {url} lists no shard, or one without documents")
+        # A small corpus may leave shards empty: nothing can be missing from them.
+        rows = {name: count for name, count in rows.items() if count}
+        if not rows:
+            raise ArtifactError(f"the index {url} holds no document")
         return cls(url, artifact.fingerprint, encoder, dim, rows, canary)
 
     def check_encoder(self, start: str, fingerprint: str) -> None:

@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 import ray.serve
+import torch
 
 from bixse.artifacts import Artifact, ArtifactError, begin
 from bixse.models.encoder import resolve
@@ -75,7 +77,7 @@ def test_an_index_of_another_encoder_names_both(refused, tmp_path, corpus, vecto
     assert "0123456789abcdef" in sentence
     assert ServedIndex.read(other.url).encoder == "0123456789abcdef"
     with pytest.raises(ValueError, match="0123456789abcdef") as caught:
-        QueryEncoder(PACKAGED, ServedIndex.read(other.url), threads=1)
+        QueryEncoder(PACKAGED, ServedIndex.read(other.url), torch.get_num_threads())
     fingerprint = str(caught.value).split("is encoder ")[1][:32]
     assert fingerprint in sentence, "each replica checks what it loads, too"
 
@@ -136,6 +138,21 @@ def test_a_manifest_without_what_serving_needs(refused, index, tmp_path, lacking
     assert f"does not say '{lacking}'" in sentence
 
 
+def test_empty_shards_are_not_served_and_an_empty_index_is_refused(
+    refused, tmp_path, corpus, vectors, encoder, make_index
+):
+    three = make_index(tmp_path / "three", corpus[:3], vectors[:3], encoder.fingerprint, shards=5)
+    served = ServedIndex.read(three.url)
+    assert served.shard_rows == {f"shard-{n:05d}": 1 for n in range(3)}
+    for name in served.shard_rows:
+        assert load_shard(three.url, three.fingerprint, name).size == 1
+    draft = begin(str(tmp_path / "none"), "index", config={}, inputs={})
+    assert not isinstance(draft, Artifact)
+    draft.finish(rows=0, extra={**three.manifest.extra, "shard_rows": [0] * 5})
+    sentence = refused("--index", str(tmp_path / "none"), "--encoder", PACKAGED)
+    assert sentence.endswith("holds no document")
+
+
 def test_a_port_in_use(refused, index):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -176,7 +193,7 @@ def test_serve_run_builds_from_plain_strings(index):
 
 
 def test_a_text_that_cannot_be_encoded_fails_alone(index, encoder):
-    replica = QueryEncoder(PACKAGED, ServedIndex.read(index.url), threads=1)
+    replica = QueryEncoder(PACKAGED, ServedIndex.read(index.url), torch.get_num_threads())
     texts = ["an otter", "half \ud800 of a pair", "a heron", "a lynx", "\udfff"]
     batch = asyncio.run(replica.encode(texts, "query", 60))
     assert set(batch.refused) == {1, 4}
@@ -189,7 +206,8 @@ def test_a_text_that_cannot_be_encoded_fails_alone(index, encoder):
 
 def test_a_replica_whose_time_is_over_never_begins(index, vectors):
     async def run() -> None:
-        shard = ShardServer(index.url, index.fingerprint, "shard-00000", threads=1)
+        threads = faiss.omp_get_max_threads()
+        shard = ShardServer(index.url, index.fingerprint, "shard-00000", threads)
         with pytest.raises(TimeoutError):
             await shard.search(vectors[:1], [3], [False], -1.0)
         ks, fields = [3, 1, 500], [False, True, False]

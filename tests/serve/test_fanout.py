@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from bixse.records import CORPUS, Document, Hit
 from bixse.retrieval.settings import Retrieval
 from bixse.retrieval.shard import Shard, build_shard
-from serve.fanout import Missing, Verdict, coverage, one_ranking, verdict
+from serve.fanout import Answer, Missing, Verdict, canary_problem, coverage, one_ranking, verdict
 from serve.messages import Found
+from serve.settings import Canary
 
 ROWS = {"shard-00000": 60, "shard-00001": 30, "shard-00002": 10}
 A, B, C = ROWS
@@ -69,6 +70,25 @@ def test_asking_for_more_coverage_never_turns_a_refusal_into_an_answer(lost, low
         assert verdict(seen, allow_partial=True, min_coverage=low) is Verdict.ANSWER
     if verdict(seen, allow_partial=False, min_coverage=low) is Verdict.ANSWER:
         assert seen.fraction == 1.0
+
+
+@pytest.mark.parametrize(
+    "hits, problem",
+    [
+        ([("a", 0.80), ("b", 0.5)], None),
+        ([("b", 0.805), ("a", 0.79)], None),
+        ([("b", 0.90), ("a", 0.80)], "found b, expected a"),
+        ([("b", 0.79), ("c", 0.78)], "found b, expected a"),
+        ([("a", 0.85)], "scores 0.850, expected 0.800"),
+        ([("a", 0.75)], "scores 0.750, expected 0.800"),
+    ],
+)
+def test_the_canary_sings_when_its_document_shares_the_top(hits, problem):
+    found = Found([Hit(doc_id, score, rank) for rank, (doc_id, score) in enumerate(hits, start=1)])
+    known = Canary(query="q", doc_id="a", score=0.8)
+    said = canary_problem(known, Answer([found], coverage(ROWS, []), {}))
+    assert said is None if problem is None else said is not None and problem in said
+    assert canary_problem(known, Answer([], coverage(ROWS, []), {})) is not None
 
 
 scored = st.dictionaries(
