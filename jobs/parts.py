@@ -16,6 +16,7 @@ import os
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -106,20 +107,24 @@ def run_units(
             return
         start_ray()
         import ray.data
+        from ray.util.annotations import RayDeprecationWarning
 
         pool = ray.data.ActorPoolStrategy(size=min(actors, len(todo)))
         rows = ray.data.from_items([asdict(unit) for unit in todo], override_num_blocks=len(todo))
-        results = rows.map_batches(
-            _PartWriter,
-            fn_constructor_args=(draft, work, arguments),
-            batch_size=1,
-            compute=pool,
-            num_cpus=cpus,
-            num_gpus=gpus,
-            # Ray's default restarts for ever, also on a unit that kills whoever takes it.
-            max_restarts=RESTARTS,
-            max_task_retries=RESTARTS,
-        )
+        with warnings.catch_warnings():
+            # Ray 2.60 means to rename these two, and has no other name for them yet.
+            warnings.simplefilter("ignore", RayDeprecationWarning)
+            results = rows.map_batches(
+                _PartWriter,
+                fn_constructor_args=(draft, work, arguments),
+                batch_size=1,
+                compute=pool,
+                num_cpus=cpus,
+                num_gpus=gpus,
+                # The default restarts for ever, also on a unit that kills whoever takes it.
+                max_restarts=RESTARTS,
+                max_task_retries=RESTARTS,
+            )
         try:
             for result in results.iter_rows():
                 if result["rows"] + result["rejected"] != result["rows_in"]:

@@ -1,0 +1,59 @@
+"""A worker that dies is replaced; a unit that kills whoever takes it ends the stage."""
+
+import os
+import signal
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from bixse.artifacts import Artifact, Draft, begin
+from bixse.records import PAIRS, Rejection
+from jobs.parts import RESTARTS, row_units, run_units
+
+
+def pairs(at: Path, count: int) -> Artifact:
+    draft = begin(str(at), "pairs", config={}, inputs={})
+    assert isinstance(draft, Draft)
+    row = {"doc_id": "d", "source": "bm25", "rank": 1, "score": 1.0}
+    rows = [{"query_id": f"q{n}", **row} for n in range(count)]
+    draft.write_part(0, pa.Table.from_pylist(rows, schema=PAIRS))
+    return draft.finish()
+
+
+class Mortal:
+    """Kills its process on q2, for as many times as there are `lives`."""
+
+    def __init__(self, deaths: str, lives: int) -> None:
+        self._deaths, self._lives = Path(deaths), lives
+
+    def __call__(self, rows: pa.Table) -> tuple[pa.Table, list[Rejection]]:
+        if rows["query_id"][0].as_py() == "q2":
+            died = len(list(self._deaths.iterdir()))
+            if died < self._lives:
+                (self._deaths / str(died)).touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+        return rows, []
+
+
+@pytest.mark.parametrize("lives", [1, 100])
+def test_deaths_are_outlived_up_to_a_bound(tmp_path: Path, lives: int) -> None:
+    (tmp_path / "deaths").mkdir()
+    given = pairs(tmp_path / "pairs", 4)
+    draft = begin(str(tmp_path / "out"), "pairs", config={}, inputs={})
+    assert isinstance(draft, Draft)
+
+    def run() -> None:
+        run_units(
+            draft, row_units(given, 1), Mortal, (str(tmp_path / "deaths"), lives),
+            label="judge", actors=1, cpus=1, gpus=0,
+        )  # fmt: skip
+
+    if lives <= RESTARTS:
+        run()
+        assert draft.finish().table() == given.table()
+    else:
+        with pytest.raises(RuntimeError, match="judge: a worker process died 4 times"):
+            run()
+        assert 2 not in draft.parts_done()
+        assert len(list((tmp_path / "deaths").iterdir())) == RESTARTS + 1
