@@ -27,6 +27,9 @@ from jobs.parts import progress
 if TYPE_CHECKING:
     from rich.table import Table
 
+CURVE = "training.jsonl"
+"""One line a step, beside the encoder that `train` made."""
+
 Encoders = Mapping[str, tuple[str, Artifact]]
 """System name -> the encoder, and the embeddings of the corpus that it made."""
 
@@ -46,8 +49,9 @@ def evaluate(
 ) -> Artifact:
     """Measure BM25 and each encoder on the judged queries of `split`.
 
-    `trained_on` are the queries artefacts that training read. Of `queries` itself, those that
-    `qrels` puts into a split other than train are taken as kept apart, all others as trained on.
+    `trained_on` are the artefacts that training read: queries, and the judgments of them. Without
+    judgments every query counts as trained on, but those of `queries` itself that `qrels` puts
+    into a split other than train.
 
     Raises ValueError when the split has no judged query, when embeddings are of another encoder or
     corpus than the one beside them, and when a query of the split stands in training.
@@ -97,7 +101,7 @@ def evaluate(
         "fingerprints": inputs,
         "versions": _versions(),
     }
-    _write(draft, report, measured, rankings, _gains(qrels, judged))
+    _write(draft, report, measured, rankings, _gains(qrels, judged), _losses(encoders))
     summary = {key: report[key] for key in (MAIN, "ci95", "differences", "n_queries", "recipe")}
     return draft.finish(rows=len(texts), extra=summary)
 
@@ -150,12 +154,10 @@ def _judged(qrels: Artifact, split: str) -> dict[str, dict[str, float]]:
     """query_id -> doc_id -> relevance of one split, in the order of `query_id`."""
     judged: dict[str, dict[str, float]] = {}
     splits: set[str] = set()
-    columns = ("split", "query_id", "doc_id", "relevance")
-    for batch in qrels.batches(columns):
-        for row in batch.to_pylist():
-            splits.add(row["split"])
-            if row["split"] == split:
-                judged.setdefault(row["query_id"], {})[row["doc_id"]] = row["relevance"]
+    for home, query_id, doc_id, value in _rows(qrels, "split", "query_id", "doc_id", "relevance"):
+        splits.add(home)
+        if home == split:
+            judged.setdefault(query_id, {})[doc_id] = value
     if not judged:
         there = f"there are {', '.join(sorted(splits))}" if splits else "there are none at all"
         raise ValueError(f"no judgments for split {split}: {there}")
@@ -165,10 +167,9 @@ def _judged(qrels: Artifact, split: str) -> dict[str, dict[str, float]]:
 def _texts(queries: Artifact, judged: Qrels, split: str) -> dict[str, str]:
     """query_id -> text of the judged queries, in the order of `judged`."""
     found = {
-        row["query_id"]: row["text"]
-        for batch in queries.batches(["query_id", "text"])
-        for row in batch.to_pylist()
-        if row["query_id"] in judged
+        query_id: text
+        for query_id, text in _rows(queries, "query_id", "text")
+        if query_id in judged
     }
     missing = [query_id for query_id in judged if query_id not in found]
     if missing:
@@ -182,27 +183,38 @@ def _texts(queries: Artifact, judged: Qrels, split: str) -> dict[str, str]:
 def _refuse_leaks(
     texts: Mapping[str, str], queries: Artifact, qrels: Artifact, trained_on: Sequence[Artifact]
 ) -> None:
-    kept_apart = {
-        row["query_id"]
-        for batch in qrels.batches(["split", "query_id"])
-        for row in batch.to_pylist()
-        if row["split"] != "train"
-    }
-
-    def trained() -> Iterator[tuple[str, str]]:
-        for artifact in trained_on:
-            given = artifact.fingerprint == queries.fingerprint
-            for batch in artifact.batches(["query_id", "text"]):
-                for row in batch.to_pylist():
-                    if not (given and row["query_id"] in kept_apart):
-                        yield row["query_id"], row["text"]
-
-    if leaks := find_leaks(texts, trained()):
+    leaks = find_leaks(texts, _trained(queries, qrels, trained_on))
+    if leaks:
         first = leaks[0]
         raise ValueError(
             f"{len(leaks)} evaluation queries stand in training too: the first is "
             f"{first.query_id} ({first.text!r}), there {first.training_query_id}"
         )
+
+
+def _trained(
+    queries: Artifact, qrels: Artifact, trained_on: Sequence[Artifact]
+) -> Iterator[tuple[str, str]]:
+    """(query_id, text) of what training has seen."""
+    judgments = [artifact for artifact in trained_on if artifact.manifest.kind == "judgments"]
+    judged = {query_id for artifact in judgments for (query_id,) in _rows(artifact, "query_id")}
+    kept_apart = {
+        query_id for split, query_id in _rows(qrels, "split", "query_id") if split != "train"
+    }
+    for artifact in trained_on:
+        if artifact.manifest.kind != "queries":
+            continue
+        given = artifact.fingerprint == queries.fingerprint
+        for query_id, text in _rows(artifact, "query_id", "text"):
+            seen = query_id in judged if judgments else not (given and query_id in kept_apart)
+            if seen:
+                yield query_id, text
+
+
+def _rows(artifact: Artifact, *columns: str) -> Iterator[tuple[Any, ...]]:
+    """The named columns of every row, a batch in memory at a time."""
+    for batch in artifact.batches(columns):
+        yield from zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
 
 
 def _bm25(corpus: Artifact, texts: Mapping[str, str], lexical: Lexical, depth: int) -> Rankings:
@@ -218,6 +230,17 @@ def _dense(path: str, embeddings: Artifact, texts: Mapping[str, str], depth: int
     return dict(zip(texts, search_exact(embeddings, vectors_QD, depth), strict=True))
 
 
+def _losses(encoders: Encoders) -> list[tuple[float, float]]:
+    """(step, loss) of the training, if the trained encoder has the curve that `train` writes."""
+    if "trained" not in encoders:
+        return []
+    path = resolve(encoders["trained"][0]) / CURVE
+    if not path.exists():
+        return []
+    lines = map(json.loads, path.read_text().splitlines())
+    return [(line["step"], line["loss"]) for line in lines]
+
+
 def _gains(qrels: Artifact, judged: Qrels) -> Qrels:
     """Judgments as `qrels.trec` holds them: grades above the minimum, where the scale is known."""
     scale = qrels.manifest.extra.get("scale")
@@ -230,12 +253,13 @@ def _write(
     measured: Measured,
     rankings: Mapping[str, Rankings],
     gains: Qrels,
+    losses: Sequence[tuple[float, float]],
 ) -> None:
     for system, ranking in rankings.items():
         draft.write_file(f"runs/{system}.trec", write_run(ranking, system))
     draft.write_file("qrels.trec", write_qrels(gains))
     draft.write_file("per_query.parquet", parquet_bytes(measured.table()))
-    draft.write_file("report.html", page(report).encode())
+    draft.write_file("report.html", page(report, losses).encode())
     draft.write_file("report.json", json.dumps(report, indent=1, ensure_ascii=False).encode())
 
 

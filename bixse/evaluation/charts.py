@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-_WIDTH = 640
+_WIDTH, _WIDE = 640, 960
 _LABEL = 76
 _RIGHT = 56
 
@@ -36,19 +36,19 @@ def dots(
         )
         drawn.append(f'<circle cx="{x(mean):.1f}" cy="{y:.1f}" r="6" fill="{colour}"/>')
         drawn.append(_text(x(high) + 9, y + 5, f"{mean:.3f}", "value", "start"))
-    return _svg(height, drawn, f"means and 95 % intervals of {', '.join(means)}")
+    return _svg(_WIDTH, height, drawn, f"means and 95 % intervals of {', '.join(means)}")
 
 
 def waterfall(changes: Sequence[float]) -> str:
     """The change of every query, sorted: what fell on the left, what rose on the right."""
-    height, left, bottom = 180, 44, 20
+    height, left, bottom = 200, 56, 24
     limit = _round_up(max(0.05, *(abs(change) for change in changes)))
     middle, half = (height - bottom) / 2, (height - bottom) / 2 - 8
-    width = (_WIDTH - left - 4) / len(changes)
+    width = (_WIDE - left - 4) / len(changes)
     drawn = []
     for tick in (-limit, 0.0, limit):
         y = middle - half * tick / limit
-        drawn.append(_line(left, y, _WIDTH, y, "axis" if tick == 0 else "grid"))
+        drawn.append(_line(left, y, _WIDE, y, "axis" if tick == 0 else "grid"))
         drawn.append(_text(left - 8, y + 4, f"{tick:+g}" if tick else "0", "tick", "end"))
     for number, change in enumerate(changes):
         size = abs(change) / limit * half
@@ -59,38 +59,52 @@ def waterfall(changes: Sequence[float]) -> str:
             f'width="{max(width * 0.86, 0.6):.2f}" fill="{colour}"/>'
         )
     drawn.append(_text(left, height - 4, "queries that lost", "tick", "start"))
-    drawn.append(_text(_WIDTH - 4, height - 4, "queries that gained", "tick", "end"))
-    return _svg(height, drawn, "change of nDCG@10 of every query, sorted")
+    drawn.append(_text(_WIDE - 4, height - 4, "queries that gained", "tick", "end"))
+    return _svg(_WIDE, height, drawn, "change of nDCG@10 of every query, sorted")
 
 
 def curve(points: Sequence[tuple[float, float]]) -> str:
-    """A line through (step, loss)."""
-    height, left, bottom = 200, 52, 24
-    steps, losses = [p[0] for p in points], [p[1] for p in points]
+    """(step, loss): a thin line through means of at most 400 runs of steps, a bold one of 40."""
+    height, left, bottom = 220, 56, 24
+    thin, bold = _means(points, 400), _means(points, 40)
+    losses = [loss for _, loss in thin]
     low, high = min(losses), max(losses)
     spread = (high - low) or 1.0
-    first, length = steps[0], (steps[-1] - steps[0]) or 1.0
+    first, last = points[0][0], points[-1][0]
 
     def x(step: float) -> float:
-        return left + (_WIDTH - left - 8) * (step - first) / length
+        return left + (_WIDE - left - 8) * (step - first) / ((last - first) or 1.0)
 
     def y(loss: float) -> float:
         return 10 + (height - bottom - 20) * (high - loss) / spread
 
     drawn = []
     for tick in (low, (low + high) / 2, high):
-        drawn.append(_line(left, y(tick), _WIDTH, y(tick), "grid"))
+        drawn.append(_line(left, y(tick), _WIDE, y(tick), "grid"))
         drawn.append(_text(left - 8, y(tick) + 4, f"{tick:.3g}", "tick", "end"))
-    path = " ".join(f"{x(step):.1f},{y(loss):.1f}" for step, loss in points)
-    drawn.append(f'<polyline points="{path}" fill="none" stroke="var(--s2)" stroke-width="2"/>')
+    for line, width, opacity in ((thin, 1, 0.4), (bold, 2.5, 1)):
+        path = " ".join(f"{x(step):.1f},{y(loss):.1f}" for step, loss in line)
+        drawn.append(
+            f'<polyline points="{path}" fill="none" stroke="var(--s2)" '
+            f'stroke-width="{width}" opacity="{opacity}"/>'
+        )
     drawn.append(_text(left, height - 4, f"step {first:g}", "tick", "start"))
-    drawn.append(_text(_WIDTH - 4, height - 4, f"step {steps[-1]:g}", "tick", "end"))
-    return _svg(height, drawn, "training loss by step")
+    drawn.append(_text(_WIDE - 4, height - 4, f"step {last:g}", "tick", "end"))
+    return _svg(_WIDE, height, drawn, "training loss by step")
 
 
-def _svg(height: float, drawn: Sequence[str], label: str) -> str:
+def _means(points: Sequence[tuple[float, float]], runs: int) -> list[tuple[float, float]]:
+    size = -(-len(points) // runs)
+    pieces = [points[start : start + size] for start in range(0, len(points), size)]
+    return [
+        (sum(step for step, _ in piece) / len(piece), sum(loss for _, loss in piece) / len(piece))
+        for piece in pieces
+    ]
+
+
+def _svg(width: float, height: float, drawn: Sequence[str], label: str) -> str:
     return (
-        f'<svg viewBox="0 0 {_WIDTH} {height:g}" role="img" aria-label="{escape(label)}">'
+        f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label)}">'
         f"{''.join(drawn)}</svg>"
     )
 

@@ -16,6 +16,9 @@ _NAMES = {
 }
 _COLOURS = ("var(--s0)", "var(--s1)", "var(--s2)", "var(--s3)")
 
+_LOSS_NOTE = """<p class="soft">Loss of each batch before its step: thin. Mean over neighbouring
+steps: bold.</p>"""
+
 _STYLE = """
 :root { color-scheme: light dark; --page: #f7f7f5; --card: #fff; --ink: #1c1d1f; --soft: #686b71;
   --rule: #e3e3df; --s0: #8a8f98; --s1: #3b7dd8; --s2: #d9662b; --s3: #7b52c4;
@@ -52,6 +55,7 @@ svg { display: block; width: 100%; height: auto; }
 svg text { fill: var(--soft); font-size: 13px; } svg .name { fill: var(--ink); font-size: 14px; }
 svg .value { fill: var(--ink); font-size: 14px; font-weight: 600; }
 svg .grid { stroke: var(--rule); } svg .axis { stroke: var(--soft); }
+details { margin-top: 10px; }
 details summary { cursor: pointer; font-weight: 600; }
 details table { margin-top: 12px; }
 """
@@ -70,7 +74,7 @@ def page(report: Mapping[str, Any], losses: Sequence[tuple[float, float]] = ()) 
         *(_changes(pair, found) for pair, found in list(report["changes"].items())[:2]),
     ]
     if losses:
-        body.append(_section("Training loss", charts.curve(losses)))
+        body.append(_section("Training loss", charts.curve(losses) + _LOSS_NOTE))
     body += [_section("How it was measured", _method(report)), _lineage(report)]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'

@@ -1,5 +1,6 @@
 import io
 import json
+import pathlib
 import re
 import shutil
 import xml.etree.ElementTree as ET
@@ -17,7 +18,7 @@ from bixse.evaluation.settings import Evaluation
 from bixse.evaluation.trec import read_qrels, read_run
 from bixse.models.encoder import Encoder, load_model
 from bixse.models.settings import PACKAGED
-from bixse.records import CORPUS, QRELS, QUERIES
+from bixse.records import CORPUS, JUDGMENTS, QRELS, QUERIES
 from bixse.retrieval.settings import Lexical
 from jobs.embed import EmbedUnit
 from jobs.evaluate import evaluate, table
@@ -247,7 +248,13 @@ def test_the_page_stands_alone(report):
     for system, mean in found["ndcg@10"].items():
         assert f"{mean:.3f}" in text
         assert system in text
-    assert GIVEN["q 1"] in page or found["changes"]["trained-base"]["same"] == 5
+    changed = [
+        row
+        for pair in ("trained-base", "trained-bm25")
+        for row in found["changes"][pair]["best"] + found["changes"][pair]["worst"]
+    ]
+    assert changed
+    assert all(row["text"] in text for row in changed)
 
 
 def test_the_page_escapes_what_users_wrote(world, tmp_path):
@@ -338,3 +345,30 @@ def test_the_training_split_is_not_evaluated_after_training_on_it(world, tmp_pat
     refused(world, tmp_path, "2 evaluation queries stand in training", split="train")
     kept = run(world, tmp_path / "out", split="train", trained_on=[], encoders={})
     assert kept.manifest.rows == 2
+
+
+def test_only_judged_queries_count_as_seen_when_the_judgments_are_given(world, tmp_path):
+    queries = queries_artifact(tmp_path / "queries", GIVEN | {"t 2": "PARSE  JSON"})
+    judged = [row for row in world.qrels.table().to_pylist() if row["query_id"] == "t 1"]
+    judgments = artifact(tmp_path / "judgments", "judgments", judged, JUDGMENTS)
+    changes = {"queries": queries, "encoders": {}}
+    assert (
+        run(world, tmp_path / "out", trained_on=[queries, judgments], **changes).manifest.rows == 5
+    )
+    judged = [row for row in world.qrels.table().to_pylist() if row["query_id"] == "t 2"]
+    judgments = artifact(tmp_path / "leaking", "judgments", judged, JUDGMENTS)
+    refused(world, tmp_path, "first is q 2", trained_on=[queries, judgments], **changes)
+
+
+def test_the_page_draws_the_training_curve_that_stands_beside_the_encoder(world, tmp_path):
+    encoder, _ = world.encoders["trained"]
+    curve = pathlib.Path(encoder) / "training.jsonl"
+    lines = [{"step": step, "loss": 1 / step} for step in range(1, 1001)]
+    curve.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    try:
+        report = run(world, tmp_path / "out", encoders={"trained": world.encoders["trained"]})
+    finally:
+        curve.unlink()
+    page = report.place.read("report.html").decode()
+    assert "Training loss" in page
+    assert "step 1000" in page
