@@ -3,7 +3,7 @@ from itertools import pairwise
 import ir_measures
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bixse.evaluation.trec import gains_on_scale, read_qrels, read_run, write_qrels, write_run
@@ -22,6 +22,7 @@ def test_whole_gains_are_integers_others_are_not():
     assert write_qrels(qrels) == b"q 0 a 2\nq 0 b 0\nq 0 c 0.25\n"
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(
         IDS,
@@ -55,6 +56,7 @@ def test_scores_that_fall_are_kept_and_ties_fall_one_step():
     assert back[2] == np.nextafter(scores[2], np.float32(-1))
 
 
+@settings(deadline=None)
 @given(st.dictionaries(IDS, st.dictionaries(IDS, st.floats(0, 4), min_size=1), max_size=4))
 def test_qrels_read_back(qrels):
     assert read_qrels(write_qrels(qrels)) == qrels
