@@ -237,7 +237,7 @@ def _write_qrels(
         return draft
     parts = _Parts(draft, QRELS, 1_000_000)
     grades: list[_Grade] = []
-    # Test first: a query that stands in two splits stays with the test, and leaves training.
+    # Test first: a query, by its text, that stands in two splits stays with the test.
     for url in sorted(urls, key=lambda url: ("test" not in url, "dev" not in url, url)):
         for grade in _read_grades(url, split):
             if isinstance(grade, Rejection):
@@ -246,8 +246,12 @@ def _write_qrels(
                 grades.append(grade)
     scale = _scale(settings, grades)
     known_docs = set(corpus.table(["doc_id"])["doc_id"].to_pylist()) if grades else set()
-    known_queries = set(queries.table(["query_id"])["query_id"].to_pylist())
+    known_queries = {
+        row["query_id"]: text_hash(row["text"])
+        for row in queries.table(["query_id", "text"]).to_pylist()
+    }
     homes: dict[str, str] = {}
+    judged: dict[str, str] = {}
     seen: set[tuple[str, str]] = set()
     for grade in grades:
         ids = {"query_id": grade.query_id, "doc_id": grade.doc_id}
@@ -256,8 +260,9 @@ def _write_qrels(
             problem = "unknown query_id"
         elif grade.doc_id not in known_docs:
             problem = "unknown doc_id"
-        elif homes.setdefault(grade.query_id, grade.split) != grade.split:
-            problem = f"the query stands in split {homes[grade.query_id]} already"
+        elif homes.setdefault(known_queries[grade.query_id], grade.split) != grade.split:
+            home = homes[known_queries[grade.query_id]]
+            problem = f"the query stands in split {home} already"
         elif (grade.query_id, grade.doc_id) in seen:
             problem = "judged twice"
         elif scale is None or not scale.values[0] <= grade.grade <= scale.values[-1]:
@@ -266,10 +271,11 @@ def _write_qrels(
             parts.reject(grade.row.reject(problem or "", **ids))
             continue
         seen.add((grade.query_id, grade.doc_id))
+        judged[grade.query_id] = grade.split
         parts.keep(_given(grade, scale))
     parts.close()
     values = list(scale.values) if scale else []
-    return draft.finish(extra={"scale": values, "splits": _splits(homes)})
+    return draft.finish(extra={"scale": values, "splits": _splits(judged)})
 
 
 @dataclass(frozen=True)
@@ -292,9 +298,9 @@ def _given(grade: _Grade, scale: Scale) -> _Given:
     return _Given(grade.split, grade.query_id, grade.doc_id, probs, relevance, "given", "", "human")
 
 
-def _splits(homes: dict[str, str]) -> dict[str, int]:
+def _splits(judged: dict[str, str]) -> dict[str, int]:
     """Judged queries of each split."""
-    return {split: list(homes.values()).count(split) for split in sorted(set(homes.values()))}
+    return {split: list(judged.values()).count(split) for split in sorted(set(judged.values()))}
 
 
 def _scale(settings: Ingest, grades: Sequence[_Grade]) -> Scale | None:

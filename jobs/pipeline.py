@@ -137,7 +137,7 @@ class Pipeline:
             "trained": (encoder, self.embeddings("trained", encoder)),
         }
         # Of an encoder that was brought along nobody here knows what it has seen.
-        trained_on = [] if self.run.encoder else self.all_queries()
+        trained_on = [] if self.run.encoder else [*self.all_queries(), self.judgments()]
         return self._once(
             "evaluate",
             lambda: evaluate(
@@ -174,8 +174,18 @@ class Pipeline:
         )
 
     def _held_out_query_ids(self) -> frozenset[str]:
+        """Queries of dev and test, and whatever other query has the text of one."""
+        from bixse.records import text_hash
+
         rows = self.data().qrels.table(["split", "query_id"]).to_pylist()
-        return frozenset(row["query_id"] for row in rows if row["split"] != "train")
+        held_out = {row["query_id"] for row in rows if row["split"] != "train"}
+        queries = {
+            row["query_id"]: text_hash(row["text"])
+            for artifact in self.all_queries()
+            for row in artifact.table(["query_id", "text"]).to_pylist()
+        }
+        hashes = {queries[query_id] for query_id in held_out}
+        return frozenset(query_id for query_id, text in queries.items() if text in hashes)
 
     def artifact(self, stage: str) -> "Artifact":
         """What a stage of this run has made."""

@@ -124,13 +124,14 @@ def test_queries_and_qrels(tmp_path: Path) -> None:
     (data / "qrels").mkdir(parents=True)
     jsonl(data / "corpus.jsonl", DOCS)
     queries = [{"_id": "a", "text": "tea"}, {"_id": "b", "text": ""}, {"_id": "c", "text": "x"}]
-    jsonl(data / "queries.jsonl", [*queries, {"_id": "a", "text": "again"}])
+    copies = [{"_id": "a", "text": "again"}, {"_id": "copy of c", "text": "X "}]
+    jsonl(data / "queries.jsonl", [*queries, *copies])
     header = "query-id\tcorpus-id\tscore\n"
-    train = "a\t1\t3\na\t2\t1\nc\t3\t2\na\t9\t1\nz\t1\t1\na\t1\t2\na\t3\tbad\na\t3\t-1\na 3\n"
+    train = "a\t1\t3\na\t2\t1\nc\t3\t2\na\t9\t1\nz\t1\t1\na\t1\t2\na\t3\tbad\na\t3\t-1\na 3\ncopy of c\t1\t2\n"
     (data / "qrels" / "train.tsv").write_text(header + train)
     (data / "qrels" / "test.tsv").write_text(header + "c\t1\t0\n")
     ingested = run(data, tmp_path / "out")
-    assert ingested.queries.table()["query_id"].to_pylist() == ["a", "c"]
+    assert ingested.queries.table()["query_id"].to_pylist() == ["a", "c", "copy of c"]
     assert rejected(ingested, "queries") == [(2, "empty query"), (4, "duplicate id")]
     rows = ingested.qrels.table().select(["split", "query_id", "doc_id", "relevance"]).to_pylist()
     assert [tuple(row.values()) for row in rows] == [
@@ -143,6 +144,7 @@ def test_queries_and_qrels(tmp_path: Path) -> None:
         "grade -1 is outside the scale",
         "judged twice",
         "the grade is not a number",
+        "the query stands in split test already",
         "the query stands in split test already",
         "unknown doc_id",
         "unknown query_id",
