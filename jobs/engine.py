@@ -94,7 +94,7 @@ def _sentence(error: ValueError) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     # pydantic's first line only counts the errors.
     chosen = lines[1] if len(lines) > 1 and "validation error" in lines[0] else lines[0]
-    return chosen.removeprefix("Value error, ").split(" [type=")[0]
+    return chosen.removeprefix("Value error, ").split(" [type=")[0].split(". ")[0]
 
 
 def pin(settings: Pointwise) -> tuple[Pointwise, str]:
@@ -106,7 +106,7 @@ def pin(settings: Pointwise) -> tuple[Pointwise, str]:
     directory = Path(settings.model)
     if directory.is_dir():
         # Workers run in directories of their own.
-        return settings.replace(model=str(directory.absolute())), _hash(directory)
+        return settings.replace(model=os.path.abspath(directory)), _hash(directory)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

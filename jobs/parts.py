@@ -134,10 +134,9 @@ def run_units(
                     )
                 advance(int(result["rows_in"]))
         except ray.exceptions.RayActorError as error:
-            raise RuntimeError(
-                f"{label}: a worker process died {RESTARTS + 1} times, the last time because: "
-                f"{str(error).splitlines()[-1]}"
-            ) from None
+            what = "could not start" if error.actor_init_failed else f"died {RESTARTS + 1} times"
+            last = str(error).strip().splitlines()[-1]
+            raise RuntimeError(f"{label}: a worker {what}: {last}") from None
 
 
 class _PartWriter:

@@ -21,6 +21,23 @@ def pairs(at: Path, count: int) -> Artifact:
     return draft.finish()
 
 
+class Stillborn:
+    """Cannot be built."""
+
+    def __init__(self) -> None:
+        raise ValueError("no such model")
+
+
+def test_a_worker_that_cannot_start_says_why(tmp_path: Path) -> None:
+    given = pairs(tmp_path / "pairs", 1)
+    draft = begin(str(tmp_path / "out"), "pairs", config={}, inputs={})
+    assert isinstance(draft, Draft)
+    with pytest.raises(RuntimeError, match=r"could not start: ValueError: no such model$"):
+        run_units(
+            draft, row_units(given, 1), Stillborn, (), label="judge", actors=1, cpus=1, gpus=0
+        )
+
+
 class Mortal:
     """Kills its process on q2, for as many times as there are `lives`."""
 
@@ -53,7 +70,7 @@ def test_deaths_are_outlived_up_to_a_bound(tmp_path: Path, lives: int) -> None:
         run()
         assert draft.finish().table() == given.table()
     else:
-        with pytest.raises(RuntimeError, match="judge: a worker process died 4 times"):
+        with pytest.raises(RuntimeError, match="judge: a worker died 4 times: The actor is dead"):
             run()
         assert 2 not in draft.parts_done()
         assert len(list((tmp_path / "deaths").iterdir())) == RESTARTS + 1
