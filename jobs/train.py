@@ -33,6 +33,7 @@ from jobs.parts import progress, start_ray
 from jobs.recipe import Placement
 
 if TYPE_CHECKING:
+    from bixse.training.gather import World
     from bixse.training.groups import Labels
     from bixse.training.loop import Run, Trained
 
@@ -182,6 +183,8 @@ def _fit(
             cause = next(iter(failures.values())) if failures else error
             raise RuntimeError(f"training failed: {_last_line(cause)}") from error
     summary: dict[str, Any] = result.return_value
+    if "refused" in summary:
+        raise ValueError(summary["refused"])
     return {**summary, "workers": placement.train_workers}
 
 
@@ -211,7 +214,9 @@ def _work(job: _Job) -> dict[str, Any] | None:
     world = World(context.get_world_rank(), context.get_world_size())
     device = ray.train.torch.get_device()
     run = ray.get(job.run)
-    model = load_model(job.start, str(device))
+    model, complaint = _load(job.start, str(device), world)
+    if model is None:
+        return {"refused": complaint}
 
     def on_step(steps: int) -> None:
         if world.rank == 0:
@@ -225,6 +230,26 @@ def _work(job: _Job) -> dict[str, Any] | None:
         job.draft.add_directory(Path(aside))
         fingerprint = encoder_fingerprint(Path(aside))
     return {"device": device.type, "fingerprint": fingerprint, **_summary(trained)}
+
+
+def _load(start: str, device: str, world: "World") -> tuple[Any, str]:
+    """The model, or None and the first rank's complaint: either on all ranks or on none.
+
+    A complaint is returned, not raised: an encoder that cannot be read is not worth a retry.
+    """
+    import torch.distributed as dist
+
+    model, complaint = None, ""
+    try:
+        model = load_model(start, device)
+    except ValueError as error:
+        complaint = str(error)
+    complaints = [complaint]
+    if world.size > 1:
+        complaints *= world.size
+        dist.all_gather_object(complaints, complaint)
+    first = next(filter(None, complaints), "")
+    return (None if first else model), first
 
 
 def export(model: Any, trained: "Trained", directory: Path) -> None:

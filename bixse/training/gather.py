@@ -119,7 +119,7 @@ class GatheredObjective(nn.Module):
 
     @property
     def scale(self) -> float:
-        return float(self.log_scale.exp()) if self.learns_scale else self.objective.scale
+        return self.log_scale.exp().item() if self.learns_scale else self.objective.scale
 
     def encode(self, side: Side) -> Tensor:
         """Unit vectors [side.count, E] in the order of the texts; bf16 inside, on a GPU."""

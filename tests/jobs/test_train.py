@@ -1,0 +1,234 @@
+"""The `train` verb on Ray Train: it learns, survives kill -9, and refuses what teaches nothing."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from bixse.artifacts import Artifact, ArtifactError, begin
+from bixse.models.encoder import Encoder
+from bixse.records import CORPUS, JUDGMENTS, QUERIES
+from bixse.training.settings import GradedBCE, Training
+from jobs.recipe import Placement
+from jobs.train import read_labels, train
+from tests.encoders import save_tiny_encoder, texts
+
+ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = Training(
+    objective=GradedBCE(learn_scale=True),
+    batch_size=8,
+    epochs=6,
+    learning_rate=1e-3,
+    checkpoint_every=5,
+)
+# 24 queries with 3 judgments each.
+QUERY_TEXTS = texts(24, seed=1)
+DOCUMENT_TEXTS = texts(30, seed=2)
+
+
+def artifact(path: Path, kind: str, schema: pa.Schema, rows: list[dict[str, object]]) -> Artifact:
+    draft = begin(str(path), kind, config={}, inputs={})
+    if isinstance(draft, Artifact):
+        return draft
+    draft.write_part(0, pa.Table.from_pylist(rows, schema=schema))
+    return draft.finish()
+
+
+def judgments(path: Path, rows: list[tuple[str, str, float]]) -> Artifact:
+    fields = {"grade_probs": [1.0], "judge": "test", "prompt": "", "origin": "human"}
+    return artifact(
+        path / "judgments",
+        "judgments",
+        JUDGMENTS,
+        [{"query_id": q, "doc_id": d, "relevance": z, **fields} for q, d, z in rows],
+    )
+
+
+def inputs(path: Path) -> tuple[Artifact, list[Artifact], Artifact]:
+    """Judgments, queries and corpus, made once at `path`."""
+    corpus = artifact(
+        path / "corpus",
+        "corpus",
+        CORPUS,
+        [{"doc_id": f"d{i}", "title": "", "text": text} for i, text in enumerate(DOCUMENT_TEXTS)],
+    )
+    queries = artifact(
+        path / "queries",
+        "queries",
+        QUERIES,
+        [
+            {"query_id": f"q{i}", "text": text, "origin": "given"}
+            for i, text in enumerate(QUERY_TEXTS)
+        ],
+    )
+    rows = [
+        (f"q{q}", f"d{(q * 7 + k) % 30}", grade)
+        for q in range(24)
+        for k, grade in enumerate((1.0, 0.5, 0.0))
+    ]
+    return judgments(path, rows), [queries], corpus
+
+
+def train_at(path: Path, out: str, workers: int = 1) -> Artifact:
+    judged, queries, corpus = inputs(path)
+    placement = Placement(train_workers=workers)
+    start = str(path / "start" / "encoder")
+    return train(judged, queries, corpus, SETTINGS, start, placement, str(path / out))
+
+
+def curve(encoder: Artifact) -> list[dict[str, float]]:
+    return [json.loads(line) for line in encoder.place.read("training.jsonl").splitlines()]
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from tests.jobs.test_train import train_at
+train_at(Path(sys.argv[1]), sys.argv[2])
+"""
+
+
+def kill_after(path: Path, out: str, steps: int) -> None:
+    """Start a driver of its own and kill it with -9 once a checkpoint of `steps` steps stands."""
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(path), out], cwd=ROOT)
+    deadline = time.monotonic() + 240
+    try:
+        while not list((path / f"{out}-checkpoints").glob(f"step-{steps:08d}-*.safetensors")):
+            assert driver.poll() is None, "the driver ended before it was killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("train")
+    save_tiny_encoder(path / "start", {"query": "ask: ", "document": "tell: "})
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(place: Path) -> Artifact:
+    """An uninterrupted run on one worker."""
+    return train_at(place, "whole")
+
+
+def test_an_encoder_is_made_and_learned_something(whole: Artifact, place: Path) -> None:
+    lines = curve(whole)
+    assert len(lines) == whole.manifest.extra["steps"] == 54
+    assert sum(line["excess"] for line in lines[-9:]) < 0.8 * sum(
+        line["excess"] for line in lines[:9]
+    )
+    scale_bias = json.loads(whole.place.read("scale_bias.json"))
+    assert scale_bias == {"scale": lines[-1]["scale"], "bias": lines[-1]["bias"]}
+    assert whole.manifest.rows == whole.manifest.extra["judgments"] == 72
+    assert whole.manifest.extra["workers"] == 1
+    assert whole.manifest.extra["pairs_per_second"] > 0
+    assert whole.manifest.inputs.keys() == {"judgments", "queries-0", "corpus", "start"}
+    assert not (place / "whole-checkpoints").exists()
+    assert Artifact.open(whole.url, "encoder").fingerprint == whole.fingerprint
+
+
+def test_sentence_transformers_gives_the_vectors_that_we_serve(whole: Artifact) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    encoder = Encoder.load(whole.url, "cpu")
+    assert encoder.fingerprint == whole.manifest.extra["encoder"]
+    model = SentenceTransformer(whole.url, device="cpu")
+    for role, encode in (("query", model.encode_query), ("document", model.encode_document)):
+        ours, theirs = encoder.encode(DOCUMENT_TEXTS, role), encode(DOCUMENT_TEXTS)
+        cosine = (ours * theirs / np.linalg.norm(theirs, axis=1, keepdims=True)).sum(axis=1)
+        assert cosine.min() > 0.9999
+        np.testing.assert_allclose(np.linalg.norm(theirs, axis=1), 1, atol=1e-5)
+    assert not list(Path(whole.url).rglob("*.bin"))
+
+
+def test_a_killed_driver_goes_on_to_the_same_encoder(whole: Artifact, place: Path) -> None:
+    kill_after(place, "killed", steps=15)
+    assert not (place / "killed" / "manifest.json").exists()
+    again = train_at(place, "killed")
+    assert curve(again) == curve(whole)
+    assert again.fingerprint == whole.fingerprint
+    assert train_at(place, "killed").manifest == again.manifest
+
+
+def test_a_killed_run_goes_on_with_two_workers(whole: Artifact, place: Path) -> None:
+    # What a driver leaves that dies after the last checkpoint before step 54 is written.
+    kill_after(place, "moved", steps=10)
+    moved = train_at(place, "moved", workers=2)
+    assert moved.manifest.extra["workers"] == 2
+    ours, theirs = curve(moved), curve(whole)
+    assert ours[:10] == theirs[:10]
+    np.testing.assert_allclose(
+        [line["loss"] for line in ours], [line["loss"] for line in theirs], rtol=1e-3
+    )
+    vectors = [Encoder.load(run.url, "cpu").encode(QUERY_TEXTS, "query") for run in (moved, whole)]
+    assert (vectors[0] * vectors[1]).sum(axis=1).min() > 0.9999
+
+
+def test_other_settings_or_inputs_are_refused(whole: Artifact, place: Path) -> None:
+    judged, queries, corpus = inputs(place)
+    other = SETTINGS.replace(learning_rate=1e-4)
+    start = str(place / "start" / "encoder")
+    with pytest.raises(ArtifactError, match="learning_rate"):
+        train(judged, queries, corpus, other, start, Placement(), whole.url)
+
+
+@pytest.mark.parametrize(
+    "rows, sentence",
+    [
+        ([], "no judgments"),
+        ([("q0", "d0", 0.0), ("q1", "d1", 0.0)], "all 2 judgments have relevance 0"),
+        ([("q0", "d0", 1.0)], "2 rows or more, found 1"),
+        ([("q0", "d0", 1.0), ("nobody", "d1", 1.0)], "1 of 2 judgments name a query .*'nobody'"),
+        ([("q0", "d0", 1.0), ("q1", "gone", 1.0)], "1 of 2 judgments name a document .*'gone'"),
+    ],
+)
+def test_what_teaches_nothing_is_refused_before_ray_starts(
+    rows: list[tuple[str, str, float]], sentence: str, place: Path, tmp_path: Path
+) -> None:
+    _, queries, corpus = inputs(place)
+    judged, start = judgments(tmp_path, rows), str(place / "start" / "encoder")
+    with pytest.raises(ValueError, match=sentence):
+        train(judged, queries, corpus, SETTINGS, start, Placement(), str(tmp_path / "out"))
+
+
+def test_a_query_with_two_texts_is_refused(place: Path, tmp_path: Path) -> None:
+    judged, queries, corpus = inputs(place)
+    rows = [{"query_id": "q3", "text": "another text", "origin": "synthetic"}]
+    other = artifact(tmp_path / "queries", "queries", QUERIES, rows)
+    with pytest.raises(ValueError, match="query 'q3' stands twice"):
+        read_labels(judged, [*queries, other], corpus)
+
+
+def test_only_judged_documents_are_held(place: Path, tmp_path: Path) -> None:
+    _, queries, corpus = inputs(place)
+    judged = judgments(tmp_path, [("q0", "d0", 1.0), ("q1", "d3", 0.5)])
+    labels = read_labels(judged, queries, corpus)
+    assert labels.document_text_D.to_pylist() == [DOCUMENT_TEXTS[0], DOCUMENT_TEXTS[3]]
+    assert labels.query_text_Q.to_pylist() == QUERY_TEXTS[:2]
+
+
+def test_a_missing_start_is_one_sentence(place: Path, tmp_path: Path) -> None:
+    judged, queries, corpus = inputs(place)
+    shutil.copytree(place / "corpus", tmp_path / "not-an-encoder")
+    with pytest.raises(ValueError, match=r"is not an encoder"):
+        train(
+            judged,
+            queries,
+            corpus,
+            SETTINGS,
+            str(tmp_path / "not-an-encoder"),
+            Placement(train_retries=0),
+            str(tmp_path / "out"),
+        )
