@@ -40,10 +40,12 @@ class Pipeline:
         from jobs.synthesise import synthesise
 
         settings, placement = self.recipe.synthesis, self.recipe.placement
-        corpus = self.data().corpus
+        data = self.data()
         return self._once(
             "synthesise",
-            lambda: synthesise(corpus, settings, placement, self._path("synthetic")),
+            lambda: synthesise(
+                data.corpus, settings, placement, self._path("synthetic"), data.queries
+            ),
         )
 
     def all_queries(self) -> list["Artifact"]:
