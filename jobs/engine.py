@@ -72,6 +72,8 @@ class Engine:
         """For each prompt, the log-probability of each of `token_ids` as the next token."""
         from vllm import SamplingParams
 
+        if not prompts:
+            return []
         params = SamplingParams(
             max_tokens=1, temperature=0, logprob_token_ids=list(token_ids), detokenize=False
         )

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from bixse.artifacts import Artifact, Draft, begin, part_name
 from bixse.judging.features import FeaturesJudge, features
 from bixse.judging.given import given
-from bixse.judging.pointwise import judgment, too_long
+from bixse.judging.pointwise import judgment, refuse_unreadable, too_long
 from bixse.judging.prompts import ORDERS, PROMPTS
 from bixse.judging.settings import Judging, Pointwise, config
 from bixse.judging.tokens import PromptTokenizer
@@ -143,10 +143,10 @@ class VllmUnit:
         answers = self._engine.logprobs(asked, self._tokens.label_ids)
         # Order after order, so that every len(fitting)-th answer is of the same pair.
         answers_of = {row: answers[at :: len(fitting)] for at, row in enumerate(fitting)}
+        read = {row: judgment(*keys[row], answers_of[row], *self._signature) for row in fitting}
+        refuse_unreadable(list(read.values()))
         verdicts = [
-            judgment(*key, answers_of[row], *self._signature)
-            if row in answers_of
-            else too_long(*key, lengths[row], limit)
+            read[row] if row in read else too_long(*key, lengths[row], limit)
             for row, key in enumerate(keys)
         ]
         kept = [verdict for verdict in verdicts if isinstance(verdict, Judgment)]

@@ -20,6 +20,9 @@ from bixse.records import Judgment, Rejection
 Logprobs = Sequence[float | None]
 """Of each label of the scale, in its order; None where the engine gave none."""
 
+BROKEN = 32
+"""Answers without one grade among them, from which the judge is taken for broken (ours)."""
+
 
 def judgment(
     query_id: str,
@@ -54,6 +57,16 @@ def judgment(
         prompt=prompt.hash,
         origin="llm",
     )
+
+
+def refuse_unreadable(verdicts: Sequence[Judgment | Rejection]) -> None:
+    """Raises ValueError when none of many answers was a grade: a broken judge, not hard pairs."""
+    rejected = [verdict for verdict in verdicts if isinstance(verdict, Rejection)]
+    if len(rejected) == len(verdicts) >= BROKEN:
+        raise ValueError(
+            f"none of {len(verdicts)} answers was a grade ({rejected[0].reason}): the judge model "
+            "does not follow the prompt; choose another --judging.vllm.model"
+        )
 
 
 def too_long(query_id: str, doc_id: str, tokens: int, limit: int) -> Rejection:

@@ -56,6 +56,7 @@ def test_log_probabilities_equal_a_plain_forward_pass(
     expected = forward(tiny_llm, prompts, tokens.label_ids, torch.float32)
     assert expected.std() > 0.1  # The prompts do differ.
     assert engine.dtype == "float32"
+    assert engine.logprobs([], tokens.label_ids) == []
     for _ in range(2):
         found = torch.tensor(engine.logprobs(prompts, tokens.label_ids))
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
@@ -82,15 +83,7 @@ def test_bfloat16_stays_within_its_tolerance(tokens: PromptTokenizer, tiny_llm: 
         dtype, found = pool.submit(ask, settings, prompts, tokens.label_ids).result()
     assert dtype == "bfloat16"
     expected = forward(tiny_llm, prompts, tokens.label_ids, torch.float32)
-    same = forward(tiny_llm, prompts, tokens.label_ids, torch.bfloat16)
-    print(
-        "bf16 vs f32",
-        (torch.tensor(found) - expected).abs().max(),
-        (torch.tensor(found) - same).abs().max(),
-        (same - expected).abs().max(),
-        (torch.tensor(found).exp() - expected.exp()).abs().max(),
-    )
-    torch.testing.assert_close(torch.tensor(found).exp(), expected.exp(), atol=0.01, rtol=0)
+    torch.testing.assert_close(torch.tensor(found), expected, atol=0.1, rtol=0)
 
 
 def ask(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bixse.judging.pointwise import Logprobs, judgment
+from bixse.judging.pointwise import BROKEN, Logprobs, judgment, refuse_unreadable
 from bixse.judging.prompts import PROMPTS
 from bixse.records import Judgment, Rejection
 
@@ -51,6 +51,14 @@ def test_one_unreadable_order_is_a_rejection(second: Logprobs, reason: str) -> N
     raw = json.loads(found.response)
     assert raw["query first"] == dict(zip("0123", first, strict=True))
     assert list(raw["passage first"]) == list("0123")[: len(second)]
+
+
+def test_a_judge_that_never_grades_is_refused() -> None:
+    grade, none = judge(logs(0.1, 0.1, 0.2, 0.4)), judge(logs(0.1, 0.1, 0.1, 0.1))
+    refuse_unreadable([none] * (BROKEN - 1))
+    refuse_unreadable([none] * BROKEN + [grade])
+    with pytest.raises(ValueError, match=r"none of 32 answers was a grade \(grade mass 0\.4 is"):
+        refuse_unreadable([none] * BROKEN)
 
 
 @given(
