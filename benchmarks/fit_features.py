@@ -180,7 +180,7 @@ def _both(judge: FeaturesJudge, rows: Rows) -> dict[str, Any]:
     """Agreement on all rows and, where people gave grade 0 too, on those that people graded."""
     found = {"all": agreement(judge, rows)}
     graded = rows.graded()
-    if len(graded.grades) < len(rows.grades) and np.ptp(graded.grades >= 1.5) > 0:
+    if len(graded.grades) < len(rows.grades) and len({*(graded.grades >= 1.5)}) == 2:
         found["graded_by_people"] = agreement(judge, graded)
     return found
 
