@@ -7,6 +7,7 @@ only, and stand in no message.
 import asyncio
 import hmac
 import ipaddress
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ KEYS_VARIABLE = "BIXSE_KEYS"
 MIN_KEY_LENGTH = 16
 BODY_WITHIN_S = 10.0
 
+_HOST = re.compile(r"\[([^\]]+)\](?::\d+)?|([^:]+)(?::\d+)?")
 _OPEN = frozenset({"/", "/livez", "/readyz"})
 _MONITORED = frozenset({"/metrics"})
 _WORK = frozenset({"/search", "/v1/embeddings", "/retrieve"})
@@ -104,7 +106,10 @@ def authorize(path: str, headers: Mapping[str, str], client: str | None, keys: K
     search, unknown paths included.
     """
     if not keys:
-        if client is None or not is_loopback(client):
+        # The name too: a web page elsewhere may point a name of its own at this machine.
+        named = _HOST.fullmatch(headers.get("host", ""))
+        local = client is not None and is_loopback(client)
+        if not local or named is None or not is_loopback(named[1] or named[2]):
             raise ApiError(403, "forbidden", "no keys are configured: only this machine may ask")
         return
     if path in _OPEN:

@@ -73,7 +73,7 @@ class Handlers:
         many = request.queries is not None
         texts = request.queries or [request.query or ""]
         self._check_texts(texts, "queries" if many else "query")
-        self._check_k(request.k, "k")
+        self._check_k(request.k, len(texts), "k")
         answer = await self._engine_search(texts, request)
         rankings = [_hits(found) for found in answer.results]
         total_ms = round((time.perf_counter() - start) * 1e3, 3)
@@ -119,7 +119,7 @@ class Handlers:
     async def retrieve(self, request: RetrieveRequest) -> dict[str, Any]:
         self._check_texts(request.queries, "queries")
         k = 10 if request.topk is None else request.topk
-        self._check_k(k, "topk")
+        self._check_k(k, len(request.queries), "topk")
         # The shape has no room to say that an answer is partial, so it never is.
         whole = SearchRequest(queries=request.queries, k=k, allow_partial=False)
         answer = await self._engine_search(request.queries, whole)
@@ -189,9 +189,11 @@ class Handlers:
                 field,
             )
 
-    def _check_k(self, k: int, field: str) -> None:
-        if k > self._args.max_k:
-            raise ApiError(422, "invalid_request", f"must be at most {self._args.max_k}", field)
+    def _check_k(self, k: int, queries: int, field: str) -> None:
+        most = min(self._args.max_k, self._args.max_hits // queries)
+        if k > most:
+            message = f"must be at most {most} for {queries} queries"
+            raise ApiError(422, "invalid_request", message, field)
 
 
 def application(

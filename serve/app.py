@@ -87,8 +87,8 @@ def main() -> None:
         check_binding(args.host, load_keys(args.keys_file, os.environ))
         # One sentence here instead of a replica's traceback; the replicas verify again.
         Artifact.open(args.index, "index", verify=True)
-        check_port(args.host, args.port)
         application = build(args)
+        check_port(args.host, args.port)
     except ValueError as error:
         _refuse(str(error))
     start_ray(args)
@@ -99,7 +99,7 @@ def main() -> None:
     try:
         deploy(args, application)
         index = ServedIndex.read(args.index)
-        url = f"http://{args.host}:{args.port}"
+        url = f"http://{f'[{args.host}]' if ':' in args.host else args.host}:{args.port}"
         problem = wait_until_ready(url, stop)
         if problem is not None:
             _refuse(f"the application did not become ready: {problem}", status=1)

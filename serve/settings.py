@@ -30,6 +30,8 @@ class ServeArgs(Settings):
     """Most hits a request may ask for."""
     max_queries: int = Field(default=256, ge=1)
     """Most queries or embedding inputs in one request."""
+    max_hits: int = Field(default=20_000, ge=1)
+    """Most hits in one reply: queries times k."""
     max_text_length: int = Field(default=8192, ge=1)
     """Longest query or embedding input, in characters."""
     max_body_bytes: int = Field(default=4 << 20, ge=1024)

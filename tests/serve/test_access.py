@@ -75,15 +75,27 @@ def test_without_keys_only_loopback_is_bound():
 
 
 @pytest.mark.parametrize(
-    "client, passes", [("127.0.0.1", True), ("10.1.2.3", False), (None, False)]
+    "client, host, passes",
+    [
+        ("127.0.0.1", "127.0.0.1:8000", True),
+        ("127.0.0.1", "localhost", True),
+        ("::1", "[::1]:8000", True),
+        ("10.1.2.3", "127.0.0.1:8000", False),
+        ("127.0.0.1", "rebound.example.org:8000", False),
+        ("127.0.0.1", "localhost.example.org", False),
+        ("127.0.0.1", "", False),
+        ("127.0.0.1", "[::1", False),
+        ("127.0.0.1", "[x]", False),
+        (None, "127.0.0.1", False),
+    ],
 )
-def test_without_keys_only_this_machine_may_ask(client, passes):
+def test_without_keys_only_this_machine_may_ask(client, host, passes):
     for path in ("/", "/livez", "/search", "/metrics"):
         if passes:
-            authorize(path, {}, client, Keys())
+            authorize(path, {"host": host}, client, Keys())
         else:
             with pytest.raises(ApiError) as caught:
-                authorize(path, {}, client, Keys())
+                authorize(path, {"host": host}, client, Keys())
             assert caught.value.status == 403
 
 
@@ -115,7 +127,7 @@ class Slow:
 
 def through(app: Slow, **limits: int) -> httpx.AsyncClient:
     door = Door(app, keys=Keys(), **{"max_in_flight": 2, "max_body_bytes": 10, **limits})
-    return httpx.AsyncClient(transport=httpx.ASGITransport(door), base_url="http://a")
+    return httpx.AsyncClient(transport=httpx.ASGITransport(door), base_url="http://127.0.0.1")
 
 
 def test_one_more_than_may_be_in_flight_is_429_and_probes_still_pass():

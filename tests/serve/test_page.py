@@ -54,7 +54,7 @@ def test_a_search_is_typed_and_answered(served, browser, tmp_path):
     assert browser.switch_to.active_element == query
     assert not key.is_displayed()
     query.send_keys("a heron that builds its nest", Keys.ENTER)
-    wait.until(lambda _: "Bearer" in status())
+    wait.until(lambda _: "asks for a key" in status())
     assert key.is_displayed(), "asked for when it is needed"
     key.send_keys(served.search_key, Keys.ENTER)
     wait.until(lambda _: len(all_of("#hits li")) == 10)
