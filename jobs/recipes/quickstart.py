@@ -1,5 +1,6 @@
 """The embedded default: no GPU, no model hub, no data download."""
 
+from bixse.candidates.settings import Pools
 from bixse.judging.settings import Judging
 from bixse.retrieval.settings import Retrieval
 from bixse.synthesis.settings import Cloze
@@ -17,8 +18,12 @@ def quickstart() -> Recipe:
             cost="minutes, no label is paid for",
         ),
         ingest=Ingest(source="python-docs"),
-        synthesis=Cloze(queries=1500),
+        synthesis=Cloze(queries=600),
+        candidates=Pools(bm25=4, dense=4, random=1),
         judging=Judging(judge="features"),
-        training=Training(objective=GradedBCE(), epochs=1, document_tokens=128),
+        # ours: two CPU cores have about two minutes for training
+        training=Training(
+            objective=GradedBCE(), batch_size=16, docs_per_query=4, epochs=1, document_tokens=96
+        ),
         retrieval=Retrieval(shards=2),
     )
