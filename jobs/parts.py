@@ -127,6 +127,8 @@ def run_units(
             )
         try:
             for result in results.iter_rows():
+                if result["refusal"]:
+                    raise ValueError(result["refusal"])
                 if result["rows"] + result["rejected"] != result["rows_in"]:
                     raise RuntimeError(
                         f"{label}: part {result['number']} got {result['rows_in']} rows, wrote "
@@ -146,16 +148,20 @@ class _PartWriter:
         self._draft = draft
         self._work = work(*arguments)
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[int]]:
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         unit = Unit(**{key: _plain(values[0]) for key, values in batch.items()})
-        table, rejections = self._work(unit.read())
+        try:
+            table, rejections = self._work(unit.read())
+        except ValueError as error:
+            # Ray Data keeps no cause: the sentence for the user travels as a value.
+            return {**_counts(unit, 0, 0), "refusal": [str(error)]}
         self._draft.write_part(unit.number, table, rejected_table(rejections))
-        return {
-            "number": [unit.number],
-            "rows_in": [unit.rows],
-            "rows": [table.num_rows],
-            "rejected": [len(rejections)],
-        }
+        return _counts(unit, table.num_rows, len(rejections))
+
+
+def _counts(unit: Unit, rows: int, rejected: int) -> dict[str, list[Any]]:
+    counts = {"number": unit.number, "rows_in": unit.rows, "rows": rows, "rejected": rejected}
+    return {**{name: [count] for name, count in counts.items()}, "refusal": [""]}
 
 
 def _plain(value: Any) -> Any:

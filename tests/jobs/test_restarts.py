@@ -38,6 +38,22 @@ def test_a_worker_that_cannot_start_says_why(tmp_path: Path) -> None:
         )
 
 
+class Refusing:
+    """Meets a row that a person must hear of."""
+
+    def __call__(self, rows: pa.Table) -> tuple[pa.Table, list[Rejection]]:
+        raise ValueError("the judge model does not follow the prompt")
+
+
+def test_a_refusal_crosses_from_the_worker_as_its_sentence(tmp_path: Path) -> None:
+    given = pairs(tmp_path / "pairs", 3)
+    draft = begin(str(tmp_path / "out"), "pairs", config={}, inputs={})
+    assert isinstance(draft, Draft)
+    with pytest.raises(ValueError, match=r"^the judge model does not follow the prompt$"):
+        run_units(draft, row_units(given, 1), Refusing, (), label="judge", actors=1, cpus=1, gpus=0)
+    assert not draft.parts_done()
+
+
 class Mortal:
     """Kills its process on q2, for as many times as there are `lives`."""
 
