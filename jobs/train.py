@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bixse.artifacts import Artifact, Draft, Place, begin
+from bixse.artifacts import MANIFEST, Artifact, Draft, Place, begin
 from bixse.models.encoder import encoder_fingerprint, load_model, resolve
 from bixse.records import CORPUS, document_text
 from bixse.training.settings import Training
@@ -41,6 +41,7 @@ SCALE_BIAS = "scale_bias.json"
 CURVE = "training.jsonl"
 
 _TIMED = ("seconds",)
+_TIMEOUT_S = 600
 
 
 def train(
@@ -67,18 +68,22 @@ def train(
         "corpus": corpus.fingerprint,
         "start": encoder_fingerprint(base),
     }
-    draft = begin(place.url, "encoder", config=settings.model_dump(mode="json"), inputs=inputs)
+    config = settings.model_dump(mode="json")
     from bixse.training import state
-
-    if isinstance(draft, Artifact):
-        state.clear(checkpoints)
-        return draft
     from bixse.training.loop import Run, plan_of
 
+    if place.exists(MANIFEST):
+        finished = begin(place.url, "encoder", config=config, inputs=inputs)
+        assert isinstance(finished, Artifact)
+        state.clear(checkpoints)
+        return finished
+    # Before anything is written: what teaches nothing leaves nothing behind.
     labels = read_labels(judgments, queries, corpus)
+    plan = plan_of(labels, settings)
+    draft = begin(place.url, "encoder", config=config, inputs=inputs)
+    assert isinstance(draft, Draft)
     identity = json.dumps([draft.config, inputs], sort_keys=True).encode()
     run = Run(settings, labels, checkpoints, hashlib.sha256(identity).hexdigest())
-    plan = plan_of(labels, settings)
     with progress("train", plan.steps * plan.rows // plan.steps_per_epoch) as advance:
         summary = _fit(run, str(base), placement, draft, advance, plan.rows / plan.steps_per_epoch)
     artifact = draft.finish(
@@ -156,7 +161,7 @@ def _fit(
     start_ray()
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     count = ray.remote(num_cpus=0)(_Count).remote()
     job = _Job(ray.put(run), start, draft, count)
@@ -164,6 +169,8 @@ def _fit(
     resources = {"CPU": _cpus(placement), **({"GPU": gpus} if gpus else {})}
     trainer = TorchTrainer(
         partial(_work, job),
+        # A dead rank is noticed in minutes, not in torch's half hour.
+        torch_config=TorchConfig(timeout_s=_TIMEOUT_S),
         scaling_config=ScalingConfig(
             num_workers=placement.train_workers,
             use_gpu=gpus > 0,

@@ -112,7 +112,9 @@ def train_loop(
     # Kept in a variable: calling an unwrapped module would train unsynchronised, in silence.
     # A BERT without its pooler leaves parameters unused.
     trained: nn.Module = (
-        DistributedDataParallel(module, find_unused_parameters=True) if world.size > 1 else module
+        DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
+        if world.size > 1
+        else module
     )
     started = time.perf_counter()
     batches = _batches(run.labels, settings, plan, len(history))

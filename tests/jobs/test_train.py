@@ -201,6 +201,7 @@ def test_what_teaches_nothing_is_refused_before_ray_starts(
     judged, start = judgments(tmp_path, rows), str(place / "start" / "encoder")
     with pytest.raises(ValueError, match=sentence):
         train(judged, queries, corpus, SETTINGS, start, Placement(), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_query_with_two_texts_is_refused(place: Path, tmp_path: Path) -> None:
