@@ -34,7 +34,7 @@ from serve.shard import ShardServer
 
 NAME = "bixse"
 
-_READY_WITHIN_S = 120.0
+_READY_WITHIN_S = 60.0
 _SPARE_REQUESTS = 64
 """Requests beyond `max_in_flight` that the gateway takes, to refuse them itself or to be probed."""
 

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import ray.serve
@@ -38,8 +38,6 @@ _MERGE_RESERVE_S = 0.01
 _CANARY_WITHIN_S = 5.0
 _CANARY_HOLDS_S = 1.0
 _CANARY_K = 10
-
-Reply = TypeVar("Reply")
 
 
 class _Ask(NamedTuple):
