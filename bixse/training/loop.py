@@ -51,7 +51,7 @@ METRICS = (
     "seconds",
 )
 """One line of `training.jsonl`. `step` counts from 1, `loss` is of the batch before the step,
-`excess` is above the entropy of its labels, `grad_norm` before clipping, `seconds` of the step."""
+`excess` is above the entropy of its labels, `grad_norm` before clipping, `seconds` since the last."""
 
 _COUNTS = ("step", "epoch", "pairs", "queries", "documents")
 
@@ -110,7 +110,7 @@ def train_loop(
         first = next(_batches(run.labels, settings, plan, 0))
         _calibrate(module, _share(run, model, world, first))
     # Kept in a variable: calling an unwrapped module would train unsynchronised, in silence.
-    # A BERT without its pooler leaves parameters unused.
+    # Parameters may be unused: under mean pooling, a BERT's pooler.
     trained: nn.Module = (
         DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
         if world.size > 1
