@@ -383,7 +383,10 @@ def begin(
             begun = json.loads(place.read(BEGUN))
         except ValueError:
             raise ArtifactError(f"{url}/{BEGUN} is damaged: remove {url} and run again") from None
-        _refuse_other(url, "was begun", begun, claim)
+        # Nothing made yet is nothing to protect: a corrected flag may begin again.
+        if place.names() != [BEGUN]:
+            _refuse_other(url, "was begun", begun, claim)
+        place.write(BEGUN, json.dumps(claim, indent=1).encode())
     elif names := place.names():
         raise ArtifactError(
             f"{url} holds {names[0]}, which bixse did not make: choose an empty directory"

@@ -185,14 +185,14 @@ def start_ray() -> None:
         runtime_env=None if submitted else {"env_vars": env},
         include_dashboard=None if "RAY_ADDRESS" in os.environ else False,
         log_to_driver=False,
-        logging_level="warning",
+        logging_level="error",
     )
     import ray.data
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 @contextmanager

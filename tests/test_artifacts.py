@@ -92,7 +92,11 @@ def test_another_input_or_config_is_refused_by_name(url: str) -> None:
 
 
 def test_a_half_made_one_of_another_config_is_refused(url: str) -> None:
-    begin(url, "corpus", config={"size": 1}, inputs={})
+    begin(url, "corpus", config={"size": 0}, inputs={})
+    # Nothing was made of the first yet.
+    draft = begin(url, "corpus", config={"size": 1}, inputs={})
+    assert isinstance(draft, Draft)
+    draft.write_part(0, rows(0, 5))
     with pytest.raises(ArtifactError, match=r"was begun with config.size = 1"):
         begin(url, "corpus", config={"size": 2}, inputs={})
 

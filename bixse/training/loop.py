@@ -51,7 +51,8 @@ METRICS = (
     "seconds",
 )
 """One line of `training.jsonl`. `step` counts from 1, `loss` is of the batch before the step,
-`excess` is above the entropy of its labels, `grad_norm` before clipping, `seconds` since the last."""
+`excess` is above the entropy of its labels, `grad_norm` before clipping, `seconds` since the step
+before."""
 
 _COUNTS = ("step", "epoch", "pairs", "queries", "documents")
 

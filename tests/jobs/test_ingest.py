@@ -127,7 +127,10 @@ def test_queries_and_qrels(tmp_path: Path) -> None:
     copies = [{"_id": "a", "text": "again"}, {"_id": "copy of c", "text": "X "}]
     jsonl(data / "queries.jsonl", [*queries, *copies])
     header = "query-id\tcorpus-id\tscore\n"
-    train = "a\t1\t3\na\t2\t1\nc\t3\t2\na\t9\t1\nz\t1\t1\na\t1\t2\na\t3\tbad\na\t3\t-1\na 3\ncopy of c\t1\t2\n"
+    train = (
+        "a\t1\t3\na\t2\t1\nc\t3\t2\na\t9\t1\nz\t1\t1\na\t1\t2\na\t3\tbad\n"
+        "a\t3\t-1\na 3\ncopy of c\t1\t2\n"
+    )
     (data / "qrels" / "train.tsv").write_text(header + train)
     (data / "qrels" / "test.tsv").write_text(header + "c\t1\t0\n")
     ingested = run(data, tmp_path / "out")
