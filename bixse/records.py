@@ -6,6 +6,7 @@ in columns, arguments and JSON. `score` is higher-is-better and `rank` counts fr
 
 import hashlib
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -131,6 +132,15 @@ REJECTED = pa.schema(
 def embeddings_schema(dim: int) -> pa.Schema:
     """Unit vectors of `dim` float32 numbers, one a document."""
     return pa.schema([("doc_id", pa.string()), ("vector", pa.list_(pa.float32(), dim))])
+
+
+def documents_at(corpus: pa.Table, rows: Iterable[int]) -> list[Document]:
+    """The documents in these rows of a table of CORPUS.
+
+    One value at a time: `Table.take` copies every chunk of a memory-mapped table first.
+    """
+    doc_ids, titles, texts = (corpus[name] for name in CORPUS.names)
+    return [Document(doc_ids[row].as_py(), titles[row].as_py(), texts[row].as_py()) for row in rows]
 
 
 def document_text(title: str, text: str) -> str:

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import warnings
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -28,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bixse.artifacts import Artifact, Draft
-from bixse.records import CORPUS, REJECTED, Document, Rejection
+from bixse.records import CORPUS, REJECTED, Document, Rejection, documents_at
 
 RESTARTS = 3
 """Deaths of a worker process (out of memory, a lost node) that a stage outlives, for each actor."""
@@ -227,45 +228,49 @@ def progress(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
 
 
 class Texts:
-    """Documents of a corpus by `doc_id`, in a memory-mapped file: memory does not follow its size.
+    """Documents of a corpus by `doc_id`, in memory-mapped files: memory does not follow its size.
 
-    The file is made once a node and corpus, in the temporary directory, and shared by all actors.
+    The files are made once a node and corpus, in the temporary directory, and shared by all actors:
+    the documents in their own order, and the order of their ids.
     """
 
     def __init__(self, corpus: Artifact) -> None:
-        path = Path(tempfile.gettempdir()) / f"bixse-{os.getuid()}" / f"{corpus.fingerprint}.arrow"
-        if not path.exists():
-            _write_sorted(corpus, path)
-        self._table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        folder = Path(tempfile.gettempdir()) / f"bixse-{os.getuid()}"
+        documents = folder / f"{corpus.fingerprint}.arrow"
+        order = folder / f"{corpus.fingerprint}.order.npy"
+        if not order.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            _write_ordered(corpus, documents, order)
+        self._table = pa.ipc.open_file(pa.memory_map(str(documents))).read_all()
         self._doc_ids = self._table["doc_id"]
+        self._order = np.load(order, mmap_mode="r")
 
     def get(self, doc_ids: Sequence[str]) -> list[Document]:
         """The documents, in the order asked for. Raises KeyError naming an unknown `doc_id`."""
-        rows = [self._row(doc_id) for doc_id in doc_ids]
-        return [Document(**row) for row in self._table.take(pa.array(rows, pa.int64())).to_pylist()]
+        return documents_at(self._table, [self._row(doc_id) for doc_id in doc_ids])
 
     def _row(self, doc_id: str) -> int:
-        low, high = 0, len(self._doc_ids)
-        while low < high:
-            middle = (low + high) // 2
-            if self._doc_ids[middle].as_py() < doc_id:
-                low = middle + 1
-            else:
-                high = middle
-        if low == len(self._doc_ids) or self._doc_ids[low].as_py() != doc_id:
-            raise KeyError(f"no document {doc_id!r} in the corpus")
-        return low
+        place = bisect_left(self._order, doc_id, key=lambda row: self._doc_ids[int(row)].as_py())
+        if place < len(self._order):
+            row = int(self._order[place])
+            if self._doc_ids[row].as_py() == doc_id:
+                return row
+        raise KeyError(f"no document {doc_id!r} in the corpus")
 
 
-def _write_sorted(corpus: Artifact, path: Path) -> None:
-    table = corpus.table(CORPUS.names).combine_chunks()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.tmp")
-    order = sorted(range(table.num_rows), key=table["doc_id"].to_pylist().__getitem__)
+def _write_ordered(corpus: Artifact, documents: Path, order: Path) -> None:
+    """Stream the corpus into one Arrow file; of all documents only the ids are held."""
+    mark = f".{os.getpid()}.{threading.get_ident()}.tmp"
+    aside, order_aside = Path(f"{documents}{mark}"), Path(f"{order}{mark}")
+    doc_ids: list[str] = []
     with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, CORPUS) as writer:
-        for start in range(0, len(order), 4096):
-            writer.write_table(table.take(pa.array(order[start : start + 4096])))
-    aside.replace(path)
+        for batch in corpus.batches(CORPUS.names, rows=4096):
+            writer.write_batch(batch)
+            doc_ids += batch["doc_id"].to_pylist()
+    with open(order_aside, "wb") as handle:
+        np.save(handle, np.array(sorted(range(len(doc_ids)), key=doc_ids.__getitem__), np.int64))
+    aside.replace(documents)
+    order_aside.replace(order)
 
 
 def rows_of(items: Iterable[Any], schema: pa.Schema) -> pa.Table:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from bixse.records import CORPUS, Document, Hit
+from bixse.records import CORPUS, Document, Hit, documents_at
 from bixse.retrieval.settings import Retrieval
 
 INDEX_FILE = "index.faiss"
@@ -121,12 +121,12 @@ class Shard:
         return rows, scores
 
     def doc_ids(self, rows: npt.NDArray[np.int64]) -> list[str]:
-        return [str(x) for x in self._documents["doc_id"].take(pa.array(rows)).to_pylist()]
+        doc_ids = self._documents["doc_id"]
+        return [str(doc_ids[row].as_py()) for row in rows.tolist()]
 
     def documents(self, rows: npt.NDArray[np.int64]) -> list[Document]:
         """The stored fields of rows of this shard."""
-        taken = self._documents.take(pa.array(rows))
-        return [Document(**row) for row in taken.to_pylist()]
+        return documents_at(self._documents, rows.tolist())
 
     def vectors(self, rows: npt.NDArray[np.int64]) -> Vectors:
         """The stored vectors of rows of this shard, [len(rows), D]."""
