@@ -18,7 +18,7 @@ def quickstart() -> Recipe:
             cost="minutes, no label is paid for",
         ),
         ingest=Ingest(source="python-docs"),
-        synthesis=Cloze(queries=600),
+        synthesis=Cloze(queries=400),
         candidates=Pools(bm25=4, dense=4, random=1),
         judging=Judging(judge="features"),
         # ours: two CPU cores have about two minutes for training
