@@ -8,7 +8,7 @@ is not what it claims to be is an error.
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +19,7 @@ from bixse.records import (
     QRELS,
     QUERIES,
     Document,
+    Judgment,
     Query,
     Rejection,
     document_text,
@@ -37,7 +38,7 @@ from jobs.formats import (
     short_name,
     value_of,
 )
-from jobs.parts import progress, rejected_table, rows_of
+from jobs.parts import progress, rejected_table
 from jobs.recipe import Ingest
 
 DOC_ID_NAMES = ("doc_id", "_id", "id", "docid", "document_id", "corpus-id")
@@ -103,14 +104,14 @@ class _Parts:
 
     def __init__(self, draft: Draft, schema: pa.Schema, rows: int) -> None:
         self._draft, self._schema, self._rows = draft, schema, rows
-        self._kept: list[Any] = []
+        self._kept: list[dict[str, Any]] = []
         self._rejected: list[Rejection] = []
         self._number = 0
         self.total = 0
         self.first_rejection: Rejection | None = None
 
-    def keep(self, record: Any) -> None:
-        self._kept.append(record)
+    def keep(self, row: dict[str, Any]) -> None:
+        self._kept.append(row)
         self.total += 1
         self._flush_if(self._rows)
 
@@ -125,7 +126,7 @@ class _Parts:
 
     def _flush_if(self, full: int) -> None:
         if len(self._kept) >= full or len(self._rejected) >= max(full, 1):
-            table = rows_of(self._kept, self._schema)
+            table = pa.Table.from_pylist(self._kept, schema=self._schema)
             self._draft.write_part(self._number, table, rejected_table(self._rejected))
             self._number += 1
             self._kept, self._rejected = [], []
@@ -147,7 +148,7 @@ def _write_corpus(
             if isinstance(document, Rejection):
                 parts.reject(document)
             else:
-                parts.keep(document)
+                parts.keep(asdict(document))
             advance(1)
     if not parts.total:
         why = parts.first_rejection
@@ -190,7 +191,7 @@ def _write_queries(rows: Iterator[Row], inputs: dict[str, str], out: str) -> Art
             parts.reject(query)
         else:
             seen.add(query.query_id)
-            parts.keep(query)
+            parts.keep(asdict(query))
     parts.close()
     return draft.finish()
 
@@ -278,24 +279,19 @@ def _write_qrels(
     return draft.finish(extra={"scale": values, "splits": _splits(judged)})
 
 
-@dataclass(frozen=True)
-class _Given:
-    """A row of records.QRELS."""
-
-    split: str
-    query_id: str
-    doc_id: str
-    grade_probs: tuple[float, ...]
-    relevance: float
-    judge: str
-    prompt: str
-    origin: str
-
-
-def _given(grade: _Grade, scale: Scale) -> _Given:
+def _given(grade: _Grade, scale: Scale) -> dict[str, Any]:
+    """A row of QRELS."""
     probs = scale.grade_probs(grade.grade)
-    relevance = scale.relevance(probs)
-    return _Given(grade.split, grade.query_id, grade.doc_id, probs, relevance, "given", "", "human")
+    judgment = Judgment(
+        query_id=grade.query_id,
+        doc_id=grade.doc_id,
+        grade_probs=probs,
+        relevance=scale.relevance(probs),
+        judge="given",
+        prompt="",
+        origin="human",
+    )
+    return {"split": grade.split, **asdict(judgment)}
 
 
 def _splits(judged: dict[str, str]) -> dict[str, int]:
