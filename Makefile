@@ -29,7 +29,7 @@ lint: $(VENV)/.installed-test
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.installed  ## what the README states, measured again
-	$(BIN)/python benchmarks/graded_losses.py --quick
+	$(BIN)/python -m benchmarks.graded_losses --quick
 
 install: $(VENV)/.installed
 install-test: $(VENV)/.installed-test

@@ -1,7 +1,7 @@
 """Graded BCE against the three InfoNCE baselines: same rows, same seeds, full-corpus nDCG@10.
 
-    python benchmarks/graded_losses.py --data DATA --sets cranfield mediqa2019-qa --out runs/losses
-    python benchmarks/graded_losses.py --quick --json
+    python -m benchmarks.graded_losses --data DATA --sets cranfield mediqa2019-qa --out runs/losses
+    python -m benchmarks.graded_losses --quick --json
 
 DATA holds sets in BEIR layout. `trec-dl` stands for a set that is put together here: passages and
 GPT-4o grades of TREC Deep Learning 2019 and 2020 for training, the human grades of 2021 for the
