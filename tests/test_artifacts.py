@@ -155,8 +155,10 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
 WRITER = """
 import sys
 import tests_rows
-from bixse.artifacts import begin
+from bixse.artifacts import Artifact, begin
 draft = begin(sys.argv[1], "corpus", config={}, inputs={})
+if isinstance(draft, Artifact):
+    sys.exit()  # an earlier run was killed after its last line
 for number in range(200):
     if number not in draft.parts_done():
         draft.write_part(number, tests_rows.rows(number * 3, 3))
