@@ -83,6 +83,12 @@ class Manifest(Settings):
         }
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
 
+    @property
+    def sha256(self) -> str:
+        """Of the whole record, so that no number in it can change unseen."""
+        record = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(record.encode()).hexdigest()
+
 
 def library_versions() -> dict[str, str]:
     """Installed versions of what shapes a result, without importing any of it."""
@@ -155,11 +161,18 @@ class Place:
         aside = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
         try:
             shutil.copyfile(local, aside)
+            with open(aside, "rb") as handle:
+                os.fsync(handle.fileno())
             os.replace(aside, path)
         except OSError:
             if os.path.exists(aside):
                 os.unlink(aside)
             raise
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        if self.exists(name):
+            self._resolved[0].rm_file(self.path(name))
 
     def names(self) -> list[str]:
         """All files below, relative and sorted; leftovers of killed writers are not files."""
@@ -213,7 +226,7 @@ class Artifact:
             raise ArtifactError(f"no finished artefact at {url}: {MANIFEST} is missing")
         try:
             raw = json.loads(place.read(MANIFEST))
-            recorded = raw.pop("fingerprint", None)
+            recorded = raw.pop("sha256", None), raw.pop("fingerprint", None)
             manifest = Manifest.model_validate(raw)
         except (ValueError, AttributeError, ValidationError) as error:
             raise ArtifactError(f"{url}/{MANIFEST} is damaged: {_first_line(error)}") from None
@@ -222,8 +235,8 @@ class Artifact:
                 f"{url} has schema version {manifest.schema_version}, "
                 f"this bixse reads {SCHEMA_VERSION}: make it again"
             )
-        if recorded != manifest.fingerprint:
-            raise ArtifactError(f"{url}/{MANIFEST} is damaged: it does not match its fingerprint")
+        if recorded != (manifest.sha256, manifest.fingerprint):
+            raise ArtifactError(f"{url}/{MANIFEST} is damaged: it does not match its sha256")
         if kind is not None and manifest.kind != kind:
             raise ArtifactError(f"expected {kind} at {url}, found {manifest.kind}")
         artifact = cls(place, manifest)
@@ -277,16 +290,20 @@ class Artifact:
         names = sorted(n for n in self.manifest.files if n.startswith(f"{REJECTED_DIR}/"))
         return pa.concat_tables([self.part(name) for name in names]) if names else None
 
-    def local_directory(self) -> Path:
-        """The artefact as a local directory; a remote one is copied to the cache once."""
+    def local_directory(self, under: str = "") -> Path:
+        """The artefact as a local directory; of a remote one, the files whose name starts with
+        `under` are copied to the cache once, and again where the copy differs.
+        """
         if self.place.is_local:
             return Path(self.place.path("")).resolve()
-        cache = Path(tempfile.gettempdir()) / f"bixse-{os.getuid()}" / self.fingerprint
-        for name in [*self.manifest.files, MANIFEST]:
-            target = cache / name
-            if not target.exists():
-                Place(str(cache)).write(name, self.place.read(name))
-        return cache
+        folder = Path(tempfile.gettempdir()) / f"bixse-{os.getuid()}" / self.fingerprint
+        cache = Place(str(folder))
+        for name, expected in self.manifest.files.items():
+            wanted = name.startswith(under)
+            if wanted and not (cache.exists(name) and cache.entry(name) == expected):
+                cache.write(name, self.place.read(name))
+        cache.write(MANIFEST, self.place.read(MANIFEST))
+        return folder
 
 
 @dataclass
@@ -312,6 +329,9 @@ class Draft:
         name = part_name(number)
         if rejected is not None and rejected.num_rows:
             self.place.write(f"{REJECTED_DIR}/{name}", parquet_bytes(rejected))
+        else:
+            # A writer that was killed between the two may have left some.
+            self.place.remove(f"{REJECTED_DIR}/{name}")
         self.place.write(name, parquet_bytes(table))
 
     def write_file(self, name: str, data: bytes) -> None:
@@ -349,7 +369,8 @@ class Draft:
             device=device,
             extra=dict(extra or {}),
         )
-        record = {"fingerprint": manifest.fingerprint, **manifest.model_dump(mode="json")}
+        seals = {"fingerprint": manifest.fingerprint, "sha256": manifest.sha256}
+        record = {**seals, **manifest.model_dump(mode="json")}
         self.place.write(MANIFEST, json.dumps(record, indent=1).encode())
         return Artifact(self.place, manifest)
 
@@ -359,9 +380,16 @@ class Draft:
 
 
 def begin(
-    url: str, kind: str, *, config: Mapping[str, Any], inputs: Mapping[str, str]
+    url: str,
+    kind: str,
+    *,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    under_way: bool = False,
 ) -> Artifact | Draft:
     """What stands at `url`: the finished artefact, or a draft to go on with.
+
+    `under_way` says that unfinished work stands elsewhere (checkpoints), even if not here.
 
     Raises ArtifactError when what stands there, finished or half done, was made with another config
     or from other inputs; the message names the first difference with both values.
@@ -384,7 +412,7 @@ def begin(
         except ValueError:
             raise ArtifactError(f"{url}/{BEGUN} is damaged: remove {url} and run again") from None
         # Nothing made yet is nothing to protect: a corrected flag may begin again.
-        if place.names() != [BEGUN]:
+        if under_way or place.names() != [BEGUN]:
             _refuse_other(url, "was begun", begun, claim)
         place.write(BEGUN, json.dumps(claim, indent=1).encode())
     elif names := place.names():

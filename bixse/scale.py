@@ -88,11 +88,13 @@ class Scale(Settings):
 
 
 def linear(minimum: float, maximum: float) -> Scale:
-    """A scale without words, for given judgments: whole steps, or its two ends if not whole.
+    """A scale without words, for given judgments: whole steps, or its two ends if they are not
+    whole or more than 100 apart.
 
     Raises ValueError when `maximum` does not exceed `minimum`.
     """
     whole = float(minimum).is_integer() and float(maximum).is_integer()
+    whole = whole and maximum - minimum <= 100
     values: Sequence[float] = (
         [float(v) for v in range(int(minimum), int(maximum) + 1)] if whole else [minimum, maximum]
     )

@@ -18,12 +18,13 @@ from typing import Annotated, Any, Literal, NoReturn
 import tyro
 
 from jobs.recipe import Recipe
-from jobs.recipes.bixse import bixse, infonce, infonce_threshold, infonce_weighted
+from jobs.recipes.bixse import bixse, bixse_cloze, infonce, infonce_threshold, infonce_weighted
 from jobs.recipes.quickstart import quickstart
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "quickstart": quickstart,
     "bixse": bixse,
+    "bixse_cloze": bixse_cloze,
     "infonce": infonce,
     "infonce_threshold": infonce_threshold,
     "infonce_weighted": infonce_weighted,

@@ -28,26 +28,36 @@ def embed(corpus: Artifact, encoder: str, placement: Placement, out: str) -> Art
         draft,
         row_units(corpus, UNIT_ROWS),
         EmbedUnit,
-        (encoder, placement.encode_batch, placement.embed_actors),
+        (encoder, fingerprint, placement),
         label="embed",
         actors=placement.embed_actors,
         cpus=placement.cpus_per_actor,
         gpus=placement.gpus_per_actor,
     )
-    device = "cuda" if placement.gpus_per_actor else "cpu"
-    return draft.finish(device=device, extra={"encoder": fingerprint})
+    return draft.finish(device=_device(placement), extra={"encoder": fingerprint})
+
+
+def _device(placement: Placement) -> str:
+    """Ray does not hide GPUs from an actor that reserves none."""
+    return "cuda" if placement.gpus_per_actor else "cpu"
 
 
 class EmbedUnit:
     """Reads: doc_id, title, text. Adds: vector."""
 
-    def __init__(self, encoder: str, batch_size: int, actors: int) -> None:
+    def __init__(self, encoder: str, fingerprint: str, placement: Placement) -> None:
+        """Raises ValueError when this node finds another encoder under that name."""
         import torch
 
         # Ray gives an actor one thread for each CPU it reserves; the cores are there for all.
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // actors))
-        self._encoder = Encoder.load(encoder)
-        self._batch_size = batch_size
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // placement.embed_actors))
+        self._encoder = Encoder.load(encoder, _device(placement))
+        if self._encoder.fingerprint != fingerprint:
+            raise ValueError(
+                f"{encoder} is encoder {self._encoder.fingerprint} on a worker, "
+                f"{fingerprint} on the driver"
+            )
+        self._batch_size = placement.encode_batch
 
     def __call__(self, rows: pa.Table) -> tuple[pa.Table, list[Rejection]]:
         titles, texts = rows["title"].to_pylist(), rows["text"].to_pylist()

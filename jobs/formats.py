@@ -60,23 +60,30 @@ def find_files(data: str, source: str) -> Files:
     fs, root = fsspec.core.url_to_fs(data)
     if not fs.exists(root):
         raise ValueError(f"no data at {data}")
+    alone = None
     if fs.isfile(root):
-        folder = _url(fs, root).rsplit("/", 1)[0]
-        return Files(folder, [_url(fs, root)], [], [], f"the file {data}")
-    names = sorted(p[len(root.rstrip("/")) + 1 :] for p in fs.find(root))
+        root, _, alone = root.rpartition("/")
+    names = sorted(
+        p[len(root.rstrip("/")) + 1 :] for p in fs.find(root, maxdepth=2 if alone else None)
+    )
     names = [n for n in names if not any(part.startswith(".") for part in n.split("/"))]
     urls = {name: _url(fs, f"{root.rstrip('/')}/{name}") for name in names}
-    queries = [n for n in names if n.split("/")[0].split(".")[0] == "queries"]
-    qrels = [n for n in names if n.split("/")[0].split(".")[0] == "qrels" and n.endswith(".tsv")]
-    rest = [n for n in names if n not in queries and not n.startswith("qrels")]
-    corpus, described = _corpus_names(rest, source, data)
+    queries = [n for n in names if _is_table(n, "queries") and n != alone]
+    qrels = [
+        n for n in names if n == "qrels.tsv" or (n.startswith("qrels/") and n.endswith(".tsv"))
+    ]
+    if alone is not None:
+        corpus, described = [alone], f"the file {data}"
+    else:
+        rest = [n for n in names if n not in queries and n not in qrels]
+        corpus, described = _corpus_names(rest, source, data)
     listed = ([urls[name] for name in group] for group in (corpus, queries, qrels))
     return Files(_url(fs, root.rstrip("/")), *listed, described)
 
 
 def _corpus_names(names: list[str], source: str, data: str) -> tuple[list[str], str]:
     if source in ("auto", "beir"):
-        beir = [n for n in names if n.split("/")[0].split(".")[0] == "corpus"]
+        beir = [n for n in names if _is_table(n, "corpus")]
         if beir:
             return beir, f"BEIR layout in {data}"
         if source == "beir":
@@ -98,6 +105,12 @@ def _corpus_names(names: list[str], source: str, data: str) -> tuple[list[str], 
     return matching, f"{len(matching)} {form} files in {data}"
 
 
+def _is_table(name: str, stem: str) -> bool:
+    """Whether a name at the top of the data is `stem` with the suffix of a table."""
+    suffixes = (*FORMATS["jsonl"], *FORMATS["parquet"], *FORMATS["csv"])
+    return name.lower() in {f"{stem}{suffix}" for suffix in suffixes}
+
+
 def _url(fs: Any, path: str) -> str:
     return str(fs.unstrip_protocol(path))
 
@@ -111,10 +124,11 @@ def open_bytes(url: str) -> AbstractContextManager[Any]:
     return handle
 
 
-def fingerprint(urls: Sequence[str]) -> str:
-    """sha256 over the content of the files, in order of their names."""
+def fingerprint(urls: Sequence[str], root: str = "") -> str:
+    """sha256 over the files: their content, and their names below `root`, which mean something."""
     digest = hashlib.sha256()
     for url in sorted(urls):
+        digest.update(url.removeprefix(root).encode())
         with open_bytes(url) as handle:
             while block := handle.read(1 << 20):
                 digest.update(block)

@@ -7,6 +7,7 @@ is not what it claims to be is an error.
 """
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -65,11 +66,16 @@ def ingest(data: str | None, settings: Ingest, out: str) -> Ingested:
     what its name says, or a column that is missing.
     """
     if settings.source == "python-docs":
+        if data is not None:
+            raise ValueError(
+                f"--data {data} would not be read: --ingest.source is python-docs "
+                "(the recipe bixse reads your own)"
+            )
         return _ingest_python_docs(settings, out)
     if data is None:
         raise ValueError("--data is missing: the directory or file that holds the corpus")
     files = find_files(data, settings.source)
-    inputs = {"data": fingerprint([*files.corpus, *files.queries, *files.qrels])}
+    inputs = {"data": fingerprint([*files.corpus, *files.queries, *files.qrels], files.root)}
     corpus = _write_corpus(
         read_all(files.corpus, files.root), settings, inputs, out, files.described
     )
@@ -92,7 +98,8 @@ def _ingest_python_docs(settings: Ingest, out: str) -> Ingested:
     )
     corpus = _write_corpus(rows, settings, inputs, out, "the documentation of this Python")
     queries_path, qrels_path = python_docs.evaluation_files()
-    inputs["queries"] = fingerprint([queries_path, qrels_path])
+    folder = queries_path.rpartition("/")[0]
+    inputs["queries"] = fingerprint([queries_path, qrels_path], folder)
     queries = _write_queries(read_file(queries_path), inputs, out)
     graded = settings.replace(grade_min=0.0, grade_max=3.0)
     qrels = _write_qrels([qrels_path], corpus, queries, graded, inputs, out, split="test")
@@ -239,18 +246,20 @@ def _write_qrels(
     parts = _Parts(draft, QRELS, 1_000_000)
     grades: list[_Grade] = []
     # Test first: a query, by its text, that stands in two splits stays with the test.
-    for url in sorted(urls, key=lambda url: ("test" not in url, "dev" not in url, url)):
+    order = ("test", "dev", "train", None)
+    for url in sorted(urls, key=lambda url: (order.index(SPLITS.get(_stem(url))), url)):
         for grade in _read_grades(url, split):
             if isinstance(grade, Rejection):
                 parts.reject(grade)
             else:
                 grades.append(grade)
-    scale = _scale(settings, grades)
     known_docs = set(corpus.table(["doc_id"])["doc_id"].to_pylist()) if grades else set()
     known_queries = {
         row["query_id"]: text_hash(row["text"])
         for row in queries.table(["query_id", "text"]).to_pylist()
     }
+    known = [g for g in grades if g.query_id in known_queries and g.doc_id in known_docs]
+    scale = _scale(settings, known)
     homes: dict[str, str] = {}
     judged: dict[str, str] = {}
     seen: set[tuple[str, str]] = set()
@@ -313,9 +322,13 @@ def _scale(settings: Ingest, grades: Sequence[_Grade]) -> Scale | None:
     return linear(settings.grade_min, maximum)
 
 
+def _stem(url: str) -> str:
+    return url.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+
+
 def _read_grades(url: str, split: str | None) -> Iterator[_Grade | Rejection]:
     """BEIR's three columns under a header, or TREC's four without one."""
-    stem = url.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+    stem = _stem(url)
     if split is None and stem != "qrels":
         if stem not in SPLITS:
             raise ValueError(
@@ -337,6 +350,8 @@ def _read_grades(url: str, split: str | None) -> Iterator[_Grade | Rejection]:
             try:
                 value = float(columns[2])
             except ValueError:
+                value = math.nan
+            if not math.isfinite(value):
                 yield row.reject("the grade is not a number")
                 continue
             home = split or split_of(columns[0])

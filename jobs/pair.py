@@ -1,5 +1,6 @@
 """queries, corpus -> pairs: pooled candidates of BM25, the base encoder and chance."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 
 from bixse.artifacts import Artifact, begin
@@ -37,7 +38,8 @@ def pair(
     if embeddings is not None:
         inputs["embeddings"] = embeddings.fingerprint
     config = {"pools": pools.model_dump(), "lexical": lexical.model_dump(mode="json")}
-    config["skipped_queries"] = len(skip_query_ids)
+    skipped = "\n".join(sorted(skip_query_ids))
+    inputs["skipped queries"] = hashlib.sha256(skipped.encode()).hexdigest()[:32]
     draft = begin(out, "pairs", config=config, inputs=inputs)
     if isinstance(draft, Artifact):
         return draft
@@ -49,7 +51,7 @@ def pair(
     ]
     if not rows:
         raise ValueError(
-            "no query to pair: give queries outside the evaluated split, or synthesise"
+            "no query to train on: put queries beside the corpus, or choose the recipe bixse_cloze"
         )
     source = _Candidates(corpus, embeddings, encoder, pools, lexical)
     done = draft.parts_done()

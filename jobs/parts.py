@@ -136,6 +136,11 @@ def run_units(
                         f"{result['rows']} and rejected {result['rejected']}"
                     )
                 advance(int(result["rows_in"]))
+            if missing := {unit.number for unit in units} - draft.parts_done():
+                raise RuntimeError(
+                    f"{label}: {len(missing)} of {len(units)} parts are not at {draft.place.url}: "
+                    "it must be storage that all nodes share"
+                )
         except ray.exceptions.RayActorError as error:
             what = "could not start" if error.actor_init_failed else f"died {RESTARTS + 1} times"
             last = str(error).strip().splitlines()[-1]
@@ -153,10 +158,10 @@ class _PartWriter:
         unit = Unit(**{key: _plain(values[0]) for key, values in batch.items()})
         try:
             table, rejections = self._work(unit.read())
-        except ValueError as error:
+            self._draft.write_part(unit.number, table, rejected_table(rejections))
+        except (ValueError, OSError) as error:
             # Ray Data keeps no cause: the sentence for the user travels as a value.
             return {**_counts(unit, 0, 0), "refusal": [str(error)]}
-        self._draft.write_part(unit.number, table, rejected_table(rejections))
         return _counts(unit, table.num_rows, len(rejections))
 
 

@@ -215,10 +215,17 @@ def main(verb: str = "pipeline", argv: list[str] | None = None) -> None:
     run = parse(verb, argv)
     try:
         summary_line(VERBS[verb](Pipeline(run)), run.json)
-    except (ValueError, OSError, RuntimeError) as error:
+    except _expected() as error:
         refuse(_sentence(error), status=1)
     except KeyboardInterrupt:
         refuse("interrupted: the same command goes on from the finished parts", status=130)
+
+
+def _expected() -> tuple[type[BaseException], ...]:
+    """What a person can act on; everything else is a bug of ours and keeps its traceback."""
+    errors = (ValueError, OSError, RuntimeError, ImportError)
+    ray = sys.modules.get("ray.exceptions")
+    return (*errors, ray.RayError) if ray else errors
 
 
 def _absolute(path: str) -> str:
@@ -310,11 +317,16 @@ def _index(pipeline: Pipeline) -> dict[str, Any]:
 
 def _pipeline(pipeline: Pipeline) -> dict[str, Any]:
     encoder = pipeline.encoder()
-    summary = _evaluate(pipeline)
+    split, splits = pipeline.run.split, pipeline.data().qrels.manifest.extra["splits"]
+    summary: dict[str, Any] = {}
+    if splits.get(split):
+        summary = _evaluate(pipeline)
+        summary["report"] = f"{summary['at']}/report.html"
     index = pipeline.index()
+    if not splits.get(split):
+        summary = _made("pipeline", index, report=f"none: nobody judged a query of split {split}")
     serve = f"make serve INDEX={index.url} ENCODER={encoder}"
-    page = f"{summary['at']}/report.html"
-    return {**summary, "verb": "pipeline", "report": page, "index": index.url, "serve": serve}
+    return {**summary, "verb": "pipeline", "index": index.url, "serve": serve}
 
 
 VERBS: dict[str, Callable[[Pipeline], dict[str, Any]]] = {

@@ -59,16 +59,16 @@ def train(
     to learn from (no judgments, all of relevance 0, fewer than two rows), when a judgment names a
     query or document that is not there, and as `load_model` and `begin`.
     """
-    base = resolve(start)
     place = Place(_absolute(out))
     checkpoints = Place(f"{place.url}-checkpoints")
     inputs = {
         "judgments": judgments.fingerprint,
         **{f"queries-{number}": part.fingerprint for number, part in enumerate(queries)},
         "corpus": corpus.fingerprint,
-        "start": encoder_fingerprint(base),
+        "start": encoder_fingerprint(resolve(start)),
     }
-    config = settings.model_dump(mode="json")
+    # How often it is saved does not change what is made.
+    config = settings.model_dump(mode="json", exclude={"checkpoint_every"})
     from bixse.training import state
     from bixse.training.loop import Run, plan_of
 
@@ -80,12 +80,15 @@ def train(
     # Before anything is written: what teaches nothing leaves nothing behind.
     labels = read_labels(judgments, queries, corpus)
     plan = plan_of(labels, settings)
-    draft = begin(place.url, "encoder", config=config, inputs=inputs)
+    under_way = bool(checkpoints.names())
+    draft = begin(place.url, "encoder", config=config, inputs=inputs, under_way=under_way)
     assert isinstance(draft, Draft)
     identity = json.dumps([draft.config, inputs], sort_keys=True).encode()
     run = Run(settings, labels, checkpoints, hashlib.sha256(identity).hexdigest())
     with progress("train", plan.steps * plan.rows // plan.steps_per_epoch) as advance:
-        summary = _fit(run, str(base), placement, draft, advance, plan.rows / plan.steps_per_epoch)
+        summary = _fit(run, start, placement, draft, advance, plan.rows / plan.steps_per_epoch)
+    if not place.exists("modules.json"):
+        raise RuntimeError(f"the encoder is not at {out}: it must be storage that all nodes share")
     artifact = draft.finish(
         rows=labels.pairs,
         device=summary.pop("device"),
@@ -188,7 +191,7 @@ def _fit(
         except TrainingFailedError as error:
             failures = getattr(error, "worker_failures", None)
             cause = next(iter(failures.values())) if failures else error
-            raise RuntimeError(f"training failed: {_last_line(cause)}") from error
+            raise RuntimeError(f"training failed: {_last_line(cause)}") from None
     summary: dict[str, Any] = result.return_value
     if "refused" in summary:
         raise ValueError(summary["refused"])
@@ -221,7 +224,7 @@ def _work(job: _Job) -> dict[str, Any] | None:
     world = World(context.get_world_rank(), context.get_world_size())
     device = ray.train.torch.get_device()
     run = ray.get(job.run)
-    model, complaint = _load(job.start, str(device), world)
+    model, complaint = _load(job, str(device), world)
     if model is None:
         return {"refused": complaint}
 
@@ -229,7 +232,11 @@ def _work(job: _Job) -> dict[str, Any] | None:
         if world.rank == 0:
             job.count.put.remote(steps)
 
-    trained = train_loop(run, model, world, on_step)
+    try:
+        trained = train_loop(run, model, world, on_step)
+    except ValueError as error:
+        # A checkpoint that is damaged or another run's: the same on every rank and every try.
+        return {"refused": str(error)}
     if world.rank != 0:
         return None
     with tempfile.TemporaryDirectory() as aside:
@@ -239,7 +246,7 @@ def _work(job: _Job) -> dict[str, Any] | None:
     return {"device": device.type, "fingerprint": fingerprint, **_summary(trained)}
 
 
-def _load(start: str, device: str, world: "World") -> tuple[Any, str]:
+def _load(job: _Job, device: str, world: "World") -> tuple[Any, str]:
     """The model, or None and the first rank's complaint: either on all ranks or on none.
 
     A complaint is returned, not raised: an encoder that cannot be read is not worth a retry.
@@ -248,7 +255,10 @@ def _load(start: str, device: str, world: "World") -> tuple[Any, str]:
 
     model, complaint = None, ""
     try:
-        model = load_model(start, device)
+        found, wanted = encoder_fingerprint(resolve(job.start)), job.draft.inputs["start"]
+        if found != wanted:
+            raise ValueError(f"{job.start} is encoder {found} on a worker, {wanted} on the driver")
+        model = load_model(job.start, device)
     except ValueError as error:
         complaint = str(error)
     complaints = [complaint]

@@ -26,12 +26,12 @@ def load_shard(url: str, fingerprint: str, name: str) -> Shard:
     index = Artifact.open(url, "index", verify=False)
     if index.fingerprint != fingerprint:
         raise ArtifactError(f"expected index {fingerprint} at {url}, found {index.fingerprint}")
-    # A remote index is read from its local copy, so that copy is what must be right.
-    local = Artifact(Place(str(index.local_directory())), index.manifest)
     if not any(file.startswith(f"{name}/") for file in index.manifest.files):
         raise ArtifactError(f"{url} has no shard {name}")
-    local.verify(under=f"{name}/")
-    return Shard.load(index.local_directory() / name)
+    # Of a remote index this shard is copied; what is read is what must be right.
+    directory = index.local_directory(under=f"{name}/")
+    Artifact(Place(str(directory)), index.manifest).verify(under=f"{name}/")
+    return Shard.load(directory / name)
 
 
 class ShardServer:

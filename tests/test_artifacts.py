@@ -1,6 +1,5 @@
 """Complete or absent, one flipped byte is noticed, another config is refused."""
 
-import json
 import os
 import random
 import signal
@@ -118,8 +117,6 @@ def test_any_flipped_byte_and_any_truncation_is_noticed(tmp_path: Path) -> None:
         for position in sorted(where):
             flipped = bytes([good[position] ^ (1 << rng.randrange(8))])
             path.write_bytes(good[:position] + flipped + good[position + 1 :])
-            if path.name == MANIFEST and _same_record(good, path.read_bytes()):
-                continue
             with pytest.raises(ArtifactError, match=r"damaged|schema version"):
                 Artifact.open(str(root))
         path.write_bytes(good[:-1])
@@ -130,16 +127,6 @@ def test_any_flipped_byte_and_any_truncation_is_noticed(tmp_path: Path) -> None:
             Artifact.open(str(root))
         path.write_bytes(good)
     Artifact.open(str(root))
-
-
-def _same_record(good: bytes, bad: bytes) -> bool:
-    """Whether the flip left everything that the artefact's identity covers as it was."""
-    try:
-        a, b = json.loads(good), json.loads(bad)
-    except ValueError:
-        return False
-    covered = ("fingerprint", "kind", "schema_version", "inputs", "config", "files")
-    return all(a.get(key) == b.get(key) for key in covered)
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:

@@ -46,5 +46,7 @@ def config(settings: Judging) -> dict[str, object]:
     """What shapes the judgments: a setting of a judge that was not asked changes nothing."""
     shaping: dict[str, object] = {"judge": settings.judge}
     if settings.judge == "vllm":
-        shaping["vllm"] = settings.vllm.model_dump(mode="json")
+        # The weights are an input, by their own identity; where they run shapes nothing.
+        elsewhere = {"model", "revision", "gpu_memory_utilization", "tensor_parallel"}
+        shaping["vllm"] = settings.vllm.model_dump(mode="json", exclude=elsewhere)
     return shaping

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Role = Literal["query", "document"]
 
 _SHAPES_VECTORS = (".safetensors", ".bin", ".json", ".txt", ".model")
-_SHAPES_NOTHING = ("manifest.json", "begun.json", "scale_bias.json", "training.json")
+_SHAPES_NOTHING = ("manifest.json", "begun.json", "scale_bias.json")
 
 
 def resolve(start: str) -> Path:

@@ -1,5 +1,7 @@
 """BiXSE on your own corpus, and the three baselines it is compared with on the same rows."""
 
+from bixse.judging.settings import Judging
+from bixse.synthesis.settings import Cloze
 from bixse.training.settings import GradedBCE, InfoNCE, Training
 from jobs.recipe import About, Recipe
 
@@ -19,6 +21,23 @@ def bixse() -> Recipe:
             cost="training, and one prefill a pair and order with vllm",
         ),
         training=Training(objective=GradedBCE()),
+    )
+
+
+def bixse_cloze() -> Recipe:
+    """BiXSE for a corpus and nothing else: sentences cut out as queries, the embedded judge.
+
+    The cloze queries are ours in place of the paper's; see `bixse.synthesis.queries`.
+    """
+    return bixse().replace(
+        name="bixse_cloze",
+        about=About(
+            paper="BiXSE on the inverse cloze task, arXiv 1906.00300",
+            hardware="laptop, or 1+ GPU with judging.judge vllm",
+            cost="training; no label is paid for with features",
+        ),
+        synthesis=Cloze(),
+        judging=Judging(judge="features"),
     )
 
 

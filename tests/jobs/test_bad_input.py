@@ -83,6 +83,21 @@ def test_no_such_encoder_and_no_such_split(tmp_path: Path, encoder: str) -> None
     assert "report" not in finished(tmp_path / "out")
 
 
+def test_without_judged_test_queries_there_is_an_index_and_no_report(
+    tmp_path: Path, encoder: str
+) -> None:
+    data = write_beir(tmp_path / "data", documents=60)
+    (data / "qrels" / "test.tsv").unlink()
+    done = run(
+        "pipeline", "--data", data, "--out", tmp_path / "out", "--start", encoder,
+        "--training.batch-size", 8, "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert "nobody judged a query of split test" in summary["report"]
+    assert "index" in finished(tmp_path / "out")
+
+
 def test_one_document_every_plane_and_a_megabyte(tmp_path: Path, encoder: str) -> None:
     planes = "".join(chr(plane << 16 | 0x41) for plane in range(17)) + "\u202e\ufffd\0"
     texts = {"one": ["the only text"], "strange": [planes, "mega " * 200_000, "\u200b.", "é" * 99]}

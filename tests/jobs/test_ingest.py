@@ -158,6 +158,53 @@ def test_queries_and_qrels(tmp_path: Path) -> None:
     }
 
 
+def test_a_file_alone_brings_the_queries_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "qrels").mkdir()
+    jsonl(tmp_path / "docs.jsonl", DOCS)
+    jsonl(tmp_path / "queries.jsonl", [{"_id": "a", "text": "tea"}])
+    (tmp_path / "qrels" / "test.tsv").write_text("a\t1\t1\n")
+    ingested = run(tmp_path / "docs.jsonl", tmp_path / "out")
+    assert ingested.queries.manifest.rows == ingested.qrels.manifest.rows == 1
+
+
+def test_a_folder_named_corpus_is_only_a_folder(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "corpus").mkdir(parents=True)
+    for name in ("corpus/a.md", "queries.md", "b.md"):
+        (data / name).write_text("text")
+    found = run(data, tmp_path / "out").corpus.table()["doc_id"].to_pylist()
+    assert sorted(found) == ["b.md", "corpus/a.md", "queries.md"]
+
+
+def test_names_are_part_of_the_data(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "qrels").mkdir(parents=True)
+    jsonl(data / "corpus.jsonl", DOCS)
+    jsonl(data / "queries.jsonl", [{"_id": "a", "text": "tea"}])
+    (data / "qrels" / "train.tsv").write_text("a\t1\t1\n")
+    run(data, tmp_path / "out")
+    (data / "qrels" / "train.tsv").rename(data / "qrels" / "test.tsv")
+    with pytest.raises(ValueError, match=r"inputs.data = .*, now inputs.data = "):
+        run(data, tmp_path / "out")
+
+
+def test_one_wild_grade_spoils_no_scale(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "qrels").mkdir(parents=True)
+    jsonl(data / "corpus.jsonl", DOCS)
+    jsonl(data / "queries.jsonl", [{"_id": "a", "text": "tea"}])
+    lines = "a\t1\t2\na\t2\tinf\na\t3\tnan\nnobody\t1\t99\n"
+    (data / "qrels" / "test.tsv").write_text(lines)
+    ingested = run(data, tmp_path / "out")
+    assert ingested.qrels.manifest.extra["scale"] == [0.0, 1.0, 2.0]
+    assert ingested.qrels.manifest.rejected == 3
+
+
+def test_python_docs_reads_no_data_of_yours(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="would not be read"):
+        run(tmp_path, tmp_path / "out", source="python-docs")
+
+
 def test_trec_qrels_and_fractional_grades(tmp_path: Path) -> None:
     data = tmp_path / "data"
     (data / "qrels").mkdir(parents=True)
