@@ -28,7 +28,7 @@ lint: $(VENV)/.installed-test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.installed  ## what the README states, measured again
+bench: $(VENV)/.installed  ## the mechanics of the benchmarks, on made-up data
 	$(BIN)/python -m benchmarks.graded_losses --quick
 
 install: $(VENV)/.installed
