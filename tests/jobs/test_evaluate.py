@@ -22,6 +22,7 @@ from bixse.records import CORPUS, JUDGMENTS, QRELS, QUERIES
 from bixse.retrieval.settings import Lexical
 from jobs.embed import EmbedUnit
 from jobs.evaluate import evaluate, table
+from jobs.recipe import Placement
 
 DOCUMENTS = {
     "json dumps": "json.dumps serialises an object to a JSON formatted string",
@@ -92,7 +93,7 @@ def embeddings_artifact(url, corpus, encoder) -> Artifact:
     """What jobs.embed makes, in two parts and without Ray; its order is not that of doc_id."""
     inputs = {"corpus": corpus.fingerprint, "encoder": Encoder.load(encoder).fingerprint}
     draft = begin(str(url), "embeddings", config={}, inputs=inputs)
-    rows, _ = EmbedUnit(encoder, 4, 1)(corpus.table())
+    rows, _ = EmbedUnit(encoder, inputs["encoder"], Placement())(corpus.table())
     draft.write_part(0, rows.slice(0, 5))
     draft.write_part(1, rows.slice(5))
     return draft.finish(extra={"encoder": inputs["encoder"]})
