@@ -178,7 +178,7 @@ def served(
     port = free_port()
     log = place / "log"
     flags = {"index": index.url, "encoder": PACKAGED, "port": port, "keys-file": place / "keys"}
-    flags |= {"default-timeout-ms": 5000, "max-in-flight": 8, "max-k": 50, "max-hits": 400}
+    flags |= {"default-timeout-ms": 20_000, "max-in-flight": 8, "max-k": 50, "max-hits": 400}
     flags |= {"max-queries": 16, "max-body-bytes": 65536}
     with log.open("w") as output:
         process = subprocess.Popen(
