@@ -80,7 +80,7 @@ class Options:
     gpus: float = 0
     """GPUs of each worker."""
     quick: bool = False
-    """A made-up set and encoder: the mechanics in a minute, no evidence."""
+    """A made-up set and encoder: the mechanics in minutes, no evidence."""
     json: bool = False
     """End with one JSON object on standard output."""
 
