@@ -196,6 +196,7 @@ def _read_csv(url: str, handle: Any) -> Iterator[Row]:
     reader = csv.DictReader(text, delimiter=delimiter, quoting=quoting)
     try:
         for fields in reader:
+            # csv puts what has no header under the key None, which its types do not know.
             spare = fields.pop(None, None)  # type: ignore[call-overload]
             row = Row(short_name(url), reader.line_num, dict(fields))
             if spare or None in fields.values():

@@ -112,6 +112,7 @@ def main() -> None:
             # Others may have applications there.
             ray.serve.delete(NAME)
         else:
+            # Ray leaves it without types.
             ray.serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()
 

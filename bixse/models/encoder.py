@@ -78,6 +78,7 @@ def load_model(start: str, device: str | None = None) -> "SentenceTransformer":
     from sentence_transformers.sentence_transformer.modules import Normalize
     from transformers.utils import logging as hf_logging
 
+    # transformers leaves it without types.
     hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     directory = resolve(start)
     try:

@@ -141,6 +141,7 @@ class Shard:
         params = None
         if isinstance(self._index, faiss.IndexHNSW):
             width = max(int(self._index.hnsw.efSearch), fetch)
+            # A class of faiss 1.15 that its type stubs leave out.
             params = faiss.SearchParametersHNSW(efSearch=width)  # type: ignore[attr-defined]
         scores_QK, rows_QK = self._index.search(vectors_QD, fetch, params=params)
         # FAISS fills what a graph search did not find with row -1.

@@ -97,6 +97,7 @@ def gather_rows(rows_NE: Tensor, counts: Sequence[int], world: World) -> Tensor:
     """All ranks' rows, with gradient; `counts` says how many each rank has, and may hold zeros."""
     if world.size == 1:
         return rows_NE
+    # torch leaves `Function.apply` without types.
     gathered: Tensor = _GatherRows.apply(rows_NE, counts, world.rank)  # type: ignore[no-untyped-call]
     return gathered
 

@@ -288,6 +288,7 @@ def test_bm25_alone_is_compared_with_nothing(world, tmp_path):
 
 
 def refused(world, tmp_path, sentence, **changes):
+    """Assert that evaluate refuses in one sentence and leaves nothing behind."""
     with pytest.raises(ValueError, match=sentence) as error:
         run(world, tmp_path / "refused", **changes)
     assert "\n" not in str(error.value)

@@ -85,8 +85,9 @@ def test_a_long_sentence_is_cut_to_max_words() -> None:
 
 
 def test_a_megabyte_of_any_shape_takes_no_time() -> None:
+    """None holds a question. A pattern that backtracks runs into the test's time limit instead."""
     for text in ("(" * 10**6, "a(" * 5 * 10**5, " " * 10**6, "a. " * 3 * 10**5, "\n" * 10**6):
-        cloze(Document("d", "", text), Cloze())
+        assert isinstance(cloze(Document("d", "", text), Cloze()), Rejection)
 
 
 document_texts = st.one_of(
