@@ -3,12 +3,13 @@
     python -m benchmarks.graded_losses --data DATA --sets cranfield mediqa2019-qa --out runs/losses
     python -m benchmarks.graded_losses --quick --json
 
-DATA holds sets in BEIR layout. `trec-dl` stands for a set that is put together here: passages and
-GPT-4o grades of TREC Deep Learning 2019 and 2020 for training, the human grades of 2021 for the
-test. For each set: ingest, judge (the given grades), embed with the base encoder; then for each
-objective and seed: train, embed, evaluate. Every stage is an artefact under `--out`, so that an
-interrupted run goes on. The values of a query are averaged over seeds before they are compared.
-`--quick` needs no data: it makes a small graded corpus of invented words and an encoder for it.
+DATA holds sets in BEIR layout. `trec-dl` stands for a pair of sets that is put together here:
+judged passages and GPT-4o grades of TREC Deep Learning 2019 and 2020 to train on, the corpus and
+human grades of 2021 to test on. For each set: ingest, judge (the given grades), embed with the base
+encoder; then for each seed train and embed with every objective, and evaluate all of them. Every
+stage is an artefact under `--out`, so that an interrupted run goes on. The values of a query are
+averaged over seeds before they are compared. `--quick` needs no data: it makes a small graded
+corpus of invented words and an encoder for it.
 """
 
 import json
@@ -27,6 +28,7 @@ from bixse.artifacts import Artifact
 from bixse.evaluation.settings import Evaluation
 from bixse.evaluation.significance import interval, randomisation_p, resampled_means
 from bixse.judging.settings import Judging
+from bixse.models.encoder import load_model
 from bixse.models.settings import PACKAGED
 from bixse.retrieval.settings import Lexical
 from bixse.training.settings import GradedBCE, InfoNCE, Objective, Training
@@ -68,7 +70,10 @@ class Options:
     query_tokens: int = 32
     """Longest query."""
     document_tokens: int = 128
-    """Longest document while training; evaluation reads what the encoder reads."""
+    """Longest document while training."""
+    encoder_tokens: int | None = None
+    """Longest text that any encoder here reads, the base too, while evaluating; unset: the most
+    that `start` can."""
     batch_size: int = 64
     """Rows a step."""
     start: str = PACKAGED
@@ -101,36 +106,51 @@ def compare(name: str, options: Options) -> dict[str, Any]:
     """Mean nDCG@10 of every system on one set, and graded BCE against each other one."""
     # Ray's workers run in directories of their own.
     out = f"{Path(options.out).resolve()}/{name}"
-    source = trec_dl(Path(options.data), Path(out)) if name == "trec-dl" else None
-    low = GRADES_FROM.get(name, 0.0)
-    data = ingest(str(source or Path(options.data) / name), Ingest(grade_min=low), out)
+    source = Path(options.data) / name
+    apart = trec_dl(Path(options.data), Path(out)) if name == "trec-dl" else None
+    read = Ingest(grade_min=GRADES_FROM.get(name, 0.0))
+    learnt = ingest(str(apart.training if apart else source), read, f"{out}/training")
+    tested = ingest(str(apart.test), read, f"{out}/test") if apart else learnt
+    start = shortened(options, Path(out) / "base")
     placement = Placement(gpus_per_actor=options.gpus)
     lexical = Lexical()
     labels = judge(
-        None, [data.queries], data.corpus, data.qrels, Judging(), lexical, None, placement,
+        None, [learnt.queries], learnt.corpus, learnt.qrels, Judging(), lexical, None, placement,
         f"{out}/judgments",
     )  # fmt: skip
-    base = embed(data.corpus, options.start, placement, f"{out}/embeddings-base")
+    base = embed(tested.corpus, start, placement, f"{out}/embeddings-base")
     values: dict[str, list[np.ndarray[Any, Any]]] = {}
-    for objective in options.objectives:
-        for seed in range(options.seeds):
+    for seed in range(options.seeds):
+        systems = {"base": (start, base)}
+        for objective in options.objectives:
             here = f"{out}/{objective}-{seed}"
             settings = training(options, OBJECTIVES[objective], seed)
             encoder = train(
-                labels, [data.queries], data.corpus, settings, options.start, placement,
+                labels, [learnt.queries], learnt.corpus, settings, start, placement,
                 f"{here}/encoder",
             )  # fmt: skip
-            path = encoder.url
-            trained = embed(data.corpus, path, placement, f"{here}/embeddings")
-            report = evaluate(
-                data.corpus, data.queries, data.qrels, options.split,
-                {"base": (options.start, base), "trained": (path, trained)}, lexical,
-                Evaluation(), [data.queries], objective, {}, f"{here}/report",
-            )  # fmt: skip
-            for system, column in per_query(report).items():
-                known = "trained" if system == "trained" else system
-                values.setdefault(objective if known == "trained" else known, []).append(column)
+            made = embed(tested.corpus, encoder.url, placement, f"{here}/embeddings")
+            systems[objective] = (encoder.url, made)
+        report = evaluate(
+            tested.corpus, tested.queries, tested.qrels, options.split, systems, lexical,
+            Evaluation(), [learnt.queries, labels], name, {}, f"{out}/report-{seed}",
+        )  # fmt: skip
+        for system, column in per_query(report).items():
+            values.setdefault(system, []).append(column)
     return summary({system: np.mean(runs, axis=0) for system, runs in values.items()}, values)
+
+
+def shortened(options: Options, directory: Path) -> str:
+    """The base encoder, or a copy that reads no more than `encoder_tokens`."""
+    if options.encoder_tokens is None:
+        return options.start
+    if not directory.exists():
+        model = load_model(options.start, "cpu")
+        model.max_seq_length = options.encoder_tokens
+        aside = directory.with_suffix(".under-way")
+        model.save_pretrained(str(aside), create_model_card=False)
+        aside.rename(directory)
+    return str(directory)
 
 
 def training(options: Options, objective: Objective, seed: int) -> Training:
@@ -195,34 +215,35 @@ def show(name: str, result: Mapping[str, Any]) -> None:
         print(f"  {pair:<36} {found['mean']:+.3f} [{low:+.3f}, {high:+.3f}] p {found['p']:.4f}")
 
 
-def trec_dl(data: Path, out: Path) -> Path:
-    """GPT-4o grades of 2019 and 2020 as the train split, NIST's of 2021 as the test split."""
+@dataclass(frozen=True)
+class Apart:
+    """Directories in BEIR layout: one to train on, one to test on."""
+
+    training: Path
+    test: Path
+
+
+def trec_dl(data: Path, out: Path) -> Apart:
+    """GPT-4o's grades of the judged passages of 2019 and 2020; the whole of 2021 with NIST's."""
     made = out / "data"
     (made / "qrels").mkdir(parents=True, exist_ok=True)
     corpus: dict[str, str] = {}
     queries: dict[str, str] = {}
-    rows: dict[str, list[str]] = {"train": [], "test": []}
-    for year in ("2019", "2020", "2021"):
-        source = data / f"trec-dl-{year}"
-        human = source / "qrels" / "test.tsv"
-        llm = source / "qrels_llm" / "gpt4o_umbrela.tsv"
-        split, grades = ("test", human) if year == "2021" else ("train", llm)
-        lines = grades.read_text().splitlines()[1:]
-        rows[split] += lines
+    grades: list[str] = []
+    for source in (data / "trec-dl-2019", data / "trec-dl-2020"):
+        header, *lines = (source / "qrels_llm" / "gpt4o_umbrela.tsv").read_text().splitlines()
+        grades += lines if grades else [header, *lines]
         judged = {line.split("\t")[1] for line in lines}
         for line in (source / "corpus.jsonl").read_text().splitlines():
             doc_id = str(json.loads(line)["_id"])
-            # Passages that nobody judged stay in the corpus that is searched, not in training's.
-            if year == "2021" or doc_id in judged:
+            if doc_id in judged:
                 corpus.setdefault(doc_id, line)
         for line in (source / "queries.jsonl").read_text().splitlines():
             queries.setdefault(str(json.loads(line)["_id"]), line)
     (made / "corpus.jsonl").write_text("\n".join(corpus.values()) + "\n")
     (made / "queries.jsonl").write_text("\n".join(queries.values()) + "\n")
-    for split, lines in rows.items():
-        header = "query-id\tcorpus-id\tscore\n"
-        (made / "qrels" / f"{split}.tsv").write_text(header + "\n".join(lines) + "\n")
-    return made
+    (made / "qrels" / "train.tsv").write_text("\n".join(grades) + "\n")
+    return Apart(made, data / "trec-dl-2021")
 
 
 def quick(options: Options) -> Options:

@@ -1,8 +1,11 @@
 """What every settings section is: typed, frozen, complete, and light to import."""
 
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
+
+Precision = Literal["auto", "float32", "bfloat16"]
+"""Of matrix products; auto is bfloat16 where the device has instructions for it."""
 
 
 class Settings(BaseModel):

@@ -19,6 +19,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from bixse.precision import autocast
+from bixse.settings import Precision
 from bixse.training import losses
 from bixse.training.batches import Batch, Side
 from bixse.training.order import share
@@ -108,8 +110,15 @@ class GatheredObjective(nn.Module):
     `encoder(features, task=role)` returns a mapping with `sentence_embedding` [texts, E].
     """
 
-    def __init__(self, encoder: nn.Module, objective: Objective, world: World) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        objective: Objective,
+        world: World,
+        precision: Precision = "auto",
+    ) -> None:
         super().__init__()
+        self.precision = precision
         self.encoder = encoder
         self.objective = objective
         self.world = world
@@ -123,9 +132,8 @@ class GatheredObjective(nn.Module):
         return self.log_scale.exp().item() if self.learns_scale else self.objective.scale
 
     def encode(self, side: Side) -> Tensor:
-        """Unit vectors [side.count, E] in the order of the texts; bf16 inside, on a GPU."""
-        device = side.place.device
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        """Unit vectors [side.count, E] in the order of the texts."""
+        with autocast(side.place.device, self.precision):
             chunks = [self.encoder(c, task=side.role)["sentence_embedding"] for c in side.chunks]
         vectors_NE = torch.cat(chunks)
         precision = torch.promote_types(vectors_NE.dtype, torch.float32)

@@ -102,7 +102,8 @@ def train_loop(
     settings = run.settings
     plan = plan_of(run.labels, settings)
     model.eval()
-    module = GatheredObjective(model, settings.objective, world).to(model.device)
+    module = GatheredObjective(model, settings.objective, world, settings.precision)
+    module = module.to(model.device)
     optimizer = _optimizer(module, settings)
     history = state.load(run.checkpoints, run.fingerprint, module, optimizer, METRICS)
     _refuse_unequal(len(history), world)
@@ -237,6 +238,7 @@ def _optimizer(module: GatheredObjective, settings: Training) -> torch.optim.Ada
             if params
         ],
         lr=settings.learning_rate,
+        fused=True,
     )
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from bixse.settings import Settings
+from bixse.settings import Precision, Settings
 
 
 class GradedBCE(Settings):
@@ -59,6 +59,8 @@ class Training(Settings):
     """Longest query; the rest is cut."""
     document_tokens: int = Field(default=256, ge=4)
     """Longest document; the rest is cut."""
+    precision: Precision = "auto"
+    """Of matrix products: auto is bfloat16 where the device has instructions for it."""
     seed: int = 0
     """Of the row order. Dropout is off."""
     checkpoint_every: int = Field(default=200, ge=1)

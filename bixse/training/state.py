@@ -115,10 +115,8 @@ def _restore(
             if key.startswith(f"adam.{name}.") and "." not in key.removeprefix(f"adam.{name}.")
         }
         if moments:
-            # The step count stays on the CPU, where AdamW keeps it.
             optimizer.state[parameter] = {
-                key: value if key == "step" else value.to(parameter.device)
-                for key, value in moments.items()
+                key: value.to(parameter.device) for key, value in moments.items()
             }
 
 

@@ -116,7 +116,13 @@ def loop(world: World, directory: Path, max_steps: int | None = None) -> dict[st
     """Weights and curve after training with checkpoints every 4 steps."""
     model = load_model(str(directory / "encoder"), "cpu")
     settings = Training(
-        batch_size=8, epochs=2, learning_rate=1e-3, checkpoint_every=4, max_steps=max_steps
+        batch_size=8,
+        epochs=2,
+        learning_rate=1e-3,
+        checkpoint_every=4,
+        max_steps=max_steps,
+        # Ranks encode other chunks than one process: bfloat16 would round them apart.
+        precision="float32",
     )
     checkpoints = Place(str(directory / "checkpoints"))
     run = Run(settings, labels(20, 12, seed=3), checkpoints, "a fingerprint")

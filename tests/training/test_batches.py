@@ -91,13 +91,15 @@ def test_trained_and_served_vectors_agree(prompts: dict[str, str], tmp_path: Pat
     directory = save_tiny_encoder(tmp_path, prompts)
     encoder = Encoder.load(str(directory), "cpu")
     model = load_model(str(directory), "cpu").eval()
-    module = GatheredObjective(model, GradedBCE(), World())
+    module = GatheredObjective(model, GradedBCE(), World(), "float32")
     read = texts(70, seed=1, longest=60)
     for role in ("query", "document"):
         side = tokenise(model, read, role, 512, 69)
         assert len(side.chunks) == 3
         vectors = module.encode(side).detach().numpy()
-        np.testing.assert_allclose(vectors, encoder.encode(read, role)[:69], atol=2e-6)
+        # Documents are served in bfloat16 where the machine multiplies that faster.
+        exact = 2e-6 if role == "query" else 2e-4
+        np.testing.assert_allclose(vectors, encoder.encode(read, role)[:69], atol=exact)
     assert (prompt_of(model, "query") or "") == prompts.get("query", "")
     assert (prompt_of(model, "document") or "") == prompts.get("document", "")
 
