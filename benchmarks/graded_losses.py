@@ -3,12 +3,12 @@
     python -m benchmarks.graded_losses --data DATA --sets cranfield mediqa2019-qa --out runs/losses
     python -m benchmarks.graded_losses --quick --json
 
-DATA holds sets in BEIR layout. `trec-dl` stands for a pair of sets that is put together here:
-judged passages and GPT-4o grades of TREC Deep Learning 2019 and 2020 to train on, the corpus and
-human grades of 2021 to test on. For each set: ingest, judge (the given grades), embed with the base
-encoder; then for each seed train and embed with every objective, and evaluate all of them. Every
-stage is an artefact under `--out`, so that an interrupted run goes on. The values of a query are
-averaged over seeds before they are compared. `--quick` needs no data: it makes a small graded
+DATA holds sets in BEIR layout. `trec-dl` stands for a pair of sets that is put together here: the
+GPT-4o grades of TREC Deep Learning 2019 and 2020 to train on, the human grades of 2021 to test on,
+each with the passages that were judged. For each set: ingest, judge (the given grades), embed with
+the base encoder; then for each seed train and embed with every objective, and evaluate all of them.
+Every stage is an artefact under `--out`, so that an interrupted run goes on. The values of a query
+are averaged over seeds before they are compared. `--quick` needs no data: it makes a small graded
 corpus of invented words and an encoder for it.
 """
 
@@ -224,26 +224,37 @@ class Apart:
 
 
 def trec_dl(data: Path, out: Path) -> Apart:
-    """GPT-4o's grades of the judged passages of 2019 and 2020; the whole of 2021 with NIST's."""
-    made = out / "data"
+    """GPT-4o's grades of 2019 and 2020; NIST's of 2021. Each corpus holds its judged passages."""
+    years = [data / f"trec-dl-{year}" for year in ("2019", "2020", "2021")]
+    training = judged_only(
+        {year: year / "qrels_llm" / "gpt4o_umbrela.tsv" for year in years[:2]},
+        out / "data-training", "train",
+    )  # fmt: skip
+    test = judged_only({years[2]: years[2] / "qrels" / "test.tsv"}, out / "data-test", "test")
+    return Apart(training, test)
+
+
+def judged_only(grades: Mapping[Path, Path], made: Path, split: str) -> Path:
+    """Sets and a file of grades of each, put together: all that these grades judge."""
     (made / "qrels").mkdir(parents=True, exist_ok=True)
-    corpus: dict[str, str] = {}
-    queries: dict[str, str] = {}
-    grades: list[str] = []
-    for source in (data / "trec-dl-2019", data / "trec-dl-2020"):
-        header, *lines = (source / "qrels_llm" / "gpt4o_umbrela.tsv").read_text().splitlines()
-        grades += lines if grades else [header, *lines]
-        judged = {line.split("\t")[1] for line in lines}
-        for line in (source / "corpus.jsonl").read_text().splitlines():
-            doc_id = str(json.loads(line)["_id"])
-            if doc_id in judged:
-                corpus.setdefault(doc_id, line)
-        for line in (source / "queries.jsonl").read_text().splitlines():
-            queries.setdefault(str(json.loads(line)["_id"]), line)
-    (made / "corpus.jsonl").write_text("\n".join(corpus.values()) + "\n")
-    (made / "queries.jsonl").write_text("\n".join(queries.values()) + "\n")
-    (made / "qrels" / "train.tsv").write_text("\n".join(grades) + "\n")
-    return Apart(made, data / "trec-dl-2021")
+    judgments: list[str] = []
+    records: dict[str, dict[str, str]] = {"corpus": {}, "queries": {}}
+    for source, path in grades.items():
+        header, *lines = path.read_text().splitlines()
+        judgments += lines
+        ids = {
+            "queries": {line.split("\t")[0] for line in lines},
+            "corpus": {line.split("\t")[1] for line in lines},
+        }
+        for name, found in records.items():
+            for line in (source / f"{name}.jsonl").read_text().splitlines():
+                row_id = str(json.loads(line)["_id"])
+                if row_id in ids[name]:
+                    found.setdefault(row_id, line)
+    for name, found in records.items():
+        (made / f"{name}.jsonl").write_text("\n".join(found.values()) + "\n")
+    (made / "qrels" / f"{split}.tsv").write_text("\n".join([header, *judgments]) + "\n")
+    return made
 
 
 def quick(options: Options) -> Options:
