@@ -12,6 +12,7 @@ Shapes: Q queries of this rank, D documents of the batch, N documents of this ra
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,10 +22,11 @@ from torch.nn.functional import normalize
 
 from bixse.precision import autocast
 from bixse.settings import Precision
-from bixse.training import losses
+from bixse.training import objective as objectives
 from bixse.training.batches import Batch, Side
+from bixse.training.objective import Cells, divisors
 from bixse.training.order import share
-from bixse.training.settings import GradedBCE, Objective
+from bixse.training.settings import Objective
 
 MAX_SCALE = 100.0
 
@@ -37,41 +39,19 @@ class World:
     size: int = 1
 
 
-@dataclass(frozen=True)
-class Cells:
-    """The batch's cells in the rows of one rank, and what the whole batch's loss is divided by."""
-
-    target_QD: Tensor
-    weight_QD: Tensor
-    known_QD: Tensor
-    own_QD: Tensor
-    documents: Sequence[int]
-    """Documents that each rank encodes."""
-    divisor: float
-
-
 def cells_of(batch: Batch, objective: Objective, world: World, device: torch.device) -> Cells:
     """This rank's rows of a global batch."""
-    rows = share(len(batch.query_Q), world.rank, world.size)
+    parts = [share(len(batch.query_Q), rank, world.size) for rank in range(world.size)]
     columns = [share(len(batch.document_D), rank, world.size) for rank in range(world.size)]
-    if isinstance(objective, GradedBCE):
-        divisor = float(len(batch.query_Q))
-    else:
-        whole = losses.positive_weights(
-            torch.from_numpy(batch.target_QD),
-            torch.from_numpy(batch.own_QD),
-            objective.positives,
-            objective.threshold,
-        )
-        # Without any positive every share is 0, whatever it is divided by.
-        divisor = float(whole.double().sum()) or 1.0
+    rows = parts[world.rank]
     return Cells(
         target_QD=torch.from_numpy(batch.target_QD[rows]).to(device),
         weight_QD=torch.from_numpy(batch.weight_QD[rows]).to(device),
         known_QD=torch.from_numpy(batch.known_QD[rows]).to(device),
         own_QD=torch.from_numpy(batch.own_QD[rows]).to(device),
         documents=[column.stop - column.start for column in columns],
-        divisor=divisor,
+        divisors=divisors(objective, batch),
+        gather=partial(gather_rows, counts=[part.stop - part.start for part in parts], world=world),
     )
 
 
@@ -122,10 +102,10 @@ class GatheredObjective(nn.Module):
         self.encoder = encoder
         self.objective = objective
         self.world = world
-        self.learns_scale = isinstance(objective, GradedBCE) and objective.learn_scale
+        self.learns_scale = objective.learns_scale
         log_scale = torch.tensor(math.log(objective.scale))
         self.log_scale = nn.Parameter(log_scale, requires_grad=self.learns_scale)
-        self.bias = nn.Parameter(torch.zeros(()), requires_grad=isinstance(objective, GradedBCE))
+        self.bias = nn.Parameter(torch.zeros(()), requires_grad=objective.learns_bias)
 
     @property
     def scale(self) -> float:
@@ -150,20 +130,16 @@ class GatheredObjective(nn.Module):
         The second is [loss, floor], detached: added up over the ranks they are the batch's loss
         and the least it could be.
         """
-        cosine_QD = self.cosines(queries, documents, cells.documents)
-        scale = self.log_scale.exp() if self.learns_scale else self.objective.scale
-        logit_QD = scale * cosine_QD
-        target_QD, weight_QD = cells.target_QD, cells.weight_QD
-        if isinstance(self.objective, GradedBCE):
-            loss = losses.graded_bce(logit_QD + self.bias, target_QD, weight_QD, cells.divisor)
-            floor = losses.label_entropy(target_QD, weight_QD, cells.divisor)
-        else:
-            positive_QD = losses.positive_weights(
-                target_QD, cells.own_QD, self.objective.positives, self.objective.threshold
-            )
-            loss = losses.infonce(
-                logit_QD, target_QD, weight_QD, cells.known_QD, positive_QD, cells.divisor
-            )
-            floor = torch.zeros_like(loss)
+        document_DE = gather_rows(self.encode(documents), cells.documents, self.world)
+        loss, floor = self.share(self.encode(queries), document_DE, cells)
         shares = torch.stack([loss.detach().double(), floor.detach().double()])
         return loss * self.world.size, shares
+
+    def share(self, query_QE: Tensor, document_DE: Tensor, cells: Cells) -> tuple[Tensor, Tensor]:
+        """This rank's share of the batch's loss and of its floor, from the vectors alone.
+
+        Of its own queries and of the documents of all ranks.
+        """
+        scale = self.log_scale.exp() if self.learns_scale else self.objective.scale
+        cosine_QD = query_QE @ document_DE.T
+        return objectives.share(self.objective, cosine_QD, cells, scale, self.bias)

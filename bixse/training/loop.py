@@ -22,15 +22,15 @@ from bixse.training import losses, state
 from bixse.training.batches import Batch, Role, Side, batch_of, tokenise
 from bixse.training.gather import (
     MAX_SCALE,
-    Cells,
     GatheredObjective,
     World,
     cells_of,
     gather_rows,
 )
 from bixse.training.groups import Ints, Labels, count_rows, epoch_rows
+from bixse.training.objective import Cells
 from bixse.training.order import Plan, rate_factor, share
-from bixse.training.settings import GradedBCE, Training
+from bixse.training.settings import Training
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -108,7 +108,7 @@ def train_loop(
     history = state.load(run.checkpoints, run.fingerprint, module, optimizer, METRICS)
     _refuse_unequal(len(history), world)
     on_step(len(history))
-    if not history and isinstance(settings.objective, GradedBCE):
+    if not history and settings.objective.learns_bias:
         first = next(_batches(run.labels, settings, plan, 0))
         _calibrate(module, _share(run, model, world, first))
     # Kept in a variable: calling an unwrapped module would train unsynchronised, in silence.
@@ -223,9 +223,7 @@ def _optimizer(module: GatheredObjective, settings: Training) -> torch.optim.Ada
     """AdamW; no decay on vectors (norms, biases); scale and bias at their own, higher rate."""
     own = (module.log_scale, module.bias)
     encoder = [p for p in module.encoder.parameters() if p.requires_grad]
-    factor = 1.0
-    if isinstance(settings.objective, GradedBCE):
-        factor = settings.objective.bias_learning_rate_factor
+    factor = settings.objective.own_rate_factor
     groups = [
         ([p for p in encoder if p.ndim > 1], 1.0, settings.weight_decay),
         ([p for p in encoder if p.ndim <= 1], 1.0, 0.0),

@@ -1,13 +1,35 @@
 """Objectives and the optimiser."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bixse.settings import Precision, Settings
 
 
-class GradedBCE(Settings):
+class Scored(Settings):
+    """What every single objective has: it reads scale * cosine."""
+
+    scale: float = Field(default=20.0, gt=0)
+    """1 / temperature, on cosine."""
+
+    @property
+    def learns_scale(self) -> bool:
+        """Whether the scale is learned beside the encoder."""
+        return False
+
+    @property
+    def learns_bias(self) -> bool:
+        """Whether a bias, calibrated on the first batch, is learned beside the encoder."""
+        return False
+
+    @property
+    def own_rate_factor(self) -> float:
+        """Learning rate of scale and bias over the encoder's."""
+        return 1.0
+
+
+class GradedBCE(Scored):
     """Binary cross-entropy on relevance as probability: BiXSE, arXiv 2508.06781."""
 
     kind: Literal["graded_bce"] = "graded_bce"
@@ -18,8 +40,20 @@ class GradedBCE(Settings):
     bias_learning_rate_factor: float = Field(default=10.0, gt=0)
     """Learning rate of beta (and alpha) over the encoder's (ours)."""
 
+    @property
+    def learns_scale(self) -> bool:
+        return self.learn_scale
 
-class InfoNCE(Settings):
+    @property
+    def learns_bias(self) -> bool:
+        return True
+
+    @property
+    def own_rate_factor(self) -> float:
+        return self.bias_learning_rate_factor
+
+
+class InfoNCE(Scored):
     """Softmax over the documents of the batch: the baselines of BiXSE."""
 
     kind: Literal["infonce"] = "infonce"
@@ -28,11 +62,51 @@ class InfoNCE(Settings):
     weighted: every one, its row weighted by its relevance."""
     threshold: float = Field(default=0.5, ge=0, le=1)
     """Relevance from which a document is a positive, for `threshold`."""
-    scale: float = Field(default=20.0, gt=0)
-    """1 / temperature, on cosine."""
 
 
-Objective = Annotated[GradedBCE | InfoNCE, Field(discriminator="kind")]
+Single = Annotated[GradedBCE | InfoNCE, Field(discriminator="kind")]
+
+
+class Combined(Settings):
+    """A weighted sum of objectives over the same batch."""
+
+    kind: Literal["combined"] = "combined"
+    parts: tuple[Single, ...] = Field(min_length=1)
+    """The objectives; one of them at most may learn a bias."""
+    weights: tuple[Annotated[float, Field(gt=0)], ...]
+    """What each is multiplied by."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if len(self.weights) != len(self.parts):
+            raise ValueError(f"{len(self.parts)} objectives with {len(self.weights)} weights")
+        if sum(part.learns_bias for part in self.parts) > 1:
+            raise ValueError("two objectives with a bias: there is one bias to learn")
+        return self
+
+    @property
+    def _main(self) -> Single:
+        """The part that learns scale and bias, or the first."""
+        return next((part for part in self.parts if part.learns_bias), self.parts[0])
+
+    @property
+    def scale(self) -> float:
+        return self._main.scale
+
+    @property
+    def learns_scale(self) -> bool:
+        return self._main.learns_scale
+
+    @property
+    def learns_bias(self) -> bool:
+        return self._main.learns_bias
+
+    @property
+    def own_rate_factor(self) -> float:
+        return self._main.own_rate_factor
+
+
+Objective = Annotated[GradedBCE | InfoNCE | Combined, Field(discriminator="kind")]
 
 
 class Training(Settings):

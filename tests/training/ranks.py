@@ -22,7 +22,7 @@ from bixse.training.gather import GatheredObjective, World, cells_of
 from bixse.training.groups import Labels, group
 from bixse.training.loop import Run, train_loop
 from bixse.training.order import share
-from bixse.training.settings import GradedBCE, InfoNCE, Objective, Training
+from bixse.training.settings import Combined, GradedBCE, InfoNCE, Objective, Training
 from tests.encoders import texts
 
 OBJECTIVES: dict[str, Objective] = {
@@ -30,6 +30,9 @@ OBJECTIVES: dict[str, Objective] = {
     "all": InfoNCE(positives="all", scale=5.0),
     "threshold": InfoNCE(positives="threshold", scale=5.0),
     "weighted": InfoNCE(positives="weighted", scale=5.0),
+    "combined": Combined(
+        parts=(InfoNCE(scale=5.0), GradedBCE(scale=3.0, learn_scale=True)), weights=(0.5, 2.0)
+    ),
 }
 
 

@@ -74,7 +74,7 @@ def one() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("kind", ranks.batches())
-@pytest.mark.parametrize("objective", ranks.OBJECTIVES)
+@pytest.mark.parametrize("objective", ["graded_bce", "all", "threshold", "weighted"])
 def test_one_process_equals_the_formula(
     objective: str, kind: str, one: dict[str, torch.Tensor]
 ) -> None:
