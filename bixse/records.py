@@ -57,6 +57,8 @@ class Judgment:
     judge: str
     prompt: str
     origin: str
+    disagreement: float | None = None
+    """The largest change of a probability between presentation orders; None with one order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +113,13 @@ JUDGMENTS = pa.schema(
         ("judge", pa.string()),
         ("prompt", pa.string()),
         ("origin", pa.string()),
+        ("disagreement", pa.float32()),
     ]
 )
 
-QRELS = pa.schema([("split", pa.string()), *JUDGMENTS])
-"""Given judgments before a split is chosen: judgments with the split that they came in."""
+QRELS = pa.schema([("split", pa.string()), *list(JUDGMENTS)[:-1]])
+"""Given judgments before a split is chosen: judgments with the split that they came in, and without
+the disagreement that only a judge asked in several orders has."""
 
 REJECTED = pa.schema(
     [

@@ -56,7 +56,19 @@ def judgment(
         judge=judge,
         prompt=prompt.hash,
         origin="llm",
+        disagreement=disagreement(answers),
     )
+
+
+def disagreement(answers: Sequence[Sequence[float]]) -> float | None:
+    """The largest change of one grade's probability between presentation orders.
+
+    `answers` is a distribution an order; of fewer than two there is none to compare.
+    """
+    if len(answers) < 2:
+        return None
+    spread: list[float] = [max(column) - min(column) for column in zip(*answers, strict=True)]
+    return max(spread)
 
 
 def refuse_unreadable(verdicts: Sequence[Judgment | Rejection]) -> None:

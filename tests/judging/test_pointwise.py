@@ -30,6 +30,10 @@ def test_both_orders_by_hand() -> None:
     expected = (0.1625 + 2 * 0.225 + 3 * 0.35) / 3
     assert found.relevance == pytest.approx(expected, abs=1e-12)
     assert (found.judge, found.prompt, found.origin) == ("tiny", UMBRELA.hash, "llm")
+    assert found.disagreement == pytest.approx(0.5 - 0.2, abs=1e-12)
+    alone = judge(logs(0.1, 0.1, 0.2, 0.4))
+    assert isinstance(alone, Judgment)
+    assert alone.disagreement is None
 
 
 @pytest.mark.parametrize(

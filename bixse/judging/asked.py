@@ -1,0 +1,62 @@
+"""What every judge of single pairs is: pairs with their texts in, a verdict for each out.
+
+A judge is built once in a worker process and called by several of its threads, a batch of pairs at
+a time. It knows nothing of files, units or stores: who calls it reads the texts, answers from the
+label store what it can, and writes (`jobs.judge`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from bixse.records import Judgment, Rejection
+
+Verdict = Judgment | Rejection
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A pair as a judge reads it."""
+
+    query_id: str
+    doc_id: str
+    query: str
+    passage: str
+    """Title, space, text (`records.document_text`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What answers took, counted where they were computed."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    """As the engine read them; those found in its prefix cache included."""
+    cached_tokens: int = 0
+    output_tokens: int = 0
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(
+            self.requests + other.requests,
+            self.prompt_tokens + other.prompt_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.output_tokens + other.output_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """One verdict for each pair asked, in their order, and what they took together."""
+
+    verdicts: Sequence[Verdict]
+    usage: Usage = Usage()
+
+
+class PairJudge(Protocol):
+    """Safe to call from several threads at a time.
+
+    A pair that gets no readable answer is a `Rejection`, never a grade. Raises ValueError for what
+    a person must hear of (no such model, an answer to nothing); OSError for what may pass.
+    """
+
+    def __call__(self, asked: Sequence[Asked]) -> Answers: ...
