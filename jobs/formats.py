@@ -8,9 +8,10 @@ import csv
 import hashlib
 import io
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import fsspec
@@ -224,6 +225,34 @@ def _read_text(url: str, handle: Any, root: str) -> Iterator[Row]:
         title = name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
     fields = {"doc_id": name, "title": title if text.strip() else "", "text": text}
     yield Row(name, None, fields)
+
+
+def read_grades(url: str) -> Iterator[tuple[Row, tuple[str, str], float | None]]:
+    """(row, (query_id, doc_id), grade) of BEIR's three columns under a header, or TREC's four.
+
+    Of a line that cannot be read the grade is None and the row says why.
+    """
+    with open_bytes(url) as handle:
+        for number, raw in enumerate(handle, start=1):
+            line = raw.decode("utf-8", "replace").strip()
+            columns = line.split("\t") if "\t" in line else line.split()
+            if not line or (number == 1 and columns[-1] in ("score", "relevance", "grade")):
+                continue
+            row = Row(short_name(url), number, raw=line)
+            if len(columns) == 4:
+                columns = [columns[0], columns[2], columns[3]]
+            if len(columns) != 3:
+                problem = f"expected 3 or 4 columns, found {len(columns)}"
+                yield replace(row, problem=problem), ("", ""), None
+                continue
+            try:
+                value = float(columns[2])
+            except ValueError:
+                value = math.nan
+            if not math.isfinite(value):
+                yield replace(row, problem="the grade is not a number"), ("", ""), None
+                continue
+            yield row, (columns[0].strip(), columns[1].strip()), value
 
 
 def short_name(url: str) -> str:

@@ -7,7 +7,6 @@ is not what it claims to be is an error.
 """
 
 import hashlib
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -33,9 +32,9 @@ from jobs.formats import (
     check_columns,
     find_files,
     fingerprint,
-    open_bytes,
     read_all,
     read_file,
+    read_grades,
     short_name,
     value_of,
 )
@@ -327,7 +326,6 @@ def _stem(url: str) -> str:
 
 
 def _read_grades(url: str, split: str | None) -> Iterator[_Grade | Rejection]:
-    """BEIR's three columns under a header, or TREC's four without one."""
     stem = _stem(url)
     if split is None and stem != "qrels":
         if stem not in SPLITS:
@@ -335,27 +333,11 @@ def _read_grades(url: str, split: str | None) -> Iterator[_Grade | Rejection]:
                 f"{short_name(url)} names no split: expected train.tsv, dev.tsv or test.tsv"
             )
         split = SPLITS[stem]
-    with open_bytes(url) as handle:
-        for number, raw in enumerate(handle, start=1):
-            line = raw.decode("utf-8", "replace").strip()
-            columns = line.split("\t") if "\t" in line else line.split()
-            row = Row(short_name(url), number, raw=line)
-            if not line or (number == 1 and columns[-1] in ("score", "relevance", "grade")):
-                continue
-            if len(columns) == 4:
-                columns = [columns[0], columns[2], columns[3]]
-            if len(columns) != 3:
-                yield row.reject(f"expected 3 or 4 columns, found {len(columns)}")
-                continue
-            try:
-                value = float(columns[2])
-            except ValueError:
-                value = math.nan
-            if not math.isfinite(value):
-                yield row.reject("the grade is not a number")
-                continue
-            home = split or split_of(columns[0])
-            yield _Grade(row, home, columns[0].strip(), columns[1].strip(), value)
+    for row, ids, grade in read_grades(url):
+        if grade is None:
+            yield row.reject(row.problem)
+        else:
+            yield _Grade(row, split or split_of(ids[0]), *ids, grade)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from bixse.judging.given import given
 from bixse.judging.settings import Judging, config
 from bixse.records import JUDGMENTS, Judgment, Rejection, document_text
 from bixse.retrieval.settings import Lexical
+from jobs.grades import import_grades
 from jobs.judges.embedded import embedded
 from jobs.judges.generative import generative
 from jobs.judges.seam import Judge
@@ -43,6 +44,8 @@ def judge(
     """
     if judging.judge == "human":
         return _judge_human(qrels, judging, out)
+    if judging.judge == "given":
+        return import_grades(queries, corpus, judging.given, config(judging), out)
     if pairs is None:
         raise ValueError(f"--judging.judge {judging.judge} needs pairs: run the pair stage first")
     chosen = choose(judging, corpus, embeddings, lexical, placement)

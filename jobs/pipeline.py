@@ -54,7 +54,7 @@ class Pipeline:
 
     def pairs(self) -> "Artifact | None":
         """None where given judgments need no candidates."""
-        if self.recipe.judging.judge == "human":
+        if self.recipe.judging.judge in ("human", "given"):
             return None
         from jobs.pair import pair
 
@@ -99,6 +99,14 @@ class Pipeline:
             ),
         )
 
+    def calibration(self) -> "Artifact | None":
+        """The map that judgments are read through."""
+        if self.recipe.judging.calibration is None:
+            return None
+        from bixse.artifacts import Artifact
+
+        return Artifact.open(_absolute(self.recipe.judging.calibration), "calibration")
+
     def encoder(self) -> str:
         """The encoder that `--encoder` names, or the one that is trained."""
         if self.run.encoder is not None:
@@ -106,6 +114,9 @@ class Pipeline:
         from jobs.train import train
 
         judgments, queries, recipe = self.judgments(), self.all_queries(), self.recipe
+        calibration = self.calibration()
+        if recipe.judging.judge == "given":
+            self._refuse_held_out(judgments)
         artifact = self._once(
             "train",
             lambda: train(
@@ -116,6 +127,7 @@ class Pipeline:
                 self.start,
                 recipe.placement,
                 self._path("encoder"),
+                calibration,
             ),
         )
         return str(artifact.url)
@@ -188,6 +200,15 @@ class Pipeline:
         }
         hashes = {queries[query_id] for query_id in held_out}
         return frozenset(query_id for query_id, text in queries.items() if text in hashes)
+
+    def _refuse_held_out(self, judgments: "Artifact") -> None:
+        """A file of grades may hold any query; other judges are never asked about these."""
+        judged = set(judgments.table(["query_id"])["query_id"].to_pylist())
+        if shared := sorted(judged & self._held_out_query_ids()):
+            raise ValueError(
+                f"{len(shared)} of the {len(judged)} queries in --judging.given.file stand in dev "
+                f"or test, first {shared[0]!r}: they can be audited, and not trained on"
+            )
 
     def artifact(self, stage: str) -> "Artifact":
         """What a stage of this run has made."""
@@ -285,7 +306,9 @@ def _synthesise(pipeline: Pipeline) -> dict[str, Any]:
 def _pair(pipeline: Pipeline) -> dict[str, Any]:
     pairs = pipeline.pairs()
     if pairs is None:
-        raise ValueError("--judging.judge human needs no candidates: choose features or vllm")
+        raise ValueError(
+            "--judging.judge human or given needs no candidates: choose features or vllm"
+        )
     return _made("pair", pairs)
 
 

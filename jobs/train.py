@@ -52,9 +52,11 @@ def train(
     start: str,
     placement: Placement,
     out: str,
+    calibration: Artifact | None = None,
 ) -> Artifact:
     """Tune the encoder `start` on judgments; the finished encoder at `out`.
 
+    The judgments are read through the map that `calibration` holds, if any, and stay as they are.
     Goes on from the last checkpoint of an interrupted run. Raises ValueError when there is nothing
     to learn from (no judgments, all of relevance 0, fewer than two rows), when a judgment names a
     query or document that is not there, and as `load_model` and `begin`.
@@ -67,6 +69,8 @@ def train(
         "corpus": corpus.fingerprint,
         "start": encoder_fingerprint(resolve(start)),
     }
+    if calibration is not None:
+        inputs["calibration"] = calibration.fingerprint
     # How often it is saved does not change what is made.
     config = settings.model_dump(mode="json", exclude={"checkpoint_every"})
     from bixse.training import state
@@ -78,7 +82,7 @@ def train(
         state.clear(checkpoints)
         return finished
     # Before anything is written: what teaches nothing leaves nothing behind.
-    labels = read_labels(judgments, queries, corpus)
+    labels = read_labels(judgments, queries, corpus, calibration)
     plan = plan_of(labels, settings)
     under_way = bool(checkpoints.names())
     draft = begin(place.url, "encoder", config=config, inputs=inputs, under_way=under_way)
@@ -98,12 +102,17 @@ def train(
     return artifact
 
 
-def read_labels(judgments: Artifact, queries: Sequence[Artifact], corpus: Artifact) -> "Labels":
+def read_labels(
+    judgments: Artifact,
+    queries: Sequence[Artifact],
+    corpus: Artifact,
+    calibration: Artifact | None = None,
+) -> "Labels":
     """The judgments with the texts that they name; of the corpus only judged documents are held.
 
     Raises ValueError when a judgment names a query or document that is not there (judgments are
     made from this corpus and these queries: other inputs are a mistake, not rows to skip), when one
-    `query_id` has two texts, and as `group`.
+    `query_id` has two texts, and as `group` and `calibration.relevance`.
     """
     from bixse.training.groups import group
 
@@ -125,8 +134,20 @@ def read_labels(judgments: Artifact, queries: Sequence[Artifact], corpus: Artifa
     }
     _refuse_unknown("query", query_ids, query_texts, "the queries")
     _refuse_unknown("document", doc_ids, document_texts, "the corpus")
-    relevance = table["relevance"].to_numpy().astype(np.float32)
+    relevance = _relevance(judgments, calibration, table)
     return group(query_ids, doc_ids, relevance, query_texts, document_texts, seeds)
+
+
+def _relevance(judgments: Artifact, calibration: Artifact | None, table: pa.Table) -> Any:
+    """The stored relevance, or what the map makes of the stored distributions."""
+    if calibration is None:
+        return table["relevance"].to_numpy().astype(np.float32)
+    # Brings scikit-learn along, which training itself has no use for.
+    from bixse.judging.calibration import load, relevance
+
+    signed = judgments.table(["grade_probs", "judge", "prompt"])
+    scale = judgments.manifest.extra["scale"]["values"]
+    return relevance(signed, scale, load(calibration)).astype(np.float32)
 
 
 def _rows_where(

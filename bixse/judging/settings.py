@@ -32,14 +32,34 @@ class Pointwise(Settings):
     """GPUs that one engine spans."""
 
 
+class Given(Settings):
+    """Grades that somebody else's judge has given: a file of qrels, read as judgments."""
+
+    file: str = ""
+    """BEIR's three columns or TREC's four: query, document, grade."""
+    judge: str = ""
+    """Who graded; empty takes the file's name without its suffix."""
+    origin: Literal["llm", "human", "clicks"] = "llm"
+    """What the grades come from."""
+    grade_min: float = 0.0
+    """The grade that means irrelevant."""
+    grade_max: float | None = None
+    """The best grade of the scale; unset takes the highest that stands in the file."""
+
+
 class Judging(Settings):
     """The `judge` stage: one seam, three judges."""
 
-    judge: Literal["human", "features", "vllm"] = "human"
-    """human: the qrels of the train split. features: the embedded model. vllm: a language model."""
+    judge: Literal["human", "features", "vllm", "given"] = "human"
+    """human: the qrels of the train split. features: the embedded model. vllm: a language model.
+    given: the grades of a file."""
     unit_pairs: int = Field(default=512, ge=1)
     """Pairs judged and written at a time: what an interruption can cost."""
     vllm: Pointwise = Pointwise()
+    given: Given = Given()
+    calibration: str | None = None
+    """Read the judgments through the map of this artefact (`jobs.audit` fits one); they stay as
+    they are."""
 
 
 def config(settings: Judging) -> dict[str, object]:
@@ -49,4 +69,6 @@ def config(settings: Judging) -> dict[str, object]:
         # The weights are an input, by their own identity; where they run shapes nothing.
         elsewhere = {"model", "revision", "gpu_memory_utilization", "tensor_parallel"}
         shaping["vllm"] = settings.vllm.model_dump(mode="json", exclude=elsewhere)
+    if settings.judge == "given":
+        shaping["given"] = settings.given.model_dump(mode="json", exclude={"file"})
     return shaping
