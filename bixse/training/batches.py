@@ -30,38 +30,109 @@ _CHUNK = 32
 
 @dataclass(frozen=True)
 class Batch:
-    """A global batch, the same on every rank."""
+    """A global batch, the same on every rank: of its cells those that are not plain zeros.
+
+    The whole Q x D matrices exist only where somebody asks for them.
+    """
 
     query_Q: Ints
     document_D: Ints
-    target_QD: Floats
-    """Relevance in [0, 1]; 0 where nothing is known."""
-    weight_QD: Floats
-    """1, or 0 where the cell is masked."""
-    known_QD: Bools
-    """Judged, in this batch's pairs or elsewhere."""
-    own_QD: Bools
+    row_K: Ints
+    """The known cells, judged in this batch's pairs or elsewhere, in the order of their row."""
+    column_K: Ints
+    relevance_K: Floats
+    """In [0, 1]."""
+    own_K: Bools
     """Judged by a pair of this batch."""
+    row_M: Ints
+    """The masked cells: perhaps relevant, never judged."""
+    column_M: Ints
+    row_R: Ints
+    """Preferences between two documents of the batch, in the order of their row."""
+    a_R: Ints
+    b_R: Ints
+    prob_a_R: Floats
+
+    @property
+    def target_QD(self) -> Floats:
+        """Relevance in [0, 1]; 0 where nothing is known."""
+        target_QD = np.zeros(self._shape, np.float32)
+        target_QD[self.row_K, self.column_K] = self.relevance_K
+        return target_QD
+
+    @property
+    def weight_QD(self) -> Floats:
+        """1, or 0 where the cell is masked."""
+        weight_QD = np.ones(self._shape, np.float32)
+        weight_QD[self.row_M, self.column_M] = 0
+        return weight_QD
+
+    @property
+    def known_QD(self) -> Bools:
+        known_QD = np.zeros(self._shape, np.bool_)
+        known_QD[self.row_K, self.column_K] = True
+        return known_QD
+
+    @property
+    def own_QD(self) -> Bools:
+        own_QD = np.zeros(self._shape, np.bool_)
+        own_QD[self.row_K, self.column_K] = self.own_K
+        return own_QD
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        return len(self.query_Q), len(self.document_D)
 
 
 def batch_of(labels: Labels, pairs: Ints) -> Batch:
     """The batch of some pairs; a function of the set of them, not of their order."""
-    query_P = labels.query_of(pairs)
-    query_Q, row_P = np.unique(query_P, return_inverse=True)
-    document_D, column_P = np.unique(labels.document_P[pairs], return_inverse=True)
-    shape = (len(query_Q), len(document_D))
-    target_QD, weight_QD = np.zeros(shape, np.float32), np.ones(shape, np.float32)
-    known_QD, own_QD = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
-    own_QD[row_P, column_P] = True
-    for row, query in enumerate(query_Q.tolist()):
-        judged = slice(labels.pairs_from_Q1[query], labels.pairs_from_Q1[query + 1])
-        document = labels.document_P[judged]
-        column = np.minimum(np.searchsorted(document_D, document), len(document_D) - 1)
-        here = document_D[column] == document
-        target_QD[row, column[here]] = labels.relevance_P[judged][here]
-        known_QD[row, column[here]] = True
-        weight_QD[row, np.isin(document_D, labels.suspects.get(query, ()))] = 0
-    return Batch(query_Q, document_D, target_QD, weight_QD, known_QD, own_QD)
+    query_Q = np.unique(labels.query_of(pairs))
+    document_D = np.unique(labels.document_P[pairs])
+    row, judged = _spans(labels.pairs_from_Q1, query_Q)
+    column, here = _columns(document_D, labels.document_P[judged])
+    masked = [
+        (row, column)
+        for row, query in enumerate(query_Q.tolist())
+        for column in np.flatnonzero(np.isin(document_D, labels.suspects.get(query, ()))).tolist()
+    ]
+    row_M, column_M = np.asarray(masked, np.int64).reshape(-1, 2).T
+    row_R = a_R = b_R = np.zeros(0, np.int64)
+    prob_a_R = np.zeros(0, np.float32)
+    if labels.preferences is not None:
+        row_R, known = _spans(labels.preferences.from_Q1, query_Q)
+        a_R, a_here = _columns(document_D, labels.preferences.a_R[known])
+        b_R, b_here = _columns(document_D, labels.preferences.b_R[known])
+        both = a_here & b_here
+        row_R, a_R, b_R = row_R[both], a_R[both], b_R[both]
+        prob_a_R = labels.preferences.prob_a_R[known][both]
+    return Batch(
+        query_Q,
+        document_D,
+        row[here],
+        column[here],
+        labels.relevance_P[judged][here],
+        np.isin(judged[here], pairs),
+        row_M,
+        column_M,
+        row_R,
+        a_R,
+        b_R,
+        prob_a_R,
+    )
+
+
+def _spans(from_Q1: Ints, query_Q: Ints) -> tuple[Ints, Ints]:
+    """What each query has between its two bounds: the query's row in the batch, and its number."""
+    size_Q = from_Q1[query_Q + 1] - from_Q1[query_Q]
+    row = np.repeat(np.arange(len(query_Q)), size_Q)
+    before_Q = np.cumsum(size_Q) - size_Q
+    return row, np.arange(len(row)) + (from_Q1[query_Q] - before_Q)[row]
+
+
+def _columns(document_D: Ints, documents: Ints) -> tuple[Ints, Bools]:
+    """The columns of some documents, and which of them have one."""
+    column: Ints = np.minimum(np.searchsorted(document_D, documents), len(document_D) - 1)
+    return column, document_D[column] == documents
 
 
 @dataclass(frozen=True)

@@ -19,16 +19,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from torch.utils.checkpoint import checkpoint
 
 from bixse.precision import autocast
 from bixse.settings import Precision
 from bixse.training import objective as objectives
 from bixse.training.batches import Batch, Side
-from bixse.training.objective import Cells, divisors
+from bixse.training.objective import Cells
 from bixse.training.order import share
 from bixse.training.settings import Objective
 
 MAX_SCALE = 100.0
+
+# 64 MiB for each float32 that an objective keeps of a cell.
+_CHUNK_CELLS = 2**24
 
 
 @dataclass(frozen=True)
@@ -43,15 +47,14 @@ def cells_of(batch: Batch, objective: Objective, world: World, device: torch.dev
     """This rank's rows of a global batch."""
     parts = [share(len(batch.query_Q), rank, world.size) for rank in range(world.size)]
     columns = [share(len(batch.document_D), rank, world.size) for rank in range(world.size)]
-    rows = parts[world.rank]
-    return Cells(
-        target_QD=torch.from_numpy(batch.target_QD[rows]).to(device),
-        weight_QD=torch.from_numpy(batch.weight_QD[rows]).to(device),
-        known_QD=torch.from_numpy(batch.known_QD[rows]).to(device),
-        own_QD=torch.from_numpy(batch.own_QD[rows]).to(device),
-        documents=[column.stop - column.start for column in columns],
-        divisors=divisors(objective, batch),
-        gather=partial(gather_rows, counts=[part.stop - part.start for part in parts], world=world),
+    counts = [part.stop - part.start for part in parts]
+    return objectives.cells_of(
+        batch,
+        parts[world.rank],
+        [column.stop - column.start for column in columns],
+        objectives.divisors(objective, batch),
+        partial(gather_rows, counts=counts, world=world),
+        device,
     )
 
 
@@ -102,6 +105,7 @@ class GatheredObjective(nn.Module):
         self.encoder = encoder
         self.objective = objective
         self.world = world
+        self.chunk_cells = _CHUNK_CELLS
         self.learns_scale = objective.learns_scale
         log_scale = torch.tensor(math.log(objective.scale))
         self.log_scale = nn.Parameter(log_scale, requires_grad=self.learns_scale)
@@ -138,8 +142,24 @@ class GatheredObjective(nn.Module):
     def share(self, query_QE: Tensor, document_DE: Tensor, cells: Cells) -> tuple[Tensor, Tensor]:
         """This rank's share of the batch's loss and of its floor, from the vectors alone.
 
-        Of its own queries and of the documents of all ranks.
+        Of its own queries and of the documents of all ranks, in chunks of rows: what an objective
+        makes of its cells never takes more than about `chunk_cells` numbers at a time.
         """
         scale = self.log_scale.exp() if self.learns_scale else self.objective.scale
-        cosine_QD = query_QE @ document_DE.T
-        return objectives.share(self.objective, cosine_QD, cells, scale, self.bias)
+
+        def of_rows(query_CE: Tensor, document_DE: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+            cosine_CD = query_CE @ document_DE.T
+            grid = cells.grid(part)
+            return objectives.share(self.objective, cosine_CD, grid, scale, self.bias)
+
+        rows = len(query_QE)
+        size = rows if self.objective.whole_batch else self.chunk_cells // cells.row_cells
+        if rows <= size:
+            return of_rows(query_QE, document_DE, slice(0, rows))
+        loss, floor = query_QE.new_zeros(()), query_QE.new_zeros(())
+        for start in range(0, rows, max(1, size)):
+            part = slice(start, min(rows, start + max(1, size)))
+            # What a chunk makes is made again on the way back, not kept.
+            more = checkpoint(of_rows, query_QE[part], document_DE, part, use_reentrant=False)
+            loss, floor = loss + more[0], floor + more[1]
+        return loss, floor

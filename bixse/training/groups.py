@@ -4,7 +4,9 @@ Queries of equal text are one query, documents of equal text one document (`reco
 several judgments of one such pair are averaged: so a pair has one grade, wherever it meets in a
 batch, and a copy of a relevant document is never a negative.
 
-Shapes: Q queries, D documents, P judged pairs (in the order of their query), R rows.
+Preferences between two judged documents of a query are merged likewise.
+
+Shapes: Q queries, D documents, P judged pairs (in the order of their query), R preferences (too).
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,6 +23,21 @@ Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
+class Preferences:
+    """Which of two judged documents of a query a pairwise judge prefers."""
+
+    from_Q1: Ints
+    """Those of query q are from `[q]` up to `[q + 1]`."""
+    a_R: Ints
+    """Document numbers, a below b."""
+    b_R: Ints
+    prob_a_R: Floats
+    """Probability in [0, 1] that a is the more relevant."""
+    unused: int
+    """Rows that were read and name a document that nobody judged for the query, or one twice."""
+
+
+@dataclass(frozen=True)
 class Labels:
     """All that training reads. Documents that nobody judged are not in it."""
 
@@ -34,6 +51,7 @@ class Labels:
     """Of a query, documents that nobody judged for it but that it was written from: not zeros."""
     judgments: int
     """Rows that were read, before equal pairs were merged."""
+    preferences: Preferences | None = None
 
     @property
     def pairs(self) -> int:
@@ -45,6 +63,16 @@ class Labels:
         return found
 
 
+@dataclass(frozen=True)
+class Preferred:
+    """The columns of preferences."""
+
+    query_ids: Sequence[str]
+    doc_ids_a: Sequence[str]
+    doc_ids_b: Sequence[str]
+    prob_a: Floats
+
+
 def group(
     query_ids: Sequence[str],
     doc_ids: Sequence[str],
@@ -52,12 +80,13 @@ def group(
     query_texts: Mapping[str, str],
     document_texts: Mapping[str, str],
     seed_doc_ids: Mapping[str, str],
+    preferred: Preferred | None = None,
 ) -> Labels:
-    """Labels from the columns of judgments and the texts that they name.
+    """Labels from the columns of judgments (and preferences) and the texts that they name.
 
     `seed_doc_ids` names the document a synthetic query was written from, where there is one. Raises
-    ValueError when there is no judgment, none above 0, or one outside [0, 1]; KeyError for an id
-    without a text.
+    ValueError when there is no judgment, none above 0, or one outside [0, 1], and for preferences
+    as `_preferences`; KeyError for an id of a judgment without a text.
     """
     if not len(relevance):
         raise ValueError("no judgments to train on")
@@ -86,6 +115,52 @@ def group(
         relevance_P=mean.astype(np.float32),
         suspects=suspects,
         judgments=len(relevance),
+        preferences=None
+        if preferred is None
+        else _preferences(preferred, query_row, document_row, keys, len(query_text)),
+    )
+
+
+def _preferences(
+    preferred: Preferred,
+    query_row: Mapping[str, int],
+    document_row: Mapping[str, int],
+    judged: Ints,
+    queries: int,
+) -> Preferences:
+    """Preferences between documents that are judged; several of one pair are averaged.
+
+    `judged` are the sorted keys (query * documents + document) of judged pairs. Raises ValueError
+    for a probability outside [0, 1], and when no preference is left.
+    """
+    if not ((preferred.prob_a >= 0) & (preferred.prob_a <= 1)).all():
+        raise ValueError("a preference has a prob_a outside [0, 1]")
+    documents = max(document_row.values()) + 1
+
+    def numbers(ids: Sequence[str], of: Mapping[str, int]) -> Ints:
+        return np.asarray([of.get(name, -1) for name in ids], np.int64)
+
+    query = numbers(preferred.query_ids, query_row)
+    a, b = numbers(preferred.doc_ids_a, document_row), numbers(preferred.doc_ids_b, document_row)
+    found = (query >= 0) & (a >= 0) & (b >= 0) & (a != b)
+    for document in (a, b):
+        found &= np.isin(query * documents + document, judged)
+    if not found.any():
+        raise ValueError(
+            f"none of {len(found)} preferences is between two documents judged for its query"
+        )
+    query, a, b, prob_a = query[found], a[found], b[found], preferred.prob_a[found]
+    swapped = a > b
+    a, b = np.minimum(a, b), np.maximum(a, b)
+    prob_a = np.where(swapped, 1 - prob_a, prob_a)
+    (query, a, b), inverse = np.unique(np.stack([query, a, b]), axis=1, return_inverse=True)
+    mean = np.bincount(inverse, weights=prob_a) / np.bincount(inverse)
+    return Preferences(
+        from_Q1=np.searchsorted(query, np.arange(queries + 1)),
+        a_R=a,
+        b_R=b,
+        prob_a_R=mean.astype(np.float32),
+        unused=int((~found).sum()),
     )
 
 

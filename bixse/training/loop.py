@@ -135,8 +135,9 @@ def train_loop(
                 module.bias.item(),
                 settings.learning_rate * factor,
                 grad_norm,
-                batch.own_QD.sum(),
-                *batch.own_QD.shape,
+                batch.own_K.sum(),
+                len(batch.query_Q),
+                len(batch.document_D),
                 finished - started,
             ]
         )

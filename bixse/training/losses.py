@@ -1,19 +1,23 @@
 """The objectives: functions of tensors, with their papers. Reductions are in float32 or better.
 
-Shapes: Q queries, D documents, P positives. `logit_QD` is scale * cosine (+ bias for the BCE),
-`target_QD` relevance in [0, 1], `weight_QD` 1 or, where a cell is masked, 0.
+Shapes: Q queries, D documents, P positives (or the better ends of ordered pairs), R preferences,
+G groups of K documents. `logit_QD` is scale * cosine (+ bias for the BCE), `target_QD` relevance in
+[0, 1], `weight_QD` 1 or, where a cell is masked, 0; `known_QD` the judged cells and `list_QD` the
+cells that compete in a row: the judged ones, or every one that is not masked.
 
 Every function returns the share of some rows of a batch in the loss of the whole batch: the divisor
 is the batch's, passed in, so that the shares of all ranks add up to the loss of one process.
 """
 
+import math
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import cross_entropy, log_softmax, softplus
 
 Positives = Literal["all", "threshold", "weighted"]
+Weighting = Literal["lambdarank", "ndcg_loss2", "ndcg_loss2pp"]
 
 
 def graded_bce(logit_QD: Tensor, target_QD: Tensor, weight_QD: Tensor, queries: float) -> Tensor:
@@ -78,6 +82,175 @@ def infonce(
     s_PD = s_PD.masked_fill(out_PD & ~itself_PD, -torch.inf)
     loss_P = torch.logsumexp(s_PD, dim=1) - s[row_P, column_P]
     return (positive[row_P, column_P] * loss_P).sum() / divisor
+
+
+def list_kl(
+    logit_QD: Tensor, teacher_QD: Tensor, known_QD: Tensor, list_QD: Tensor, queries: float
+) -> Tensor:
+    """sum_i KL(T_i || X_i) / queries: distillation of a pointwise teacher (methods 2, L_KD).
+
+    T_i = softmax of the teacher's scores over the judged documents of row i, 0 elsewhere; X_i =
+    softmax(s_i) over the row's list. Where the list is the judged documents it is the form of
+    PairDistill's ColBERT, arXiv 2410.01383, and a query with one of them contributes 0. Where it is
+    the whole row it is that of its DPR, and such a query contributes InfoNCE's log(1 / X_ij).
+    """
+    s, teacher = _reduced(logit_QD, teacher_QD)
+    seen = known_QD.any(dim=1)
+    s, teacher, known, compete = (x[seen] for x in (s, teacher, known_QD, list_QD))
+    log_x = log_softmax(s.masked_fill(~compete, -torch.inf), dim=1)
+    log_t = log_softmax(teacher.masked_fill(~known, -torch.inf), dim=1)
+    # 0 log 0 is 0, and its gradient too.
+    log_x, log_t = (log.masked_fill(~known, 0.0) for log in (log_x, log_t))
+    t = log_t.exp().masked_fill(~known, 0.0)
+    return (t * (log_t - log_x)).sum() / queries
+
+
+def ordered(target_QD: Tensor, known_QD: Tensor, list_QD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs (j, k) of a row with t_j > t_k: j judged, k in the list.
+
+    The row and column of each j, [P], and [P, D] which columns are a k of it.
+    """
+    row_P, column_P = (known_QD & (target_QD > 0)).nonzero(as_tuple=True)
+    lower_PD = target_QD[row_P] < target_QD[row_P, column_P].unsqueeze(1)
+    return row_P, column_P, lower_PD & list_QD[row_P]
+
+
+def ranknet(
+    logit_QD: Tensor, target_QD: Tensor, known_QD: Tensor, list_QD: Tensor, pairs: float
+) -> Tensor:
+    """sum_{t_j > t_k} log(1 + exp(-(s_j - s_k))) / pairs: RankNet, Burges et al., ICML 2005.
+
+    Over the pairs of `ordered`; `pairs` is their number in the whole batch.
+    """
+    s, t = _reduced(logit_QD, target_QD)
+    row_P, column_P, worse_PD = ordered(t, known_QD, list_QD)
+    lead_PD = s[row_P, column_P].unsqueeze(1) - s[row_P]
+    return (softplus(-lead_PD) * worse_PD).sum() / pairs
+
+
+def margin_mse(
+    logit_QD: Tensor, teacher_QD: Tensor, known_QD: Tensor, list_QD: Tensor, pairs: float
+) -> Tensor:
+    """sum_{y_j > y_k} ((s_j - s_k) - (y_j - y_k))^2 / pairs: MarginMSE, arXiv 2010.02666.
+
+    y is the teacher's score, 0 for a document that nobody judged; pairs as in `ranknet`.
+    """
+    s, y = _reduced(logit_QD, teacher_QD)
+    row_P, column_P, worse_PD = ordered(y, known_QD, list_QD)
+    lead_PD = s[row_P, column_P].unsqueeze(1) - s[row_P]
+    wanted_PD = y[row_P, column_P].unsqueeze(1) - y[row_P]
+    return ((lead_PD - wanted_PD).square() * worse_PD).sum() / pairs
+
+
+def lambda_loss(
+    logit_QD: Tensor,
+    target_QD: Tensor,
+    known_QD: Tensor,
+    list_QD: Tensor,
+    weighting: Weighting,
+    queries: float,
+) -> Tensor:
+    """sum_{t_j > t_k} w_jk (G_j - G_k) log2(1 + exp(-(s_j - s_k))) / queries: LambdaLoss.
+
+    Wang et al., CIKM 2018, doi 10.1145/3269206.3271784. G = t / (DCG of the best order of the
+    row's list), the linear gain of our nDCG; r are the ranks of the list by s, and with 1 / D_r =
+    1 / log2(1 + r)
+
+        lambdarank     w = |1 / D_rj - 1 / D_rk|
+        ndcg_loss2     w = 1 / D_m - 1 / D_{m+1},  m = |rj - rk|
+        ndcg_loss2pp   w = lambdarank's + 10 * ndcg_loss2's
+
+    w and G are constants to the gradient. Pairs as in `ranknet`.
+    """
+    s, t = _reduced(logit_QD, target_QD)
+    row_P, column_P, worse_PD = ordered(t, known_QD, list_QD)
+    listed_QD = s.detach().masked_fill(~list_QD, -torch.inf)
+    order_QD = listed_QD.argsort(stable=True, dim=1, descending=True)
+    rank_QD = order_QD.argsort(dim=1) + 1
+    places_D = torch.arange(1, s.shape[1] + 1, device=s.device)
+    best_QD = t.masked_fill(~list_QD, 0.0).sort(dim=1, descending=True).values
+    best_Q = (best_QD * _discount(places_D, s)).sum(dim=1)
+    rank_P1, rank_PD = rank_QD[row_P, column_P].unsqueeze(1), rank_QD[row_P]
+    swap_PD = (_discount(rank_P1, s) - _discount(rank_PD, s)).abs()
+    apart_PD = (rank_P1 - rank_PD).abs().clamp(min=1)
+    near_PD = _discount(apart_PD, s) - _discount(apart_PD + 1, s)
+    match weighting:
+        case "lambdarank":
+            weight_PD = swap_PD
+        case "ndcg_loss2":
+            weight_PD = near_PD
+        case "ndcg_loss2pp":
+            weight_PD = swap_PD + 10 * near_PD
+    gain_PD = (t[row_P, column_P].unsqueeze(1) - t[row_P]) / best_Q[row_P].unsqueeze(1)
+    lead_PD = s[row_P, column_P].unsqueeze(1) - s[row_P]
+    loss_PD = weight_PD * gain_PD * softplus(-lead_PD) / math.log(2)
+    return loss_PD[worse_PD].sum() / queries
+
+
+def _discount(rank: Tensor, like: Tensor) -> Tensor:
+    return 1 / torch.log2(rank.to(like.dtype) + 1)
+
+
+def wasserstein(logit_QD: Tensor, label_QD: Tensor, weight_QD: Tensor) -> Tensor:
+    """Squared 2-Wasserstein distance of two Gaussians: SyCL, arXiv 2503.23239 (methods 3).
+
+    X = softmax(s, rows) and T = softmax(label, rows), masked cells left out of both; mu and Sigma
+    are mean and covariance (over Q - 1) of their rows, C their centred rows / sqrt(Q - 1):
+
+        ||mu_X - mu_T||^2 + Tr(Sigma_X + Sigma_T - 2 (Sigma_X^1/2 Sigma_T Sigma_X^1/2)^1/2)
+        = ||mu_X - mu_T||^2 + ||C_X||^2 + ||C_T||^2 - 2 * (sum of the singular values of C_X C_T')
+
+    It needs all rows of a batch at once, and does not change when the rows of X change places: a
+    companion such as `list_kl` has to say which list is whose query's. One row: ||X - T||^2. In
+    double precision, for its terms all but cancel. O(Q^3).
+    """
+    out = weight_QD == 0
+    x, t = (
+        torch.softmax(scores.double().masked_fill(out, -torch.inf), dim=1)
+        for scores in (logit_QD, label_QD)
+    )
+    apart = (x.mean(dim=0) - t.mean(dim=0)).square().sum()
+    root = math.sqrt(max(1, len(x) - 1))
+    c_x, c_t = ((rows - rows.mean(dim=0)) / root for rows in (x, t))
+    shared: Tensor = torch.linalg.svdvals(c_x @ c_t.T).sum()
+    return apart + c_x.square().sum() + c_t.square().sum() - 2 * shared
+
+
+def triplet(
+    cosine_QD: Tensor, positive_QD: Tensor, negative_QD: Tensor, margin: float, triplets: float
+) -> Tensor:
+    """sum_{p,n} max(0, ||a - p|| - ||a - n|| + margin) / triplets: SciNCL, arXiv 2202.06671.
+
+    Over every positive p and negative n of a row a, Euclidean between unit vectors: ||a - b|| =
+    sqrt(2 - 2 cos), so that its order is that of cosine (the paper: vectors of any length).
+    """
+    (c,) = _reduced(cosine_QD)
+    distance_QD = (2 - 2 * c).clamp(min=1e-12).sqrt()
+    row_P, column_P = positive_QD.nonzero(as_tuple=True)
+    excess_PD = distance_QD[row_P, column_P].unsqueeze(1) - distance_QD[row_P] + margin
+    return (excess_PD.clamp(min=0) * negative_QD[row_P]).sum() / triplets
+
+
+def preference_kl(logit_a_R: Tensor, logit_b_R: Tensor, prob_a_R: Tensor, pairs: float) -> Tensor:
+    """sum_r KL([p, 1 - p] || softmax([s_a, s_b])) / pairs: PairDistill, arXiv 2410.01383, L_pair.
+
+    p is how probably the pairwise teacher prefers a to b. The gradient for s_a - s_b is
+    (sigma(s_a - s_b) - p) / pairs; no pair gives 0.
+    """
+    a, b, p = _reduced(logit_a_R, logit_b_R, prob_a_R)
+    entropy_R = -(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p))
+    return (softplus(a - b) - p * (a - b) - entropy_R).sum() / pairs
+
+
+def lce(logit_GK: Tensor, groups: float, temperature: float = 1.0) -> Tensor:
+    """-sum_g log(exp(s_g0 / T) / sum_k exp(s_gk / T)) / groups: LCE, arXiv 2101.08751.
+
+    A group is one query's positive, at index 0, with K - 1 negatives from the head of the retriever
+    that the reranker will follow.
+    """
+    (s,) = _reduced(logit_GK)
+    label_G = torch.zeros(len(s), dtype=torch.int64, device=s.device)
+    return cross_entropy(s / temperature, label_G, reduction="sum") / groups
 
 
 def calibrate_bias(cosine_QD: Tensor, target_QD: Tensor, weight_QD: Tensor, scale: float) -> float:

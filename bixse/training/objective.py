@@ -5,108 +5,281 @@ learns (its settings say so), what the loss of a batch is divided by (`divisors`
 batch, equal on every rank), and the share of some rows in that loss (`share`). The shares of all
 rows add up to the loss of the batch, so that W ranks equal one and rows may be taken in chunks.
 
-Shapes: Q queries (rows at hand), D documents of the batch.
+Shapes: Q queries (rows at hand), D documents of the batch, K known cells, M masked ones,
+R preferences.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import assert_never
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bixse.training import losses
 from bixse.training.batches import Batch
-from bixse.training.settings import Combined, GradedBCE, InfoNCE, Objective
+from bixse.training.groups import Ints
+from bixse.training.settings import (
+    Combined,
+    GradedBCE,
+    InfoNCE,
+    LambdaLoss,
+    ListKL,
+    MarginMSE,
+    Objective,
+    PreferenceKL,
+    RankNet,
+    Triplet,
+    Wasserstein,
+)
 
 Divisors = tuple[float, ...]
 """One for each part of an objective."""
 
+Gather = Callable[[Tensor], Tensor]
+
 
 @dataclass(frozen=True)
-class Cells:
-    """The batch's cells in some rows, and what the whole batch's loss is divided by."""
+class Grid:
+    """All cells of some rows."""
 
     target_QD: Tensor
     weight_QD: Tensor
     known_QD: Tensor
     own_QD: Tensor
+    row_R: Tensor
+    a_R: Tensor
+    b_R: Tensor
+    prob_a_R: Tensor
+    divisors: Divisors
+    gather: Gather
+
+    def competing(self, in_batch: bool) -> Tensor:
+        """Which cells of a row stand in its list, [Q, D]."""
+        return self.weight_QD > 0 if in_batch else self.known_QD
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A rank's rows of a batch: its cells that are not plain zeros, counted from its first row."""
+
+    rows: int
+    row_K: Tensor
+    column_K: Tensor
+    relevance_K: Tensor
+    own_K: Tensor
+    row_M: Tensor
+    column_M: Tensor
+    row_R: Tensor
+    a_R: Tensor
+    b_R: Tensor
+    prob_a_R: Tensor
     documents: Sequence[int]
     """Documents that each rank encodes."""
+    row_cells: int
+    """Cells that an objective makes of a row at most: each known one against each document."""
     divisors: Divisors
-    gather: Callable[[Tensor], Tensor]
-    """Rows of this rank -> the rows of all ranks, with gradient; for an objective that is no sum
-    over rows."""
+    gather: Gather
+    """Rows of this rank -> the rows of all ranks, with gradient."""
 
-    def rows(self, part: slice) -> "Cells":
-        """Some of the rows."""
-        return replace(
-            self,
-            target_QD=self.target_QD[part],
-            weight_QD=self.weight_QD[part],
-            known_QD=self.known_QD[part],
-            own_QD=self.own_QD[part],
+    def grid(self, part: slice) -> Grid:
+        """All cells of some of these rows."""
+        shape = (part.stop - part.start, sum(self.documents))
+        device = self.row_K.device
+        k, m, r = (
+            (row >= part.start) & (row < part.stop) for row in (self.row_K, self.row_M, self.row_R)
+        )
+        known = (self.row_K[k] - part.start, self.column_K[k])
+        target_QD = torch.zeros(shape, device=device).index_put(known, self.relevance_K[k])
+        false_QD = torch.zeros(shape, dtype=torch.bool, device=device)
+        masked = (self.row_M[m] - part.start, self.column_M[m])
+        return Grid(
+            target_QD=target_QD,
+            weight_QD=torch.ones(shape, device=device).index_put(
+                masked, torch.zeros((), device=device)
+            ),
+            known_QD=false_QD.index_put(known, torch.ones_like(self.own_K[k])),
+            own_QD=false_QD.index_put(known, self.own_K[k]),
+            row_R=self.row_R[r] - part.start,
+            a_R=self.a_R[r],
+            b_R=self.b_R[r],
+            prob_a_R=self.prob_a_R[r],
+            divisors=self.divisors,
+            gather=self.gather,
         )
 
 
+def cells_of(
+    batch: Batch,
+    part: slice,
+    documents: Sequence[int],
+    divisors: Divisors,
+    gather: Gather,
+    device: torch.device,
+) -> Cells:
+    """Some rows of a batch, on a device."""
+    k, m, r = (
+        slice(*np.searchsorted(row, (part.start, part.stop)))
+        for row in (batch.row_K, batch.row_M, batch.row_R)
+    )
+
+    def on(values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(device)
+
+    widest = int(np.bincount(batch.row_K).max()) if len(batch.row_K) else 1
+    return Cells(
+        rows=part.stop - part.start,
+        row_K=on(batch.row_K[k] - part.start),
+        column_K=on(batch.column_K[k]),
+        relevance_K=on(batch.relevance_K[k]),
+        own_K=on(batch.own_K[k]),
+        row_M=on(batch.row_M[m] - part.start),
+        column_M=on(batch.column_M[m]),
+        row_R=on(batch.row_R[r] - part.start),
+        a_R=on(batch.a_R[r]),
+        b_R=on(batch.b_R[r]),
+        prob_a_R=on(batch.prob_a_R[r]),
+        documents=documents,
+        row_cells=len(batch.document_D) * widest,
+        divisors=divisors,
+        gather=gather,
+    )
+
+
 def divisors(objective: Objective, batch: Batch) -> Divisors:
-    """What the loss of a global batch is divided by: a function of the batch alone."""
+    """What the loss of a global batch is divided by: a function of the batch alone.
+
+    Queries, the weights of positives, ordered pairs, triplets or preferences. Where there is none
+    every share is 0, whatever it is divided by.
+    """
     match objective:
-        case GradedBCE():
+        case GradedBCE() | ListKL() | LambdaLoss() | Wasserstein():
             return (float(len(batch.query_Q)),)
         case InfoNCE():
-            weight_QD = losses.positive_weights(
-                torch.from_numpy(batch.target_QD),
-                torch.from_numpy(batch.own_QD),
+            weight_K = losses.positive_weights(
+                torch.from_numpy(batch.relevance_K),
+                torch.from_numpy(batch.own_K),
                 objective.positives,
                 objective.threshold,
             )
-            # Without any positive every share is 0, whatever it is divided by.
-            return (float(weight_QD.double().sum()) or 1.0,)
+            return (float(weight_K.double().sum()) or 1.0,)
+        case RankNet() | MarginMSE():
+            return (float(_worse(batch, objective.in_batch).sum()) or 1.0,)
+        case Triplet():
+            positive_K = batch.relevance_K >= objective.threshold
+            positives_Q, known_Q, masked_Q = (
+                np.bincount(row, minlength=len(batch.query_Q))
+                for row in (batch.row_K[positive_K], batch.row_K, batch.row_M)
+            )
+            listed_Q = len(batch.document_D) - masked_Q if objective.in_batch else known_Q
+            return (float((positives_Q * (listed_Q - positives_Q)).sum()) or 1.0,)
+        case PreferenceKL():
+            return (float(len(batch.row_R)) or 1.0,)
         case Combined():
             return tuple(d for part in objective.parts for d in divisors(part, batch))
         case _:
             assert_never(objective)
 
 
+def _worse(batch: Batch, in_batch: bool) -> Ints:
+    """For each known cell the cells in its row's list that have less relevance."""
+    queries = len(batch.query_Q)
+    order = np.lexsort((batch.relevance_K, batch.row_K))
+    row, relevance = batch.row_K[order], batch.relevance_K[order]
+    from_Q1 = np.searchsorted(row, np.arange(queries + 1))
+    begins = np.ones(len(row), np.bool_)
+    begins[1:] = (row[1:] != row[:-1]) | (relevance[1:] != relevance[:-1])
+    equal_from = np.maximum.accumulate(np.where(begins, np.arange(len(row)), 0))
+    worse: Ints = equal_from - from_Q1[row]
+    if in_batch:
+        masked_Q = np.bincount(batch.row_M, minlength=queries)
+        unknown_Q = len(batch.document_D) - masked_Q - np.diff(from_Q1)
+        worse = worse + (relevance > 0) * unknown_Q[row]
+    return worse
+
+
 def share(
-    objective: Objective, cosine_QD: Tensor, cells: Cells, scale: Tensor | float, bias: Tensor
+    objective: Objective, cosine_QD: Tensor, grid: Grid, scale: Tensor | float, bias: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The share of these rows in the batch's loss, and in the least that the loss could be.
 
     `scale` and `bias` are those that the objective learns; a part that learns neither has its own.
     """
-    target_QD, weight_QD = cells.target_QD, cells.weight_QD
+    if isinstance(objective, Combined):
+        return _combined(objective, cosine_QD, grid, scale, bias)
+    if isinstance(objective, GradedBCE):
+        logit_QD = scale * cosine_QD + bias
+        target_QD, weight_QD, (queries,) = grid.target_QD, grid.weight_QD, grid.divisors
+        loss = losses.graded_bce(logit_QD, target_QD, weight_QD, queries)
+        return loss, losses.label_entropy(target_QD, weight_QD, queries)
+    loss = _loss(objective, cosine_QD, grid)
+    return loss, torch.zeros_like(loss)
+
+
+def _combined(
+    objective: Combined, cosine_QD: Tensor, grid: Grid, scale: Tensor | float, bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    loss, floor = cosine_QD.new_zeros(()), cosine_QD.new_zeros(())
+    for weight, part, divisor in zip(
+        objective.weights, objective.parts, grid.divisors, strict=True
+    ):
+        own_scale = scale if part.learns_bias else part.scale
+        more = share(part, cosine_QD, replace(grid, divisors=(divisor,)), own_scale, bias)
+        loss, floor = loss + weight * more[0], floor + weight * more[1]
+    return loss, floor
+
+
+def _loss(
+    objective: InfoNCE
+    | ListKL
+    | RankNet
+    | LambdaLoss
+    | MarginMSE
+    | Wasserstein
+    | Triplet
+    | PreferenceKL,
+    cosine_QD: Tensor,
+    grid: Grid,
+) -> Tensor:
+    """The share in an objective that learns the encoder alone; the least of each is 0."""
+    (divisor,) = grid.divisors
+    logit_QD = objective.scale * cosine_QD
+    target_QD, known_QD = grid.target_QD, grid.known_QD
     match objective:
-        case GradedBCE():
-            (queries,) = cells.divisors
-            loss = losses.graded_bce(scale * cosine_QD + bias, target_QD, weight_QD, queries)
-            return loss, losses.label_entropy(target_QD, weight_QD, queries)
         case InfoNCE():
             positive_QD = losses.positive_weights(
-                target_QD, cells.own_QD, objective.positives, objective.threshold
+                target_QD, grid.own_QD, objective.positives, objective.threshold
             )
-            loss = losses.infonce(
-                objective.scale * cosine_QD,
-                target_QD,
-                weight_QD,
-                cells.known_QD,
-                positive_QD,
-                *cells.divisors,
-            )
-            return loss, torch.zeros_like(loss)
-        case Combined():
-            shares = []
-            for weight, part, divisor in zip(
-                objective.weights, objective.parts, cells.divisors, strict=True
-            ):
-                own_scale = scale if part.learns_bias else part.scale
-                own = replace(cells, divisors=(divisor,))
-                loss, floor = share(part, cosine_QD, own, own_scale, bias)
-                shares.append((weight * loss, weight * floor))
-            whole_loss, whole_floor = (
-                torch.stack(column).sum() for column in zip(*shares, strict=True)
-            )
-            return whole_loss, whole_floor
+            cells = (target_QD, grid.weight_QD, known_QD, positive_QD)
+            return losses.infonce(logit_QD, *cells, divisor)
+        case ListKL():
+            list_QD = grid.competing(objective.in_batch)
+            teacher_QD = objective.target_scale * target_QD
+            return losses.list_kl(logit_QD, teacher_QD, known_QD, list_QD, divisor)
+        case RankNet():
+            list_QD = grid.competing(objective.in_batch)
+            return losses.ranknet(logit_QD, target_QD, known_QD, list_QD, divisor)
+        case LambdaLoss():
+            list_QD = grid.competing(objective.in_batch)
+            weighting = objective.weighting
+            return losses.lambda_loss(logit_QD, target_QD, known_QD, list_QD, weighting, divisor)
+        case MarginMSE():
+            list_QD = grid.competing(objective.in_batch)
+            teacher_QD = objective.target_scale * target_QD
+            return losses.margin_mse(logit_QD, teacher_QD, known_QD, list_QD, divisor)
+        case Wasserstein():
+            # No sum over rows: every rank takes the whole, and counts its rows' part of it.
+            label_QD = objective.target_scale * target_QD
+            rows = (grid.gather(x) for x in (logit_QD, label_QD, grid.weight_QD))
+            return losses.wasserstein(*rows) * (len(cosine_QD) / divisor)
+        case Triplet():
+            positive_QD = known_QD & (target_QD >= objective.threshold)
+            negative_QD = grid.competing(objective.in_batch) & ~positive_QD
+            margin = objective.margin
+            return losses.triplet(cosine_QD, positive_QD, negative_QD, margin, divisor)
+        case PreferenceKL():
+            a_R, b_R = logit_QD[grid.row_R, grid.a_R], logit_QD[grid.row_R, grid.b_R]
+            return losses.preference_kl(a_R, b_R, grid.prob_a_R, divisor)
         case _:
             assert_never(objective)

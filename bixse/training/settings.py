@@ -7,11 +7,8 @@ from pydantic import Field, model_validator
 from bixse.settings import Precision, Settings
 
 
-class Scored(Settings):
-    """What every single objective has: it reads scale * cosine."""
-
-    scale: float = Field(default=20.0, gt=0)
-    """1 / temperature, on cosine."""
+class _Single(Settings):
+    """What the trainer asks of an objective; true of all that learn nothing but the encoder."""
 
     @property
     def learns_scale(self) -> bool:
@@ -28,8 +25,13 @@ class Scored(Settings):
         """Learning rate of scale and bias over the encoder's."""
         return 1.0
 
+    @property
+    def whole_batch(self) -> bool:
+        """Whether it is no sum over rows, and must see all of a batch at once."""
+        return False
 
-class GradedBCE(Scored):
+
+class GradedBCE(_Single):
     """Binary cross-entropy on relevance as probability: BiXSE, arXiv 2508.06781."""
 
     kind: Literal["graded_bce"] = "graded_bce"
@@ -53,7 +55,7 @@ class GradedBCE(Scored):
         return self.bias_learning_rate_factor
 
 
-class InfoNCE(Scored):
+class InfoNCE(_Single):
     """Softmax over the documents of the batch: the baselines of BiXSE."""
 
     kind: Literal["infonce"] = "infonce"
@@ -62,9 +64,115 @@ class InfoNCE(Scored):
     weighted: every one, its row weighted by its relevance."""
     threshold: float = Field(default=0.5, ge=0, le=1)
     """Relevance from which a document is a positive, for `threshold`."""
+    scale: float = Field(default=20.0, gt=0)
+    """1 / temperature, on cosine."""
 
 
-Single = Annotated[GradedBCE | InfoNCE, Field(discriminator="kind")]
+class ListKL(_Single):
+    """KL of the judge's distribution over a query's documents: distillation, arXiv 2410.01383."""
+
+    kind: Literal["list_kl"] = "list_kl"
+    in_batch: bool = True
+    """The encoder's distribution is over the whole batch (DPR's form), else over the query's
+    judged documents: then a query with one of them teaches nothing."""
+    scale: float = Field(default=20.0, gt=0)
+    """1 / temperature, on cosine."""
+    target_scale: float = Field(default=3.0, gt=0)
+    """Teacher's score of relevance 1 (relevance 0 has 0); SyCL's labels run from 0 to 3."""
+
+
+class RankNet(_Single):
+    """Pairwise logistic loss on the order of grades: RankNet, ICML 2005."""
+
+    kind: Literal["ranknet"] = "ranknet"
+    in_batch: bool = True
+    """The batch's other documents count as irrelevant, else only judged ones are compared."""
+    scale: float = Field(default=20.0, gt=0)
+    """1 / temperature, on cosine."""
+
+
+class LambdaLoss(_Single):
+    """RankNet with each pair weighted by what it moves nDCG: LambdaLoss, CIKM 2018."""
+
+    kind: Literal["lambda_loss"] = "lambda_loss"
+    in_batch: bool = True
+    """The batch's other documents count as irrelevant, else only judged ones are compared."""
+    weighting: Literal["lambdarank", "ndcg_loss2", "ndcg_loss2pp"] = "ndcg_loss2pp"
+    """What a pair weighs; ndcg_loss2pp is the paper's best."""
+    scale: float = Field(default=20.0, gt=0)
+    """1 / temperature, on cosine."""
+
+
+class MarginMSE(_Single):
+    """Squared error of differences of scores: MarginMSE, arXiv 2010.02666."""
+
+    kind: Literal["margin_mse"] = "margin_mse"
+    in_batch: bool = True
+    """The batch's other documents count as irrelevant, else only judged ones are compared."""
+    scale: float = Field(default=20.0, gt=0)
+    """What cosine is multiplied by."""
+    target_scale: float = Field(default=10.0, gt=0)
+    """Score of relevance 1; over `scale` it is the margin wanted in cosine (ours)."""
+
+
+class Wasserstein(_Single):
+    """2-Wasserstein distance of the batch's lists to its labels: SyCL, arXiv 2503.23239.
+
+    It cannot tell one query's list from another's: combine it with `list_kl`.
+    """
+
+    kind: Literal["wasserstein"] = "wasserstein"
+    scale: float = Field(default=20.0, gt=0)
+    """1 / temperature, on cosine (the paper: dot products of vectors of any length)."""
+    target_scale: float = Field(default=3.0, gt=0)
+    """Label of relevance 1; the paper's run from 0 to 3. In a large batch most of the target lies
+    on documents of label 0 unless it is raised (methods 3)."""
+
+    @property
+    def whole_batch(self) -> bool:
+        return True
+
+
+class Triplet(_Single):
+    """Margin between a positive's and a negative's distance: SciNCL, arXiv 2202.06671."""
+
+    kind: Literal["triplet"] = "triplet"
+    in_batch: bool = True
+    """The batch's other documents are negatives, else only judged ones."""
+    margin: float = Field(default=1.0, gt=0)
+    """In Euclidean distance between unit vectors, which is 2 at most (the paper: 1, any length)."""
+    threshold: float = Field(default=0.5, ge=0, le=1)
+    """Relevance from which a document is a positive."""
+
+    @property
+    def scale(self) -> float:
+        """It reads the cosine itself."""
+        return 1.0
+
+
+class PreferenceKL(_Single):
+    """KL of a pairwise judge's preferences: PairDistill, arXiv 2410.01383.
+
+    Preferences whose two documents are not both in the batch wait for another epoch.
+    """
+
+    kind: Literal["preference_kl"] = "preference_kl"
+    scale: float = Field(default=20.0, gt=0)
+    """1 / temperature, on cosine."""
+
+
+Single = Annotated[
+    GradedBCE
+    | InfoNCE
+    | ListKL
+    | RankNet
+    | LambdaLoss
+    | MarginMSE
+    | Wasserstein
+    | Triplet
+    | PreferenceKL,
+    Field(discriminator="kind"),
+]
 
 
 class Combined(Settings):
@@ -105,8 +213,12 @@ class Combined(Settings):
     def own_rate_factor(self) -> float:
         return self._main.own_rate_factor
 
+    @property
+    def whole_batch(self) -> bool:
+        return any(part.whole_batch for part in self.parts)
 
-Objective = Annotated[GradedBCE | InfoNCE | Combined, Field(discriminator="kind")]
+
+Objective = Annotated[Single | Combined, Field(discriminator="kind")]
 
 
 class Training(Settings):

@@ -19,10 +19,23 @@ from bixse.artifacts import Place
 from bixse.models.encoder import load_model
 from bixse.training.batches import Batch, Role, Side, batch_of
 from bixse.training.gather import GatheredObjective, World, cells_of
-from bixse.training.groups import Labels, group
+from bixse.training.groups import Labels, Preferred, group
 from bixse.training.loop import Run, train_loop
 from bixse.training.order import share
-from bixse.training.settings import Combined, GradedBCE, InfoNCE, Objective, Training
+from bixse.training.settings import (
+    Combined,
+    GradedBCE,
+    InfoNCE,
+    LambdaLoss,
+    ListKL,
+    MarginMSE,
+    Objective,
+    PreferenceKL,
+    RankNet,
+    Training,
+    Triplet,
+    Wasserstein,
+)
 from tests.encoders import texts
 
 OBJECTIVES: dict[str, Objective] = {
@@ -30,8 +43,21 @@ OBJECTIVES: dict[str, Objective] = {
     "all": InfoNCE(positives="all", scale=5.0),
     "threshold": InfoNCE(positives="threshold", scale=5.0),
     "weighted": InfoNCE(positives="weighted", scale=5.0),
+    "list_kl": ListKL(scale=5.0),
+    "list_kl of the judged": ListKL(scale=5.0, in_batch=False),
+    "ranknet": RankNet(scale=5.0),
+    "ranknet of the judged": RankNet(scale=5.0, in_batch=False),
+    "lambda_loss": LambdaLoss(scale=5.0),
+    "lambdarank of the judged": LambdaLoss(scale=5.0, in_batch=False, weighting="lambdarank"),
+    "margin_mse": MarginMSE(scale=5.0),
+    "margin_mse of the judged": MarginMSE(scale=5.0, in_batch=False),
+    "wasserstein": Wasserstein(scale=5.0),
+    "triplet": Triplet(),
+    "triplet of the judged": Triplet(in_batch=False),
+    "preference_kl": PreferenceKL(scale=5.0),
     "combined": Combined(
-        parts=(InfoNCE(scale=5.0), GradedBCE(scale=3.0, learn_scale=True)), weights=(0.5, 2.0)
+        parts=(Wasserstein(scale=5.0), GradedBCE(scale=3.0, learn_scale=True), PreferenceKL()),
+        weights=(0.5, 2.0, 3.0),
     ),
 }
 
@@ -52,9 +78,20 @@ class TwoTowers(nn.Module):
 
 
 def labels(queries: int, documents: int, seed: int) -> Labels:
-    """Random grades of half of all pairs; some queries were written from an unjudged document."""
+    """Random grades of half of all pairs and preferences between a few of those.
+
+    Some queries were written from an unjudged document.
+    """
     draw = np.random.default_rng(seed)
     judged = np.argwhere(draw.random((queries, documents)) < 0.5)
+    first, second = judged[:-1][::2], judged[1:][::2]
+    alike = first[:, 0] == second[:, 0]
+    preferred = Preferred(
+        [f"q{q}" for q in first[alike, 0]],
+        [f"d{d}" for d in first[alike, 1]],
+        [f"d{d}" for d in second[alike, 1]],
+        np.random.default_rng(seed).random(alike.sum()).astype(np.float32),
+    )
     query_texts = texts(queries, seed=seed + 1)
     document_texts = texts(documents, seed=seed + 2)
     return group(
@@ -64,6 +101,7 @@ def labels(queries: int, documents: int, seed: int) -> Labels:
         {f"q{q}": text for q, text in enumerate(query_texts)},
         {f"d{d}": text for d, text in enumerate(document_texts)},
         {f"q{q}": f"d{q % documents}" for q in range(queries)},
+        preferred,
     )
 
 
@@ -96,12 +134,13 @@ def gradients(world: World) -> dict[str, Tensor]:
     """Loss and gradients as DDP leaves them, by objective, batch and parameter."""
     found = {}
     for name, objective in OBJECTIVES.items():
+        module = GatheredObjective(TwoTowers(), objective, world).double()
+        module.bias.data.fill_(-0.5)
+        wrapped: nn.Module = module
+        if world.size > 1:
+            wrapped = DistributedDataParallel(module, find_unused_parameters=True)
         for kind, batch in batches().items():
-            module = GatheredObjective(TwoTowers(), objective, world).double()
-            module.bias.data.fill_(-0.5)
-            wrapped: nn.Module = module
-            if world.size > 1:
-                wrapped = DistributedDataParallel(module, find_unused_parameters=True)
+            module.zero_grad(set_to_none=True)
             cells = cells_of(batch, objective, world, torch.device("cpu"))
             sides = side("query", batch.query_Q, world), side("document", batch.document_D, world)
             loss, shares = wrapped(*sides, cells)

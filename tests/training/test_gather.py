@@ -21,7 +21,7 @@ def run_ranks(what: str, world: int, directory: Path) -> dict[str, torch.Tensor]
         for rank in range(world)
     ]
     try:
-        assert [process.wait(120) for process in processes] == [0] * world
+        assert [process.wait(280) for process in processes] == [0] * world
     finally:
         for process in processes:
             process.kill()

@@ -1,12 +1,25 @@
 """What the seam promises of every objective, known to it by settings alone."""
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 
-from bixse.training.gather import World, cells_of
-from bixse.training.objective import share
-from bixse.training.settings import Combined, GradedBCE, InfoNCE, Objective
+from bixse.training.batches import batch_of
+from bixse.training.gather import GatheredObjective, World, cells_of
+from bixse.training.groups import group
+from bixse.training.objective import Grid, share
+from bixse.training.settings import (
+    Combined,
+    GradedBCE,
+    InfoNCE,
+    ListKL,
+    MarginMSE,
+    Objective,
+    PreferenceKL,
+    RankNet,
+    Triplet,
+)
 from tests.training import ranks
 
 CPU = torch.device("cpu")
@@ -16,13 +29,14 @@ BIAS = torch.tensor(-0.5, dtype=torch.float64)
 def whole(objective: Objective, kind: str = "even") -> tuple[torch.Tensor, torch.Tensor]:
     """Loss and floor of a batch, at cosines drawn once."""
     batch = ranks.batches()[kind]
-    cells = cells_of(batch, objective, World(), CPU)
-    return share(objective, cosines(batch.own_QD.shape), cells, objective.scale, BIAS)
-
-
-def cosines(shape: tuple[int, ...]) -> torch.Tensor:
     draw = torch.Generator().manual_seed(3)
-    return torch.rand(shape, generator=draw, dtype=torch.float64) * 1.6 - 0.8
+    cosine = torch.rand(batch.own_QD.shape, generator=draw, dtype=torch.float64) * 1.6 - 0.8
+    return share(objective, cosine, grid(objective, kind), objective.scale, BIAS)
+
+
+def grid(objective: Objective, kind: str) -> Grid:
+    batch = ranks.batches()[kind]
+    return cells_of(batch, objective, World(), CPU).grid(slice(0, len(batch.query_Q)))
 
 
 def test_a_combination_is_the_weighted_sum_of_its_parts() -> None:
@@ -41,3 +55,85 @@ def test_a_combination_has_a_weight_a_part_and_one_bias() -> None:
         Combined(parts=(GradedBCE(), InfoNCE()), weights=(1.0,))
     with pytest.raises(ValidationError, match="one bias to learn"):
         Combined(parts=(GradedBCE(), GradedBCE()), weights=(1.0, 1.0))
+
+
+@pytest.mark.parametrize("kind", ["even", "uneven"])
+@pytest.mark.parametrize("in_batch", [True, False])
+def test_means_are_over_what_is_compared(in_batch: bool, kind: str) -> None:
+    def at_equal_cosines(objective: Objective) -> float:
+        cells = grid(objective, kind)
+        equal = torch.zeros_like(cells.target_QD, dtype=torch.float64)
+        return float(share(objective, equal, cells, objective.scale, BIAS)[0])
+
+    # log 2 a pair, the margin a triplet: exact only if the divisor counts what the sum runs over.
+    assert at_equal_cosines(RankNet(in_batch=in_batch)) == pytest.approx(0.6931472, abs=1e-6)
+    triplet = Triplet(in_batch=in_batch, margin=0.25)
+    assert at_equal_cosines(triplet) == pytest.approx(0.25, abs=1e-9)
+    cells = grid(RankNet(in_batch=in_batch), kind)
+    apart = [
+        100 * float(cells.target_QD[i, j] - cells.target_QD[i, k]) ** 2
+        for i, j, k in ordered_by_hand(cells, in_batch)
+    ]
+    mean = sum(apart) / len(apart)
+    assert at_equal_cosines(MarginMSE(in_batch=in_batch)) == pytest.approx(mean, rel=1e-6)
+
+
+def ordered_by_hand(cells: Grid, in_batch: bool) -> list[tuple[int, int, int]]:
+    target, known, weight = cells.target_QD, cells.known_QD, cells.weight_QD
+    rows, columns = target.shape
+    return [
+        (i, j, k)
+        for i in range(rows)
+        for j in range(columns)
+        for k in range(columns)
+        if known[i, j] and target[i, j] > target[i, k]
+        if (weight[i, k] if in_batch else known[i, k])
+    ]
+
+
+def test_a_query_with_one_judged_document_is_infonce_in_the_batch_and_nothing_alone() -> None:
+    names = {name: name for name in ("q0", "q1", "a", "b")}
+    graded = np.asarray([0.7, 0.4], np.float32)
+    batch = batch_of(group(["q0", "q1"], ["a", "b"], graded, names, names, {}), np.arange(2))
+
+    def row(objective: Objective) -> torch.Tensor:
+        cells = cells_of(batch, objective, World(), CPU).grid(slice(0, 2))
+        cosine = torch.tensor([[0.3, 0.2], [-0.4, 0.1]], dtype=torch.float64)
+        return share(objective, cosine, cells, objective.scale, BIAS)[0]
+
+    torch.testing.assert_close(row(ListKL()), row(InfoNCE()))
+    assert float(row(ListKL())) > 0.01
+    for objective in (ListKL, RankNet, MarginMSE):
+        assert float(row(objective(in_batch=False))) == 0
+
+
+@pytest.mark.parametrize("name", ranks.OBJECTIVES)
+def test_chunks_of_rows_equal_the_whole(name: str) -> None:
+    objective, batch = ranks.OBJECTIVES[name], ranks.batches()["even"]
+    found = []
+    for chunk_cells in (10**9, 200, 1):
+        module = GatheredObjective(ranks.TwoTowers(), objective, World()).double()
+        module.chunk_cells = chunk_cells
+        sides = (
+            ranks.side("query", batch.query_Q, World()),
+            ranks.side("document", batch.document_D, World()),
+        )
+        loss, shares = module(*sides, cells_of(batch, objective, World(), CPU))
+        loss.backward()
+        gradients = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
+        assert any(grad.abs().sum() > 1e-3 for grad in gradients.values())
+        found.append({"shares": shares, **gradients})
+    for chunked in found[1:]:
+        torch.testing.assert_close(chunked, found[0], atol=1e-6, rtol=1e-6)
+
+
+def test_no_preference_in_the_batch_moves_nothing() -> None:
+    batch = ranks.batches()["one document"]
+    assert not len(batch.row_R)
+    cells = cells_of(batch, PreferenceKL(), World(), CPU).grid(slice(0, len(batch.query_Q)))
+    cosine = torch.zeros(batch.own_QD.shape, dtype=torch.float64, requires_grad=True)
+    loss, _ = share(PreferenceKL(), cosine, cells, 1.0, BIAS)
+    loss.backward()
+    assert loss.item() == 0
+    assert cosine.grad is not None
+    assert not cosine.grad.any()
