@@ -1,4 +1,4 @@
-"""Graded BCE against the three InfoNCE baselines: same rows, same seeds, full-corpus nDCG@10.
+"""Graded BCE against other objectives: same rows, same seeds, full-corpus nDCG@10.
 
     python -m benchmarks.graded_losses --data DATA --sets cranfield mediqa2019-qa --out runs/losses
     python -m benchmarks.graded_losses --quick --json
@@ -8,8 +8,9 @@ GPT-4o grades of TREC Deep Learning 2019 and 2020 to train on, the human grades 
 each with the passages that were judged. For each set: ingest, judge (the given grades), embed with
 the base encoder; then for each seed train and embed with every objective, and evaluate all of them.
 Every stage is an artefact under `--out`, so that an interrupted run goes on. The values of a query
-are averaged over seeds before they are compared. `--quick` needs no data: it makes a small graded
-corpus of invented words and an encoder for it.
+are averaged over seeds before they are compared. `--noise` gives a share of the training grades
+another value, drawn anew for each seed and the same for every objective. `--quick` needs no data:
+it makes a small graded corpus of invented words and an encoder for it.
 """
 
 import json
@@ -19,11 +20,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tyro
 
+from benchmarks.label_noise import noisy_judgments
 from bixse.artifacts import Artifact
 from bixse.evaluation.settings import Evaluation
 from bixse.evaluation.significance import interval, randomisation_p, resampled_means
@@ -31,7 +33,16 @@ from bixse.judging.settings import Judging
 from bixse.models.encoder import load_model
 from bixse.models.settings import PACKAGED
 from bixse.retrieval.settings import Lexical
-from bixse.training.settings import GradedBCE, InfoNCE, Objective, Training
+from bixse.training.settings import (
+    GradedBCE,
+    InfoNCE,
+    LambdaLoss,
+    ListKL,
+    MarginMSE,
+    Objective,
+    RankNet,
+    Training,
+)
 from jobs.embed import embed
 from jobs.evaluate import evaluate
 from jobs.ingest import ingest
@@ -44,7 +55,15 @@ OBJECTIVES: Mapping[str, Objective] = {
     "infonce": InfoNCE(positives="all"),
     "infonce_threshold": InfoNCE(positives="threshold"),
     "infonce_weighted": InfoNCE(positives="weighted"),
+    "list_kl": ListKL(),
+    "ranknet": RankNet(),
+    "lambda_loss": LambdaLoss(),
+    "margin_mse": MarginMSE(),
 }
+Name = Literal[
+    "graded_bce", "infonce", "infonce_threshold", "infonce_weighted",
+    "list_kl", "ranknet", "lambda_loss", "margin_mse",
+]  # fmt: skip
 GRADES_FROM = {"mediqa2019-qa": 1.0}
 """Sets whose scale starts at 1 (excellent is 4, incorrect 1)."""
 
@@ -57,8 +76,11 @@ class Options:
     """Directory of sets in BEIR layout."""
     sets: tuple[str, ...] = ("cranfield", "mediqa2019-qa", "chorus-electronics", "trec-dl")
     """Which of them."""
-    objectives: tuple[str, ...] = tuple(OBJECTIVES)
-    """Which objectives."""
+    objectives: tuple[Name, ...] = (
+        "graded_bce", "infonce", "infonce_threshold", "infonce_weighted",
+    )  # fmt: skip
+    """Which objectives; list_kl, ranknet, lambda_loss and margin_mse compare a query's documents
+    with each other and with the batch's."""
     seeds: int = 3
     """Training runs of each objective."""
     epochs: int = 1
@@ -76,6 +98,10 @@ class Options:
     that `start` can."""
     batch_size: int = 64
     """Rows a step."""
+    docs_per_query: int = 1
+    """Judged documents a row holds."""
+    noise: float = 0.0
+    """Share of the training grades that become another grade of the scale."""
     start: str = PACKAGED
     """The base encoder."""
     split: str = "test"
@@ -120,24 +146,36 @@ def compare(name: str, options: Options) -> dict[str, Any]:
     )  # fmt: skip
     base = embed(tested.corpus, start, placement, f"{out}/embeddings-base")
     values: dict[str, list[np.ndarray[Any, Any]]] = {}
+    out += variant(options)
     for seed in range(options.seeds):
+        if options.noise:
+            given = noisy_judgments(labels, options.noise, seed, f"{out}/judgments-{seed}")
+        else:
+            given = labels
         systems = {"base": (start, base)}
         for objective in options.objectives:
             here = f"{out}/{objective}-{seed}"
             settings = training(options, OBJECTIVES[objective], seed)
             encoder = train(
-                labels, [learnt.queries], learnt.corpus, settings, start, placement,
+                given, [learnt.queries], learnt.corpus, settings, start, placement,
                 f"{here}/encoder",
             )  # fmt: skip
             made = embed(tested.corpus, encoder.url, placement, f"{here}/embeddings")
             systems[objective] = (encoder.url, made)
         report = evaluate(
             tested.corpus, tested.queries, tested.qrels, options.split, systems, lexical,
-            Evaluation(), [learnt.queries, labels], name, {}, f"{out}/report-{seed}",
+            Evaluation(), [learnt.queries, given], name, {}, f"{out}/report-{seed}",
         )  # fmt: skip
         for system, column in per_query(report).items():
             values.setdefault(system, []).append(column)
     return summary({system: np.mean(runs, axis=0) for system, runs in values.items()}, values)
+
+
+def variant(options: Options) -> str:
+    """Where runs on other rows stand: the plain ones are not moved."""
+    parts = [f"noise-{options.noise:g}"] if options.noise else []
+    parts += [f"docs-{options.docs_per_query}"] if options.docs_per_query > 1 else []
+    return "/" + "-".join(parts) if parts else ""
 
 
 def shortened(options: Options, directory: Path) -> str:
@@ -157,6 +195,7 @@ def training(options: Options, objective: Objective, seed: int) -> Training:
     return Training(
         objective=objective,
         batch_size=options.batch_size,
+        docs_per_query=options.docs_per_query,
         epochs=options.epochs,
         max_steps=options.max_steps,
         learning_rate=options.learning_rate,
