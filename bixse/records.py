@@ -117,6 +117,16 @@ JUDGMENTS = pa.schema(
     ]
 )
 
+PREFERENCES = pa.schema(
+    [
+        ("query_id", pa.string()),
+        ("doc_id_a", pa.string()),
+        ("doc_id_b", pa.string()),
+        ("prob_a", pa.float32()),
+    ]
+)
+"""`prob_a` in [0, 1]: how probably a is the more relevant of the two."""
+
 QRELS = pa.schema([("split", pa.string()), *list(JUDGMENTS)[:-1]])
 """Given judgments before a split is chosen: judgments with the split that they came in, and without
 the disagreement that only a judge asked in several orders has."""

@@ -20,6 +20,15 @@ import tyro
 from jobs.recipe import Recipe
 from jobs.recipes.bixse import bixse, bixse_cloze, infonce, infonce_threshold, infonce_weighted
 from jobs.recipes.quickstart import quickstart
+from jobs.recipes.ranking import (
+    lambda_loss,
+    list_kl,
+    margin_mse,
+    pairdistill,
+    ranknet,
+    triplet,
+    wasserstein,
+)
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "quickstart": quickstart,
@@ -28,6 +37,13 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "infonce": infonce,
     "infonce_threshold": infonce_threshold,
     "infonce_weighted": infonce_weighted,
+    "list_kl": list_kl,
+    "ranknet": ranknet,
+    "lambda_loss": lambda_loss,
+    "margin_mse": margin_mse,
+    "triplet": triplet,
+    "wasserstein": wasserstein,
+    "pairdistill": pairdistill,
 }
 
 

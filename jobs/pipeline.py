@@ -107,6 +107,19 @@ class Pipeline:
 
         return Artifact.open(_absolute(self.recipe.judging.calibration), "calibration")
 
+    def preferences(self) -> "Artifact | None":
+        """Which of two documents somebody prefers, where a file of that is given."""
+        file = self.recipe.judging.preferences
+        if file is None:
+            return None
+        from jobs.preferences import import_preferences
+
+        corpus, queries = self.data().corpus, self.all_queries()
+        return self._once(
+            "preferences",
+            lambda: import_preferences(queries, corpus, file, self._path("preferences")),
+        )
+
     def encoder(self) -> str:
         """The encoder that `--encoder` names, or the one that is trained."""
         if self.run.encoder is not None:
@@ -114,7 +127,7 @@ class Pipeline:
         from jobs.train import train
 
         judgments, queries, recipe = self.judgments(), self.all_queries(), self.recipe
-        calibration = self.calibration()
+        calibration, preferences = self.calibration(), self.preferences()
         if recipe.judging.judge == "given":
             self._refuse_held_out(judgments)
         artifact = self._once(
@@ -128,6 +141,7 @@ class Pipeline:
                 recipe.placement,
                 self._path("encoder"),
                 calibration,
+                preferences,
             ),
         )
         return str(artifact.url)

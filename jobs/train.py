@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 
 from bixse.artifacts import MANIFEST, Artifact, Draft, Place, begin
 from bixse.models.encoder import encoder_fingerprint, load_model, resolve
-from bixse.records import CORPUS, document_text
+from bixse.records import CORPUS, PREFERENCES, document_text
 from bixse.training.settings import Training
 from jobs.parts import progress, start_ray
 from jobs.recipe import Placement
@@ -53,14 +53,23 @@ def train(
     placement: Placement,
     out: str,
     calibration: Artifact | None = None,
+    preferences: Artifact | None = None,
 ) -> Artifact:
     """Tune the encoder `start` on judgments; the finished encoder at `out`.
 
     The judgments are read through the map that `calibration` holds, if any, and stay as they are.
     Goes on from the last checkpoint of an interrupted run. Raises ValueError when there is nothing
     to learn from (no judgments, all of relevance 0, fewer than two rows), when a judgment names a
-    query or document that is not there, and as `load_model` and `begin`.
+    query or document that is not there, when the objective reads preferences and there are none,
+    or the reverse, and as `load_model` and `begin`.
     """
+    if settings.objective.reads_preferences and preferences is None:
+        raise ValueError("this objective learns from preferences: set --judging.preferences")
+    if preferences is not None and not settings.objective.reads_preferences:
+        raise ValueError(
+            f"objective {settings.objective.kind} does not read preferences: "
+            "leave out --judging.preferences or take recipe pairdistill"
+        )
     place = Place(_absolute(out))
     checkpoints = Place(f"{place.url}-checkpoints")
     inputs = {
@@ -71,6 +80,8 @@ def train(
     }
     if calibration is not None:
         inputs["calibration"] = calibration.fingerprint
+    if preferences is not None:
+        inputs["preferences"] = preferences.fingerprint
     # How often it is saved does not change what is made.
     config = settings.model_dump(mode="json", exclude={"checkpoint_every"})
     from bixse.training import state
@@ -82,7 +93,7 @@ def train(
         state.clear(checkpoints)
         return finished
     # Before anything is written: what teaches nothing leaves nothing behind.
-    labels = read_labels(judgments, queries, corpus, calibration)
+    labels = read_labels(judgments, queries, corpus, calibration, preferences)
     plan = plan_of(labels, settings)
     under_way = bool(checkpoints.names())
     draft = begin(place.url, "encoder", config=config, inputs=inputs, under_way=under_way)
@@ -107,14 +118,17 @@ def read_labels(
     queries: Sequence[Artifact],
     corpus: Artifact,
     calibration: Artifact | None = None,
+    preferences: Artifact | None = None,
 ) -> "Labels":
     """The judgments with the texts that they name; of the corpus only judged documents are held.
+
+    Preferences count where both their documents are judged; the others are left out.
 
     Raises ValueError when a judgment names a query or document that is not there (judgments are
     made from this corpus and these queries: other inputs are a mistake, not rows to skip), when one
     `query_id` has two texts, and as `group` and `calibration.relevance`.
     """
-    from bixse.training.groups import group
+    from bixse.training.groups import Preferred, group
 
     table = judgments.table(["query_id", "doc_id", "relevance"])
     query_ids, doc_ids = table["query_id"].to_pylist(), table["doc_id"].to_pylist()
@@ -135,7 +149,12 @@ def read_labels(
     _refuse_unknown("query", query_ids, query_texts, "the queries")
     _refuse_unknown("document", doc_ids, document_texts, "the corpus")
     relevance = _relevance(judgments, calibration, table)
-    return group(query_ids, doc_ids, relevance, query_texts, document_texts, seeds)
+    preferred = None
+    if preferences is not None:
+        columns = preferences.table(PREFERENCES.names)
+        *ids, prob_a = (columns[name] for name in PREFERENCES.names)
+        preferred = Preferred(*(column.to_pylist() for column in ids), prob_a.to_numpy())
+    return group(query_ids, doc_ids, relevance, query_texts, document_texts, seeds, preferred)
 
 
 def _relevance(judgments: Artifact, calibration: Artifact | None, table: pa.Table) -> Any:

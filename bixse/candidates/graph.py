@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Bands:
-    """Ranks of a node's neighbour list, from 0, the end excluded (SciNCL: 20 to 25, 3998 to 4000)."""
+    """Ranks of a node's list, from 0, the end excluded (SciNCL: 20 to 25 and 3998 to 4000)."""
 
     positive: tuple[int, int]
     hard: tuple[int, int]

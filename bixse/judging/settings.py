@@ -57,6 +57,9 @@ class Judging(Settings):
     """Pairs judged and written at a time: what an interruption can cost."""
     vllm: Pointwise = Pointwise()
     given: Given = Given()
+    preferences: str | None = None
+    """A file that says which of two documents is preferred for a query, for objectives that read
+    it: columns query-id, preferred-id, other-id, or query_id, doc_id_a, doc_id_b, prob_a."""
     calibration: str | None = None
     """Read the judgments through the map of this artefact (`jobs.audit` fits one); they stay as
     they are."""

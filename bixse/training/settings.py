@@ -30,6 +30,11 @@ class _Single(Settings):
         """Whether it is no sum over rows, and must see all of a batch at once."""
         return False
 
+    @property
+    def reads_preferences(self) -> bool:
+        """Whether it learns from preferences beside judgments."""
+        return False
+
 
 class GradedBCE(_Single):
     """Binary cross-entropy on relevance as probability: BiXSE, arXiv 2508.06781."""
@@ -160,6 +165,10 @@ class PreferenceKL(_Single):
     scale: float = Field(default=20.0, gt=0)
     """1 / temperature, on cosine."""
 
+    @property
+    def reads_preferences(self) -> bool:
+        return True
+
 
 Single = Annotated[
     GradedBCE
@@ -216,6 +225,10 @@ class Combined(Settings):
     @property
     def whole_batch(self) -> bool:
         return any(part.whole_batch for part in self.parts)
+
+    @property
+    def reads_preferences(self) -> bool:
+        return any(part.reads_preferences for part in self.parts)
 
 
 Objective = Annotated[Single | Combined, Field(discriminator="kind")]

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bixse.training.groups import Labels, count_rows, epoch_rows, group
+from bixse.training.batches import batch_of
+from bixse.training.groups import Labels, Preferred, count_rows, epoch_rows, group
 
 
 def labels_of(rows: list[tuple[str, str, float]], **seeds: str) -> Labels:
@@ -81,3 +82,64 @@ def test_another_epoch_shares_rows_differently() -> None:
     labels = labels_of([("q", f"d{d}", 1.0) for d in range(40)])
     first, second = (epoch_rows(labels, 4, seed=0, epoch=epoch) for epoch in (0, 1))
     assert {tuple(row) for row in first} != {tuple(row) for row in second}
+
+
+JUDGED = [("q0", "a", 1.0), ("q0", "b", 0.5), ("q0", "c", 0.0), ("q1", "b", 0.25)]
+
+
+def preferring(*rows: tuple[str, str, str, float]) -> Labels:
+    query_ids, a, b, prob_a = zip(*rows, strict=True)
+    preferred = Preferred(query_ids, a, b, np.asarray(prob_a, np.float32))
+    query_ids, doc_ids, relevance = zip(*JUDGED, strict=True)
+    queries, documents = ({name: name for name in names} for names in (query_ids, doc_ids))
+    # Equal texts are one document: A is a.
+    documents["A"] = "A"
+    doc_ids, query_ids = (*doc_ids, "A"), (*query_ids, "q0")
+    return group(
+        query_ids,
+        doc_ids,
+        np.asarray((*relevance, 1.0), np.float32),
+        queries,
+        documents,
+        {},
+        preferred,
+    )
+
+
+def test_preferences_of_a_pair_are_turned_one_way_and_averaged() -> None:
+    labels = preferring(
+        ("q0", "a", "b", 0.9),
+        ("q0", "b", "A", 0.3),
+        ("q0", "c", "b", 0.25),
+        ("q0", "a", "A", 0.5),  # one document
+        ("q1", "b", "c", 1.0),  # c was not judged for q1
+        ("q2", "a", "b", 1.0),
+        ("q0", "a", "z", 1.0),
+    )
+    found = labels.preferences
+    assert found is not None
+    assert found.from_Q1.tolist() == [0, 2, 2]
+    assert found.a_R.tolist() == [0, 1]
+    assert found.b_R.tolist() == [1, 2]
+    assert found.prob_a_R.tolist() == pytest.approx([(0.9 + 0.7) / 2, 0.75])
+    assert found.unused == 4
+    # In the batch only those whose two documents are both there.
+    part = batch_of(labels, np.asarray([0, 1, 3]))
+    assert (part.row_R.tolist(), part.a_R.tolist(), part.b_R.tolist()) == ([0], [0], [1])
+    assert len(batch_of(labels, np.asarray([0, 2, 3])).row_R) == 2
+    assert len(batch_of(labels, np.asarray([0, 2])).row_R) == 0
+
+
+@pytest.mark.parametrize(
+    "row, sentence",
+    [
+        (("q0", "a", "b", 1.5), "prob_a outside"),
+        (("q0", "a", "b", float("nan")), "prob_a outside"),
+        (("q1", "a", "c", 0.5), "none of 1 preferences is between two documents judged"),
+    ],
+)
+def test_preferences_that_teach_nothing_are_refused(
+    row: tuple[str, str, str, float], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        preferring(row)

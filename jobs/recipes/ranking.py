@@ -1,0 +1,87 @@
+"""Objectives that compare a query's documents with each other, on the rows of `bixse`.
+
+The published systems that they come from make their labels in other ways as well; each recipe says
+what it leaves out.
+"""
+
+from bixse.training.settings import (
+    Combined,
+    InfoNCE,
+    LambdaLoss,
+    ListKL,
+    MarginMSE,
+    PreferenceKL,
+    RankNet,
+    Training,
+    Triplet,
+    Wasserstein,
+)
+from jobs.recipe import About, Recipe
+from jobs.recipes.bixse import bixse
+
+
+def list_kl() -> Recipe:
+    """KL distillation of the judge's relevance over each query's documents and the batch."""
+    return _ranking("list_kl", "DPR's form in PairDistill, arXiv 2410.01383", ListKL())
+
+
+def ranknet() -> Recipe:
+    """RankNet on the order of grades, the batch's other documents below all that are relevant."""
+    return _ranking("ranknet", "RankNet, ICML 2005", RankNet())
+
+
+def lambda_loss() -> Recipe:
+    """LambdaLoss: the pairs of RankNet, weighted by nDCG."""
+    return _ranking("lambda_loss", "LambdaLoss, CIKM 2018", LambdaLoss())
+
+
+def margin_mse() -> Recipe:
+    """MarginMSE: differences of cosine regressed on differences of relevance."""
+    return _ranking("margin_mse", "MarginMSE, arXiv 2010.02666", MarginMSE())
+
+
+def triplet() -> Recipe:
+    """SciNCL's triplet loss, on judged documents in place of its neighbours in a citation graph."""
+    return _ranking("triplet", "objective of SciNCL, arXiv 2202.06671", Triplet())
+
+
+def wasserstein() -> Recipe:
+    """SyCL's list-wise loss with its KL companion, on judged documents in place of written ones.
+
+    The weights of the two are ours.
+    """
+    both = Combined(parts=(Wasserstein(), ListKL()), weights=(1.0, 1.0))
+    return _ranking("wasserstein", "objective of SyCL, arXiv 2503.23239", both)
+
+
+def pairdistill() -> Recipe:
+    """PairDistill: KL over the judged list, KL over preferences (lambda 1, its DPR), in-batch CE.
+
+    Differs from the paper: one round; the preferences are brought along in a file
+    (--judging.preferences), and the pointwise teacher is whoever `judging.judge` names, its
+    relevance in place of logits; in the in-batch term every document judged .5 or better is a
+    positive, not the best alone, and a query's worse documents stay among the negatives.
+    """
+    sum_of_three = Combined(
+        parts=(ListKL(in_batch=False), PreferenceKL(), InfoNCE(positives="threshold")),
+        weights=(1.0, 1.0, 1.0),
+    )
+    return bixse().replace(
+        name="pairdistill",
+        about=About(
+            paper="PairDistill, arXiv 2410.01383",
+            hardware="as bixse",
+            cost="as bixse; the preferences are yours",
+        ),
+        # The paper's batch of 32 queries; its 64 documents a query where a query has as many.
+        training=Training(objective=sum_of_three, batch_size=32, docs_per_query=64),
+    )
+
+
+def _ranking(name: str, paper: str, objective: object) -> Recipe:
+    return bixse().replace(
+        name=name,
+        about=About(paper=paper, hardware="as bixse", cost="as bixse"),
+        # ours: a query's documents in one row, so that they meet.
+        training=Training(objective=objective, batch_size=16, docs_per_query=4),
+    )
