@@ -170,7 +170,7 @@ class PreferenceKL(_Single):
         return True
 
 
-Single = Annotated[
+_Singles = (
     GradedBCE
     | InfoNCE
     | ListKL
@@ -179,9 +179,9 @@ Single = Annotated[
     | MarginMSE
     | Wasserstein
     | Triplet
-    | PreferenceKL,
-    Field(discriminator="kind"),
-]
+    | PreferenceKL
+)
+Single = Annotated[_Singles, Field(discriminator="kind")]
 
 
 class Combined(Settings):
@@ -231,7 +231,7 @@ class Combined(Settings):
         return any(part.reads_preferences for part in self.parts)
 
 
-Objective = Annotated[Single | Combined, Field(discriminator="kind")]
+Objective = Annotated[_Singles | Combined, Field(discriminator="kind")]
 
 
 class Training(Settings):
