@@ -16,8 +16,12 @@ def autocast(device: "torch.device", precision: Precision = "auto") -> "torch.au
     """
     import torch
 
-    enabled = precision == "bfloat16" or (precision == "auto" and _multiplies_bfloat16(device))
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+    return torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16(device, precision))
+
+
+def in_bfloat16(device: "torch.device", precision: Precision = "auto") -> bool:
+    """Whether `autocast` multiplies in bfloat16."""
+    return precision == "bfloat16" or (precision == "auto" and _multiplies_bfloat16(device))
 
 
 def _multiplies_bfloat16(device: "torch.device") -> bool:

@@ -2,15 +2,15 @@
 
 Each rank encodes its share of the batch's queries and of its documents. The documents' vectors are
 gathered with gradient, and each rank takes the loss of its own queries against all documents,
-divided by the divisor of the whole batch (form 3 of methods 1.4). DDP averages gradients over the W
-ranks, so the share is multiplied by W. Encoder, scale and bias all sit inside the wrapped module,
-and their gradients are those of one process on the whole batch.
+divided by the divisor of the whole batch (form 3 of methods 1.4). The shares add up to the loss of
+one process, so their gradients are summed over the ranks, encoder, scale and bias alike
+(`gradients.py`).
 
 Shapes: Q queries of this rank, D documents of the batch, N documents of this rank, E dimensions.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -117,27 +117,25 @@ class GatheredObjective(nn.Module):
 
     def encode(self, side: Side) -> Tensor:
         """Unit vectors [side.count, E] in the order of the texts."""
-        with autocast(side.place.device, self.precision):
-            chunks = [self.encoder(c, task=side.role)["sentence_embedding"] for c in side.chunks]
-        vectors_NE = torch.cat(chunks)
+        with self.autocast():
+            return self.ordered(torch.cat(list(self.chunks(side))), side)
+
+    def autocast(self) -> torch.autocast:
+        return autocast(self.log_scale.device, self.precision)
+
+    def chunks(self, side: Side) -> Iterator[Tensor]:
+        """What the encoder makes of each chunk, [texts, E], when it is asked for."""
+        for chunk in side.chunks:
+            with self.autocast():
+                # A copy: sentence-transformers adds its outputs to the features.
+                vectors: Tensor = self.encoder(dict(chunk), task=side.role)["sentence_embedding"]
+            yield vectors
+
+    @staticmethod
+    def ordered(vectors_NE: Tensor, side: Side) -> Tensor:
+        """Unit vectors [side.count, E] in the order of the texts, of those of all chunks."""
         precision = torch.promote_types(vectors_NE.dtype, torch.float32)
         return normalize(vectors_NE.to(precision), dim=1)[side.place][: side.count]
-
-    def cosines(self, queries: Side, documents: Side, counts: Sequence[int]) -> Tensor:
-        """Cosines of this rank's queries with the documents of all ranks, [Q, D]."""
-        document_DE = gather_rows(self.encode(documents), counts, self.world)
-        return self.encode(queries) @ document_DE.T
-
-    def forward(self, queries: Side, documents: Side, cells: Cells) -> tuple[Tensor, Tensor]:
-        """W times this rank's share of the loss, to go backward from; and its shares to report.
-
-        The second is [loss, floor], detached: added up over the ranks they are the batch's loss
-        and the least it could be.
-        """
-        document_DE = gather_rows(self.encode(documents), cells.documents, self.world)
-        loss, floor = self.share(self.encode(queries), document_DE, cells)
-        shares = torch.stack([loss.detach().double(), floor.detach().double()])
-        return loss * self.world.size, shares
 
     def share(self, query_QE: Tensor, document_DE: Tensor, cells: Cells) -> tuple[Tensor, Tensor]:
         """This rank's share of the batch's loss and of its floor, from the vectors alone.

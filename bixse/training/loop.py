@@ -5,20 +5,24 @@ uninterrupted one exactly. The encoders that we tune have a batch's other docume
 from fitting single pairs.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from enum import IntEnum
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from bixse.artifacts import Place
 from bixse.training import losses, state
+from bixse.training.attention import fast_attention
 from bixse.training.batches import Batch, Role, Side, batch_of, tokenise
 from bixse.training.gather import (
     MAX_SCALE,
@@ -27,6 +31,7 @@ from bixse.training.gather import (
     cells_of,
     gather_rows,
 )
+from bixse.training.gradients import batch_cosines, batch_gradients, most
 from bixse.training.groups import Ints, Labels, count_rows, epoch_rows
 from bixse.training.objective import Cells
 from bixse.training.order import Plan, rate_factor, share
@@ -35,6 +40,8 @@ from bixse.training.settings import Training
 if TYPE_CHECKING:
     import pyarrow as pa
     from sentence_transformers import SentenceTransformer
+
+_log = logging.getLogger(__name__)
 
 METRICS = (
     "step",
@@ -87,17 +94,38 @@ def plan_of(labels: Labels, settings: Training) -> Plan:
     )
 
 
+class Notice(IntEnum):
+    """What a rank is told between two steps."""
+
+    NONE = 0
+    SAVE = 1
+    """A machine will be taken away: save now, train on."""
+    STOP = 2
+    """Save and stop."""
+
+
+class Stopped(Exception):
+    """Training stopped as it was told to, with a checkpoint of all its steps."""
+
+    def __init__(self, steps: int, of: int) -> None:
+        super().__init__(f"training stopped after step {steps} of {of}, which is saved")
+        self.steps = steps
+
+
 def train_loop(
     run: Run,
     model: "SentenceTransformer",
     world: World,
     on_step: Callable[[int], None] = lambda _: None,
+    notice: Callable[[], Notice] = lambda: Notice.NONE,
 ) -> Trained:
     """Tune `model` in place, from its last checkpoint if there is one.
 
     With more than one rank the process group must stand. `on_step` is called with the number of
-    steps done: once at the start, then after every step. Raises ValueError as `state.load`, and
-    RuntimeError when a loss or gradient is not finite or the ranks read different checkpoints.
+    steps done: once at the start, then after every step. `notice` is asked after every step, and
+    what one rank hears holds for all. Raises ValueError as `state.load`; RuntimeError when a loss
+    or gradient is not finite, the ranks read different checkpoints or memory does not suffice for
+    one text; Stopped when a notice says so.
     """
     settings = run.settings
     plan = plan_of(run.labels, settings)
@@ -107,23 +135,40 @@ def train_loop(
     optimizer = _optimizer(module, settings)
     history = state.load(run.checkpoints, run.fingerprint, module, optimizer, METRICS)
     _refuse_unequal(len(history), world)
+    _same_weights(module, world)
     on_step(len(history))
-    if not history and settings.objective.learns_bias:
-        first = next(_batches(run.labels, settings, plan, 0))
-        _calibrate(module, _share(run, model, world, first))
-    # Kept in a variable: calling an unwrapped module would train unsynchronised, in silence.
-    # Parameters may be unused: under mean pooling, a BERT's pooler.
-    trained: nn.Module = (
-        DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
-        if world.size > 1
-        else module
-    )
+    longest = max(settings.query_tokens, settings.document_tokens)
+    longest = min(longest, model.max_seq_length or longest)
+    with fast_attention(model, settings.precision, longest):
+        if not history and settings.objective.learns_bias:
+            first = next(_batches(run.labels, settings, plan, 0))
+            _calibrate(module, _share(run, model, world, first), settings.micro_batch_tokens)
+        _steps(run, model, module, optimizer, plan, history, on_step, notice)
+    return Trained(module.scale, module.bias.item(), [_named(line) for line in history])
+
+
+def _steps(
+    run: Run,
+    model: "SentenceTransformer",
+    module: GatheredObjective,
+    optimizer: torch.optim.Optimizer,
+    plan: Plan,
+    history: list[list[float]],
+    on_step: Callable[[int], None],
+    notice: Callable[[], Notice],
+) -> None:
+    """The steps from the end of `history`, each a line of it, with checkpoints."""
+    settings, world = run.settings, module.world
+    limit = settings.micro_batch_tokens
+    told = Notice.NONE
     started = time.perf_counter()
     batches = _batches(run.labels, settings, plan, len(history))
-    for step, batch in enumerate(batches, start=len(history)):
+    for mine in _ahead(_share(run, model, world, batch) for batch in batches):
+        step = len(history)
         factor = rate_factor(step, plan.steps, settings.warmup_ratio)
-        mine = _share(run, model, world, batch)
-        loss, floor, grad_norm = _step(trained, module, optimizer, settings, mine, factor)
+        shares, limit = _fitted(module, mine, limit, partial(batch_gradients, module, mine.cells))
+        loss, floor = shares.tolist()
+        grad_norm = _update(module, optimizer, settings, loss, factor)
         finished = time.perf_counter()
         history.append(
             [
@@ -135,18 +180,22 @@ def train_loop(
                 module.bias.item(),
                 settings.learning_rate * factor,
                 grad_norm,
-                batch.own_K.sum(),
-                len(batch.query_Q),
-                len(batch.document_D),
+                mine.batch.own_K.sum(),
+                len(mine.batch.query_Q),
+                len(mine.batch.document_D),
                 finished - started,
             ]
         )
         started = finished
-        due = (step + 1) % settings.checkpoint_every == 0 or step + 1 == plan.steps
+        heard = Notice(most(notice(), world))
+        last = len(history) == plan.steps
+        due = last or len(history) % settings.checkpoint_every == 0 or heard > told
         if due and world.rank == 0:
             state.save(run.checkpoints, run.fingerprint, module, optimizer, METRICS, history)
-        on_step(step + 1)
-    return Trained(module.scale, module.bias.item(), [_named(line) for line in history])
+        on_step(len(history))
+        if heard is Notice.STOP and not last:
+            raise Stopped(len(history), plan.steps)
+        told = heard
 
 
 def _named(line: list[float]) -> dict[str, float]:
@@ -181,7 +230,14 @@ def _share(run: Run, model: "SentenceTransformer", world: World, batch: Batch) -
         mine = numbers[share(len(numbers), world.rank, world.size)]
         # A rank without texts encodes one and uses none: every rank takes part in every collective.
         read = mine if len(mine) else numbers[:1]
-        return tokenise(model, texts.take(read).to_pylist(), role, tokens, len(mine))
+        return tokenise(
+            model,
+            texts.take(read).to_pylist(),
+            role,
+            tokens,
+            len(mine),
+            settings.micro_batch_tokens,
+        )
 
     return _Mine(
         batch,
@@ -191,33 +247,66 @@ def _share(run: Run, model: "SentenceTransformer", world: World, batch: Batch) -
     )
 
 
-def _step(
-    trained: nn.Module,
+def _ahead(shares: Iterator[_Mine]) -> Iterator[_Mine]:
+    """Each share, made in a thread while the one before it is trained on."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, shares, None)
+        while (mine := coming.result()) is not None:
+            coming = thread.submit(next, shares, None)
+            yield mine
+
+
+_Attempt = Callable[[Side, Side, bool], torch.Tensor | None]
+
+
+def _fitted(
+    module: GatheredObjective, mine: _Mine, limit: int | None, attempt: _Attempt
+) -> tuple[torch.Tensor, int | None]:
+    """What an attempt makes of queries, documents and whether to recompute; and the limit it took.
+
+    A micro-batch that does not fit is halved until it does. Raises RuntimeError when one text does
+    not fit.
+    """
+    queries, documents = mine.queries, mine.documents
+    while True:
+        if limit is not None:
+            queries, documents = queries.within(limit), documents.within(limit)
+        made = attempt(queries, documents, limit is not None)
+        if made is not None:
+            return made, limit
+        if module.log_scale.device.type == "cuda":
+            torch.cuda.empty_cache()
+        widest = most(max(queries.widest, documents.widest), module.world)
+        if not widest and limit is not None:
+            raise RuntimeError(
+                "memory does not suffice for one text at a time: lower document_tokens or take a "
+                "smaller encoder"
+            )
+        # Setting it at all turns GradCache on.
+        limit = max(1, widest // 2)
+        _log.warning("out of memory: once more in micro-batches of %d tokens", limit)
+
+
+def _update(
     module: GatheredObjective,
     optimizer: torch.optim.Optimizer,
     settings: Training,
-    mine: _Mine,
+    loss: float,
     factor: float,
-) -> tuple[float, float, float]:
-    """One update. Returns the loss of the whole batch, its floor and the gradient's norm."""
+) -> float:
+    """One update by the gradients at hand. Returns their norm before clipping."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor
-    optimizer.zero_grad(set_to_none=True)
-    loss, shares = trained(mine.queries, mine.documents, mine.cells)
-    loss.backward()
-    if module.world.size > 1:
-        dist.all_reduce(shares)
-    batch_loss, floor = shares.tolist()
     norm = float(nn.utils.clip_grad_norm_(module.parameters(), settings.max_grad_norm))
-    if not (math.isfinite(batch_loss) and math.isfinite(norm)):
+    if not (math.isfinite(loss) and math.isfinite(norm)):
         raise RuntimeError(
-            f"loss {batch_loss} with gradient norm {norm}: lower the learning rate "
+            f"loss {loss} with gradient norm {norm}: lower the learning rate "
             f"(now {settings.learning_rate:g}) or start from another encoder"
         )
     optimizer.step()
     with torch.no_grad():
         module.log_scale.clamp_(max=math.log(MAX_SCALE))
-    return batch_loss, floor, norm
+    return norm
 
 
 def _optimizer(module: GatheredObjective, settings: Training) -> torch.optim.AdamW:
@@ -242,9 +331,10 @@ def _optimizer(module: GatheredObjective, settings: Training) -> torch.optim.Ada
 
 
 @torch.no_grad()
-def _calibrate(module: GatheredObjective, first: _Mine) -> None:
+def _calibrate(module: GatheredObjective, first: _Mine, limit: int | None) -> None:
     """Set the bias on the first global batch; every rank bisects the same cells."""
-    cosine_QD = module.cosines(first.queries, first.documents, first.cells.documents)
+    attempt = partial(batch_cosines, module, first.cells)
+    cosine_QD, _ = _fitted(module, first, limit, attempt)
     size = module.world.size
     rows = len(first.batch.query_Q)
     if size > 1:
@@ -258,12 +348,14 @@ def _calibrate(module: GatheredObjective, first: _Mine) -> None:
 
 
 def _refuse_unequal(steps: int, world: World) -> None:
-    if world.size == 1:
-        return
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    extremes = torch.tensor([steps, -steps], device=device)
-    dist.all_reduce(extremes, dist.ReduceOp.MAX)
-    if extremes[0] != -extremes[1]:
+    if most(steps, world) != -most(-steps, world):
         raise RuntimeError(
             "the workers read different checkpoints: --out must be storage that all nodes share"
         )
+
+
+def _same_weights(module: nn.Module, world: World) -> None:
+    """The first rank's: what a start leaves to chance (a pooler that it lacks) is one draw."""
+    if world.size > 1:
+        for parameter in module.parameters():
+            dist.broadcast(parameter.data, 0)

@@ -258,6 +258,9 @@ class Training(Settings):
     """Longest query; the rest is cut."""
     document_tokens: int = Field(default=256, ge=4)
     """Longest document; the rest is cut."""
+    micro_batch_tokens: int | None = Field(default=None, ge=1)
+    """Encode no more tokens at a time, twice (GradCache, arXiv 2101.06983): memory stops following
+    the batch size, for about a third more time. Unset: once, all together, until memory is out."""
     precision: Precision = "auto"
     """Of matrix products: auto is bfloat16 where the device has instructions for it."""
     seed: int = 0

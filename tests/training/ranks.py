@@ -1,26 +1,30 @@
 """One rank of a process group, as a program: `python -m tests.training.ranks WHAT RANK WORLD DIR`.
 
 gradients   of every objective on every batch, in double precision -> DIR/gradients-WORLD
+recomputed  the same with GradCache, two texts at a time -> DIR/recomputed-WORLD
 loop        training of DIR/encoder from its last checkpoint -> DIR/loop-WORLD
 """
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from bixse.artifacts import Place
 from bixse.models.encoder import load_model
 from bixse.training.batches import Batch, Role, Side, batch_of
 from bixse.training.gather import GatheredObjective, World, cells_of
+from bixse.training.gradients import batch_gradients
 from bixse.training.groups import Labels, Preferred, group
-from bixse.training.loop import Run, train_loop
+from bixse.training.loop import Notice, Run, train_loop
 from bixse.training.order import share
 from bixse.training.settings import (
     Combined,
@@ -126,35 +130,59 @@ def words(role: Role, numbers: np.ndarray) -> Tensor:
 
 def side(role: Role, numbers: np.ndarray, world: World) -> Side:
     mine = numbers[share(len(numbers), world.rank, world.size)]
-    features = {"words": words(role, mine if len(mine) else numbers[:1])}
-    return Side(role, [features], torch.arange(max(1, len(mine))), len(mine))
+    read = mine if len(mine) else numbers[:1]
+    features = {"words": words(role, read), "attention_mask": torch.ones(len(read), 1)}
+    # As `tokenise` leaves them: not in the order of the texts.
+    order = torch.arange(len(read)).flip(0)
+    features = {name: value[order] for name, value in features.items()}
+    return Side(role, [features], order, len(mine))
 
 
-def gradients(world: World) -> dict[str, Tensor]:
-    """Loss and gradients as DDP leaves them, by objective, batch and parameter."""
+@contextmanager
+def counted() -> Iterator[list[int]]:
+    """The numbers of elements of all tensors that are all-reduced meanwhile."""
+    sizes: list[int] = []
+    reduce = dist.all_reduce
+
+    def count(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+        sizes.append(tensor.numel())
+        return reduce(tensor, *args, **kwargs)
+
+    with patch.object(dist, "all_reduce", count):
+        yield sizes
+
+
+def gradients(world: World, tokens: int | None = None) -> dict[str, Tensor]:
+    """Loss, gradients and sizes of all-reduces, by objective, batch and parameter.
+
+    With `tokens`, encoded twice in chunks of at most so many texts.
+    """
     found = {}
     for name, objective in OBJECTIVES.items():
         module = GatheredObjective(TwoTowers(), objective, world).double()
         module.bias.data.fill_(-0.5)
-        wrapped: nn.Module = module
-        if world.size > 1:
-            wrapped = DistributedDataParallel(module, find_unused_parameters=True)
         for kind, batch in batches().items():
-            module.zero_grad(set_to_none=True)
             cells = cells_of(batch, objective, world, torch.device("cpu"))
             sides = side("query", batch.query_Q, world), side("document", batch.document_D, world)
-            loss, shares = wrapped(*sides, cells)
-            loss.backward()
-            if world.size > 1:
-                dist.all_reduce(shares)
+            if tokens is not None:
+                sides = sides[0].within(tokens), sides[1].within(tokens)
+            with counted() as sizes:
+                shares = batch_gradients(module, cells, *sides, recompute=tokens is not None)
+            assert shares is not None
             found[f"{name}/{kind}/loss"] = shares
+            found[f"{name}/{kind}/reduced"] = torch.tensor(sizes)
             for parameter, value in module.named_parameters():
                 if value.grad is not None:
                     found[f"{name}/{kind}/{parameter}"] = value.grad
     return found
 
 
-def loop(world: World, directory: Path, max_steps: int | None = None) -> dict[str, Tensor]:
+def loop(
+    world: World,
+    directory: Path,
+    notice: Callable[[], Notice] = lambda: Notice.NONE,
+    **changes: object,
+) -> dict[str, Tensor]:
     """Weights and curve after training with checkpoints every 4 steps."""
     model = load_model(str(directory / "encoder"), "cpu")
     settings = Training(
@@ -162,10 +190,9 @@ def loop(world: World, directory: Path, max_steps: int | None = None) -> dict[st
         epochs=2,
         learning_rate=1e-3,
         checkpoint_every=4,
-        max_steps=max_steps,
         # Ranks encode other chunks than one process: bfloat16 would round them apart.
         precision="float32",
-    )
+    ).replace(**changes)
     checkpoints = Place(str(directory / "checkpoints"))
     run = Run(settings, labels(20, 12, seed=3), checkpoints, "a fingerprint")
 
@@ -173,7 +200,7 @@ def loop(world: World, directory: Path, max_steps: int | None = None) -> dict[st
         if (directory / "stop").exists() and steps == int((directory / "stop").read_text()):
             raise KeyboardInterrupt
 
-    trained = train_loop(run, model, world, on_step)
+    trained = train_loop(run, model, world, on_step, notice)
     curve = [[line[name] for name in line if name != "seconds"] for line in trained.history]
     weights = {name: value.detach() for name, value in model.named_parameters()}
     return {**weights, "curve": torch.tensor(curve, dtype=torch.float64)}
@@ -185,7 +212,13 @@ def main() -> None:
     store = f"file://{directory}/store-{what}-{size}"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size)
     world = World(rank, size)
-    found = gradients(world) if what == "gradients" else loop(world, directory)
+    match what:
+        case "gradients":
+            found = gradients(world)
+        case "recomputed":
+            found = gradients(world, tokens=2)
+        case _:
+            found = loop(world, directory)
     if rank == 0:
         save_file(found, directory / f"{what}-{size}.safetensors")
     dist.destroy_process_group()

@@ -1,5 +1,6 @@
 """Batches: what is known of every cell, and texts read as the served encoder reads them."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,9 @@ import pytest
 import torch
 
 from bixse.models.encoder import Encoder, load_model
-from bixse.training.batches import batch_of, prompt_of, tokenise
+from bixse.training.batches import batch_of, cut, prompt_of, tokenise
 from bixse.training.gather import GatheredObjective, World
-from bixse.training.groups import Labels, group
+from bixse.training.groups import Ints, Labels, group
 from bixse.training.losses import graded_bce
 from bixse.training.settings import GradedBCE
 from tests.encoders import save_tiny_encoder, texts
@@ -95,7 +96,8 @@ def test_trained_and_served_vectors_agree(prompts: dict[str, str], tmp_path: Pat
     read = texts(70, seed=1, longest=60)
     for role in ("query", "document"):
         side = tokenise(model, read, role, 512, 69)
-        assert len(side.chunks) == 3
+        side = side.within(512)
+        assert 3 <= len(side.chunks) <= 12
         vectors = module.encode(side).detach().numpy()
         # Documents are served in bfloat16 where the machine multiplies that faster.
         exact = 2e-6 if role == "query" else 2e-4
@@ -113,3 +115,47 @@ def test_long_texts_are_cut_at_the_lower_limit(tmp_path: Path) -> None:
         for limit in (8, 32, 512)
     ]
     assert widths == [8, 32, 32]
+
+
+def test_chunks_waste_as_little_as_can_be() -> None:
+    draw = np.random.default_rng(0)
+    for cost, most in ((0, None), (20, None), (20, 64), (300, 128)):
+        lengths = np.sort(draw.integers(2, 90, size=9))[::-1].astype(np.int64)
+
+        def price(parts: list[slice], cost: int = cost, lengths: Ints = lengths) -> int:
+            return sum(int(lengths[p.start]) * (p.stop - p.start) + cost for p in parts)
+
+        def allowed(part: slice, most: int | None = most, lengths: Ints = lengths) -> bool:
+            texts = part.stop - part.start
+            return texts == 1 or most is None or int(lengths[part.start]) * texts <= most
+
+        every = []
+        for ends in range(2**8):
+            marks = [0, *(i + 1 for i in range(8) if ends >> i & 1), 9]
+            parts = [slice(a, b) for a, b in itertools.pairwise(marks)]
+            if all(map(allowed, parts)):
+                every.append(price(parts))
+        found = cut(lengths, cost, most)
+        assert [p.start for p in found] == [0, *(p.stop for p in found[:-1])]
+        assert found[-1].stop == 9
+        assert all(map(allowed, found))
+        assert price(found) == min(every)
+
+
+def test_chunks_hold_every_text_without_its_padding(tmp_path: Path) -> None:
+    model = load_model(str(save_tiny_encoder(tmp_path, {"query": "ask: "})), "cpu")
+    read = texts(40, seed=4, longest=30)
+    whole = tokenise(model, read, "query", 512, 40)
+    small = tokenise(model, read, "query", 512, 40, most=64)
+    halved = whole.within(64)
+    (all_at_once,) = (model.preprocess(read, prompt="ask: ", task="query", max_length=32),)
+    wanted = [row[row != 0].tolist() for row in all_at_once["input_ids"]]
+    for side in (whole, small, halved):
+        rows = [row[row != 0].tolist() for c in side.chunks for row in c["input_ids"]]
+        assert [rows[place] for place in side.place.tolist()] == wanted
+        assert all(c["attention_mask"].any(dim=0).all() for c in side.chunks)
+    for side in (small, halved):
+        assert all(c["input_ids"].numel() <= 64 for c in side.chunks)
+        assert side.widest <= 64
+    padded = sum(c["input_ids"].numel() for c in whole.chunks)
+    assert padded < 0.9 * all_at_once["input_ids"].numel()

@@ -86,16 +86,43 @@ def test_one_process_equals_the_formula(
         torch.testing.assert_close(found, value, atol=1e-10, rtol=1e-9, msg=name)
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])
-def test_ranks_equal_one_process(world: int, one: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    found = run_ranks("gradients", world, tmp_path)
+@pytest.mark.parametrize(
+    "what, world",
+    [("gradients", 2), ("gradients", 4), ("recomputed", 1), ("recomputed", 2), ("recomputed", 4)],
+)
+def test_ranks_equal_one_process(
+    what: str, world: int, one: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    found = run_ranks(what, world, tmp_path)
     assert found.keys() >= one.keys()
     sides = ("encoder.towers.query.weight", "encoder.towers.document.weight", "log_scale", "bias")
     assert all(one[f"graded_bce/even/{name}"].abs().sum() > 1e-3 for name in sides)
+    assert not any(name.endswith("/encoder.unused") for name in found)
     for name, value in one.items():
+        if name.endswith("/reduced"):
+            continue
         # The reported floor is reduced in float32; everything else is double.
         exact = 1e-6 if name.endswith("/loss") else 1e-10
         torch.testing.assert_close(found[name], value, atol=exact, rtol=exact, msg=name)
+
+
+@pytest.mark.parametrize("what", ["gradients", "recomputed"])
+def test_gradients_are_reduced_once_a_step(what: str, tmp_path: Path) -> None:
+    found = run_ranks(what, 2, tmp_path)
+    steps = [f"{name}/{kind}" for name in ("graded_bce", "all") for kind in ranks.batches()]
+    for step in steps:
+        parameters = [
+            value.numel()
+            for name, value in found.items()
+            if name.startswith(f"{step}/") and name.split("/")[2] not in ("loss", "reduced")
+        ]
+        # Whether memory sufficed, the documents' vectors, again memory, which parameters have a
+        # gradient, the gradients, and the loss with its floor.
+        documents = ranks.batches()[step.split("/")[1]].document_D
+        expected = [1, 6 * len(documents), 1, 7, sum(parameters), 2]
+        sizes = found[f"{step}/reduced"].tolist()
+        assert sizes[:3] + sizes[4:] == expected[:3] + expected[4:], step
+        assert sizes[3] < 10
 
 
 def test_batches_are_what_they_are_called() -> None:

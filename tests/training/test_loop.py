@@ -1,14 +1,17 @@
 """The loop: learns, and goes on after an interruption as if there had been none."""
 
+import inspect
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import BertModel
 
 from bixse.artifacts import Place
 from bixse.models.encoder import load_model
+from bixse.training.attention import fast_attention
 from bixse.training.gather import World
-from bixse.training.loop import METRICS, Run, Trained, train_loop
+from bixse.training.loop import METRICS, Notice, Run, Stopped, Trained, train_loop
 from bixse.training.settings import GradedBCE, InfoNCE, Objective, Training
 from tests.encoders import save_tiny_encoder
 from tests.training import ranks
@@ -90,3 +93,82 @@ def test_the_bias_starts_calibrated_and_a_fixed_scale_stays(tmp_path: Path) -> N
 def test_numbers_that_are_not_finite_end_the_run(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"lower the learning rate|not finite"):
         trained(tmp_path, GradedBCE(), learning_rate=1e30, epochs=2)
+
+
+def test_micro_batches_change_nothing_but_rounding(
+    whole: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    save_tiny_encoder(tmp_path)
+    cached = ranks.loop(ranks.World(), tmp_path, micro_batch_tokens=32)
+    for name, value in whole.items():
+        torch.testing.assert_close(cached[name], value, atol=2e-4, rtol=1e-3, msg=name)
+
+
+def out_of_memory_above(tokens: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let a BERT run out of memory on more than some tokens at a time; what it was asked for."""
+    forward, asked = BertModel.forward, []
+
+    def limited(self: BertModel, input_ids: torch.Tensor, **kwargs: object) -> object:
+        asked.append(input_ids.numel())
+        if input_ids.numel() > tokens:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(self, input_ids, **kwargs)
+
+    limited.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+    monkeypatch.setattr(BertModel, "forward", limited)
+    return asked
+
+
+def test_out_of_memory_halves_the_micro_batch_and_repeats_the_step(
+    whole: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_tiny_encoder(tmp_path)
+    asked = out_of_memory_above(40, monkeypatch)
+    halved = ranks.loop(ranks.World(), tmp_path)
+    too_large = [tokens for tokens in asked if tokens > 40]
+    # Each attempt ends at its first chunk that does not fit; later steps keep to what did.
+    assert 1 <= len(too_large) <= 6
+    assert asked.index(too_large[-1]) < len(asked) // 4
+    for name, value in whole.items():
+        torch.testing.assert_close(halved[name], value, atol=2e-4, rtol=1e-3, msg=name)
+
+
+def test_a_text_that_fits_nowhere_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_tiny_encoder(tmp_path)
+    out_of_memory_above(4, monkeypatch)
+    with pytest.raises(RuntimeError, match="memory does not suffice for one text"):
+        ranks.loop(ranks.World(), tmp_path, objective=InfoNCE())
+
+
+def test_a_notice_saves_and_stops_and_the_run_goes_on_exactly(
+    whole: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    save_tiny_encoder(tmp_path)
+    heard = iter([Notice.NONE, Notice.SAVE, Notice.SAVE, Notice.NONE, Notice.NONE, Notice.STOP])
+    saved = []
+
+    def notice() -> Notice:
+        saved.append(sorted(path.name[:13] for path in (tmp_path / "checkpoints").glob("step-*")))
+        return next(heard)
+
+    with pytest.raises(Stopped, match="after step 6 of"):
+        ranks.loop(ranks.World(), tmp_path, notice)
+    # Saved once after step 2, as told, and after step 4, as always.
+    assert saved[2:6] == [["step-00000002"]] * 2 + [["step-00000002", "step-00000004"]] * 2
+    assert (tmp_path / "checkpoints").exists()
+    resumed = ranks.loop(ranks.World(), tmp_path)
+    for name, value in whole.items():
+        assert torch.equal(resumed[name], value), name
+
+
+def test_attention_is_what_it_was_after_training(tmp_path: Path) -> None:
+    model = load_model(str(save_tiny_encoder(tmp_path)), "cpu")
+    config = model[0].model.config
+    for precision, attention in (("float32", "sdpa"), ("bfloat16", "eager")):
+        with fast_attention(model, precision, 128):
+            assert config._attn_implementation == attention
+        assert config._attn_implementation == "sdpa"
+    with fast_attention(model, "bfloat16", 8192):
+        assert config._attn_implementation == "sdpa"

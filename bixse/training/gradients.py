@@ -1,0 +1,147 @@
+"""Gradients of one batch over all ranks, in as little memory as asked for, in one all-reduce.
+
+The loss sees texts only through their vectors. So a step is three parts: vectors of this rank's
+texts; the loss and its gradient at the vectors, which needs all ranks; from there to the weights.
+Only the middle talks to other ranks, and it is small: a rank that runs out of memory in the first
+or last says so before anybody waits for it.
+
+GradCache (arXiv 2101.06983): with `recompute` the first part keeps nothing but vectors and the last
+encodes again, chunk after chunk, so that no more than one chunk's activations exist at a time. As
+dropout is off, the second encoding equals the first and the gradients are the same.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from bixse.training.batches import Side
+from bixse.training.gather import GatheredObjective, World, gather_rows
+from bixse.training.objective import Cells
+
+
+def batch_gradients(
+    module: GatheredObjective,
+    cells: Cells,
+    queries: Side,
+    documents: Side,
+    recompute: bool = False,
+) -> Tensor | None:
+    """Leave the batch's gradients in `.grad`, the same on every rank; its [loss, floor].
+
+    Gradients and loss are summed over the ranks. None, on every rank, when the memory of one did
+    not suffice: then there are no gradients, and the call may be repeated with smaller chunks.
+    """
+    sides = (queries, documents)
+    module.zero_grad(set_to_none=True)
+    made = _vectors(module, sides, recompute)
+    if most(made is None, module.world) or made is None:
+        return None
+    # Gradient flows from the loss to these and stops.
+    leaves = [vectors_NE.detach().requires_grad_() for vectors_NE in made]
+    query_QE, own_NE = (module.ordered(*pair) for pair in zip(leaves, sides, strict=True))
+    document_DE = gather_rows(own_NE, cells.documents, module.world)
+    loss, floor = module.share(query_QE, document_DE, cells)
+    loss.backward()  # type: ignore[no-untyped-call]
+    shares = torch.stack([loss.detach().double(), floor.detach().double()])
+    through = _backward(module, sides, None if recompute else made, leaves)
+    del made
+    if most(not through, module.world):
+        module.zero_grad(set_to_none=True)
+        return None
+    _sum_gradients(module, module.world)
+    if module.world.size > 1:
+        dist.all_reduce(shares)
+    return shares
+
+
+@torch.no_grad()
+def batch_cosines(
+    module: GatheredObjective, cells: Cells, queries: Side, documents: Side, _: bool = True
+) -> Tensor | None:
+    """Cosines of this rank's queries with the documents of all ranks, [Q, D].
+
+    None, on every rank, when the memory of one did not suffice.
+    """
+    sides = (queries, documents)
+    made = _vectors(module, sides, recompute=True)
+    if most(made is None, module.world) or made is None:
+        return None
+    query_QE, own_NE = (module.ordered(*pair) for pair in zip(made, sides, strict=True))
+    return query_QE @ gather_rows(own_NE, cells.documents, module.world).T
+
+
+def _vectors(
+    module: GatheredObjective, sides: Sequence[Side], recompute: bool
+) -> list[Tensor] | None:
+    """Of each side what the encoder makes, [texts, E]; None when memory does not suffice."""
+    try:
+        # Around all chunks: a weight is rounded once a step, not once a chunk.
+        with torch.set_grad_enabled(not recompute), module.autocast():
+            return [torch.cat(list(module.chunks(side))) for side in sides]
+    except torch.OutOfMemoryError:
+        return None
+
+
+def _backward(
+    module: GatheredObjective,
+    sides: Sequence[Side],
+    made: list[Tensor] | None,
+    leaves: Sequence[Tensor],
+) -> bool:
+    """From the vectors to the weights, on this rank; whether memory sufficed."""
+    grads = [leaf.grad if leaf.grad is not None else torch.zeros_like(leaf) for leaf in leaves]
+    try:
+        if made is not None:
+            torch.autograd.backward(made, grads)
+            return True
+        for side, grad_NE in zip(sides, grads, strict=True):
+            for vectors, grad in _beside(module.chunks(side), grad_NE):
+                vectors.backward(grad)  # type: ignore[no-untyped-call]
+        return True
+    except torch.OutOfMemoryError:
+        return False
+
+
+def _beside(chunks: Iterator[Tensor], rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each chunk with its rows."""
+    start = 0
+    for chunk in chunks:
+        yield chunk, rows[start : start + len(chunk)]
+        start += len(chunk)
+
+
+def most(value: int, world: World) -> int:
+    """The largest of all ranks' values; every rank must ask."""
+    if world.size == 1:
+        return value
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    found = torch.tensor(value, device=device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(found)
+
+
+def _sum_gradients(module: nn.Module, world: World) -> None:
+    """Sum every gradient over the ranks, all of them in one all-reduce a data type.
+
+    A parameter without a gradient on every rank (under mean pooling, a BERT's pooler) keeps none,
+    so that the optimiser leaves it alone.
+    """
+    if world.size == 1:
+        return
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    has = torch.tensor([p.grad is not None for p in parameters], device=parameters[0].device).int()
+    dist.all_reduce(has, dist.ReduceOp.MAX)
+    used = [p for p, any_rank in zip(parameters, has.tolist(), strict=True) if any_rank]
+    for dtype in sorted({p.dtype for p in used}, key=str):
+        mine = [p for p in used if p.dtype == dtype]
+        flat = torch.cat([_grad(p).flatten() for p in mine])
+        dist.all_reduce(flat)
+        parts = torch.split(flat, [p.numel() for p in mine])
+        for parameter, part in zip(mine, parts, strict=True):
+            parameter.grad = part.view_as(parameter)
+
+
+def _grad(parameter: Tensor) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
