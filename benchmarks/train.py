@@ -25,7 +25,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -137,19 +137,26 @@ def summary(turns: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
 
 def in_process(options: Options, system: System) -> dict[str, float]:
     """A turn in a process of its own, bixse's with the allocator that `jobs.train` sets."""
-    command = [sys.executable, "-m", "benchmarks.train", "--turn", system]
-    for name in (
-        "start", "data", "batch_size", "steps", "query_tokens", "document_tokens",
-        "micro_batch_tokens", "precision", "device", "threads",
-    ):  # fmt: skip
-        value = getattr(options, name)
-        if value is not None:
-            command += [f"--{name.replace('_', '-')}", str(value)]
-    if options.even:
-        command.append("--even")
     ours = system == "bixse" or options.even
-    environment = os.environ | (CPU_ALLOCATOR if ours and options.device == "cpu" else {})
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
+    environment = CPU_ALLOCATOR if ours and options.device == "cpu" else {}
+    return turn_of("benchmarks.train", replace(options, turn=system), environment)
+
+
+def turn_of(module: str, options: Any, environment: Mapping[str, str]) -> dict[str, float]:
+    """What `python -m module` prints last, run with these options."""
+    flags: list[str] = []
+    for name, value in vars(options).items():
+        if isinstance(value, bool):
+            flags += [f"--{name.replace('_', '-')}"] if value else []
+        elif value is not None:
+            flags += [f"--{name.replace('_', '-')}", str(value)]
+    done = subprocess.run(
+        [sys.executable, "-m", module, *flags],
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    )
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 

@@ -10,8 +10,10 @@ resumes like a restarted worker.
 """
 
 import hashlib
+import itertools
 import json
 import os
+import signal
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -28,6 +30,7 @@ import pyarrow.compute as pc
 from bixse.artifacts import MANIFEST, Artifact, Draft, Place, begin
 from bixse.models.encoder import encoder_fingerprint, load_model, resolve
 from bixse.records import CORPUS, PREFERENCES, document_text
+from bixse.training.allocator import CPU_ALLOCATOR
 from bixse.training.settings import Training
 from jobs.parts import progress, start_ray
 from jobs.recipe import Placement
@@ -42,6 +45,8 @@ CURVE = "training.jsonl"
 
 _TIMED = ("seconds",)
 _TIMEOUT_S = 600
+_PREEMPTION_EVERY = 10
+"""Steps between two questions whether Ray knows of a machine that will be taken away."""
 
 
 def train(
@@ -61,7 +66,8 @@ def train(
     Goes on from the last checkpoint of an interrupted run. Raises ValueError when there is nothing
     to learn from (no judgments, all of relevance 0, fewer than two rows), when a judgment names a
     query or document that is not there, when the objective reads preferences and there are none,
-    or the reverse, and as `load_model` and `begin`.
+    or the reverse, and as `load_model` and `begin`. Raises SystemExit on SIGTERM, with the steps so
+    far saved.
     """
     if settings.objective.reads_preferences and preferences is None:
         raise ValueError("this objective learns from preferences: set --judging.preferences")
@@ -82,8 +88,8 @@ def train(
         inputs["calibration"] = calibration.fingerprint
     if preferences is not None:
         inputs["preferences"] = preferences.fingerprint
-    # How often it is saved does not change what is made.
-    config = settings.model_dump(mode="json", exclude={"checkpoint_every"})
+    # How often it is saved does not change what is made, nor, but for rounding, how it is cut.
+    config = settings.model_dump(mode="json", exclude={"checkpoint_every", "micro_batch_tokens"})
     from bixse.training import state
     from bixse.training.loop import Run, plan_of
 
@@ -222,10 +228,11 @@ def _fit(
         run_config=RunConfig(
             name="ray-train",
             storage_path=run.checkpoints.url,
+            worker_runtime_env={} if gpus else {"env_vars": dict(CPU_ALLOCATOR)},
             failure_config=FailureConfig(max_failures=placement.train_retries),
         ),
     )
-    with _follow(count, advance, rows):
+    with _follow(count, advance, rows), _stop_on_sigterm(count):
         try:
             result = trainer.fit()
         except TrainingFailedError as error:
@@ -235,6 +242,8 @@ def _fit(
     summary: dict[str, Any] = result.return_value
     if "refused" in summary:
         raise ValueError(summary["refused"])
+    if "stopped" in summary:
+        raise SystemExit(f"{summary['stopped']}: the same command goes on from there")
     return {**summary, "workers": placement.train_workers}
 
 
@@ -258,7 +267,7 @@ def _work(job: _Job) -> dict[str, Any] | None:
     import ray.train.torch
 
     from bixse.training.gather import World
-    from bixse.training.loop import train_loop
+    from bixse.training.loop import Notice, Stopped, train_loop
 
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size())
@@ -268,15 +277,30 @@ def _work(job: _Job) -> dict[str, Any] | None:
     if model is None:
         return {"refused": complaint}
 
+    asked = itertools.count()
+    stop = job.count.put.remote(0)
+
     def on_step(steps: int) -> None:
+        nonlocal stop
         if world.rank == 0:
-            job.count.put.remote(steps)
+            stop = job.count.put.remote(steps)
+
+    def notice() -> Notice:
+        # Of a machine that will be taken away. Every rank must ask as often, and waits for it.
+        asks = next(asked) % _PREEMPTION_EVERY == 0
+        leaving = asks and ray.train.get_preemption_info() is not None
+        # What the driver answered to the step before; nobody waits for it.
+        if world.rank == 0 and ray.wait([stop], timeout=0)[0] and ray.get(stop):
+            return Notice.STOP
+        return Notice.SAVE if leaving else Notice.NONE
 
     try:
-        trained = train_loop(run, model, world, on_step)
+        trained = train_loop(run, model, world, on_step, notice)
     except ValueError as error:
         # A checkpoint that is damaged or another run's: the same on every rank and every try.
         return {"refused": str(error)}
+    except Stopped as stopped:
+        return {"stopped": str(stopped)}
     if world.rank != 0:
         return None
     with tempfile.TemporaryDirectory() as aside:
@@ -337,13 +361,18 @@ def _summary(trained: "Trained") -> dict[str, Any]:
 
 
 class _Count:
-    """Steps done, from the first rank to the driver."""
+    """Steps done, from the first rank to the driver; and back, whether to stop."""
 
     def __init__(self) -> None:
         self._steps = 0
+        self._stop = False
 
-    def put(self, steps: int) -> None:
+    def put(self, steps: int) -> bool:
         self._steps = steps
+        return self._stop
+
+    def stop(self) -> None:
+        self._stop = True
 
     def get(self) -> int:
         return self._steps
@@ -371,6 +400,22 @@ def _follow(count: Any, advance: Any, rows: float) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
+
+
+@contextmanager
+def _stop_on_sigterm(count: Any) -> Iterator[None]:
+    """Let SIGTERM end training after its step, saved, and not the driver at once.
+
+    Only the main thread hears signals: elsewhere nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: count.stop.remote())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _last_line(error: Any) -> str:

@@ -1,15 +1,17 @@
 """The `train` verb on Ray Train: it learns, survives kill -9, and refuses what teaches nothing."""
 
 import json
-import os
+import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 
@@ -96,18 +98,28 @@ train_at(Path(sys.argv[1]), sys.argv[2])
 """
 
 
-def kill_after(path: Path, out: str, steps: int) -> None:
-    """Start a driver of its own and kill it with -9 once a checkpoint of `steps` steps stands."""
-    driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(path), out], cwd=ROOT)
+@contextmanager
+def driver_at(path: Path, out: str, steps: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A driver of its own, once a checkpoint of `steps` steps stands; killed in the end."""
+    command = [sys.executable, "-c", DRIVER, str(path), out]
+    with open(path / f"{out}.log", "w") as log:
+        driver = subprocess.Popen(command, cwd=ROOT, stderr=log)
     deadline = time.monotonic() + 240
     try:
         while not list((path / f"{out}-checkpoints").glob(f"step-{steps:08d}-*.safetensors")):
-            assert driver.poll() is None, "the driver ended before it was killed"
+            assert driver.poll() is None, "the driver ended too early"
             assert time.monotonic() < deadline
             time.sleep(0.02)
+        yield driver
     finally:
-        os.kill(driver.pid, signal.SIGKILL)
+        driver.kill()
         driver.wait()
+
+
+def kill_after(path: Path, out: str, steps: int) -> None:
+    """Start a driver and kill it with -9 once a checkpoint of `steps` steps stands."""
+    with driver_at(path, out, steps):
+        pass
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +186,40 @@ def test_a_killed_run_goes_on_with_two_workers(whole: Artifact, place: Path) -> 
     )
     vectors = [Encoder.load(run.url, "cpu").encode(QUERY_TEXTS, "query") for run in (moved, whole)]
     assert (vectors[0] * vectors[1]).sum(axis=1).min() > 0.9999
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced_and_goes_on(whole: Artifact, place: Path) -> None:
+    with driver_at(place, "replaced", steps=15) as driver:
+        workers = [
+            process
+            for process in psutil.Process(driver.pid).children(recursive=True)
+            if any("RayTrainWorker" in part for part in process.cmdline())
+        ]
+        assert len(workers) == 1
+        workers[0].kill()
+        assert driver.wait(240) == 0
+    replaced = train_at(place, "replaced")
+    assert curve(replaced) == curve(whole)
+    assert replaced.fingerprint == whole.fingerprint
+
+
+@pytest.mark.slow
+def test_a_driver_told_to_stop_saves_its_last_step_and_goes_on(
+    whole: Artifact, place: Path
+) -> None:
+    with driver_at(place, "stopped", steps=10) as driver:
+        driver.terminate()
+        assert driver.wait(240) == 1
+    log = (place / "stopped.log").read_text()
+    found = re.search(r"stopped after step (\d+) of 54, which is saved", log)
+    assert found, log[-2000:]
+    steps = int(found.group(1))
+    assert 10 <= steps < 54
+    assert list((place / "stopped-checkpoints").glob(f"step-{steps:08d}-*.safetensors"))
+    stopped = train_at(place, "stopped")
+    assert curve(stopped) == curve(whole)
+    assert stopped.fingerprint == whole.fingerprint
 
 
 def test_other_settings_or_inputs_are_refused(whole: Artifact, place: Path) -> None:
