@@ -17,6 +17,8 @@ from bixse.judging.settings import Judging, config
 from bixse.records import JUDGMENTS, Judgment, Rejection, document_text
 from bixse.retrieval.settings import Lexical
 from jobs.grades import import_grades
+from jobs.judges.chat import chat
+from jobs.judges.cross_encoder import cross_encoder
 from jobs.judges.embedded import embedded
 from jobs.judges.generative import generative
 from jobs.judges.seam import Judge
@@ -85,6 +87,10 @@ def choose(
     """The judge that `judging.judge` names. Raises ValueError when it cannot judge."""
     if judging.judge == "vllm":
         return generative(judging.vllm, placement)
+    if judging.judge == "openai":
+        return chat(judging.openai)
+    if judging.judge == "cross_encoder":
+        return cross_encoder(judging.cross_encoder)
     return embedded(corpus, embeddings, lexical)
 
 

@@ -44,3 +44,27 @@ def save_tiny_encoder(directory: Path, prompts: dict[str, str] | None = None) ->
     model = SentenceTransformer(modules=[module, pooling], device="cpu", prompts=prompts)
     model.save_pretrained(str(directory / "encoder"), create_model_card=False)
     return directory / "encoder"
+
+
+def save_tiny_cross_encoder(directory: Path, logits: int) -> Path:
+    """A BERT of 2 layers with a classification head, whose answers differ from pair to pair."""
+    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+    directory.mkdir(parents=True, exist_ok=True)
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    (directory / "vocab.txt").write_text("\n".join([*special, *WORDS]))
+    BertTokenizerFast(str(directory / "vocab.txt")).save_pretrained(directory)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = BertConfig(
+            vocab_size=len(special) + len(WORDS),
+            hidden_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=64,
+            num_labels=logits,
+            initializer_range=0.3,
+        )
+        BertForSequenceClassification(config).save_pretrained(directory)
+    return directory

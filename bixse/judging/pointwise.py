@@ -76,8 +76,8 @@ def refuse_unreadable(verdicts: Sequence[Judgment | Rejection]) -> None:
     rejected = [verdict for verdict in verdicts if isinstance(verdict, Rejection)]
     if len(rejected) == len(verdicts) >= BROKEN:
         raise ValueError(
-            f"none of {len(verdicts)} answers was a grade ({rejected[0].reason}): the judge model "
-            "does not follow the prompt; choose another --judging.vllm.model"
+            f"none of {len(verdicts)} answers was a grade ({rejected[0].reason}): the judge "
+            "does not answer or does not follow the prompt; choose another model"
         )
 
 

@@ -1,8 +1,11 @@
 """Who judges, and how."""
 
-from typing import Literal
+import json
+import re
+from typing import Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from bixse.settings import Settings
 
@@ -47,12 +50,102 @@ class Given(Settings):
     """The best grade of the scale; unset takes the highest that stands in the file."""
 
 
-class Judging(Settings):
-    """The `judge` stage: one seam, three judges."""
+class ChatEndpoint(Settings):
+    """A chat-completions endpoint of OpenAI's shape that grades one pair at a time.
 
-    judge: Literal["human", "features", "vllm", "given"] = "human"
+    What it reads is sent to whoever runs it, so there is no default address.
+    """
+
+    base_url: str = ""
+    """Address up to and including /v1."""
+    model: str = ""
+    """The name that the endpoint knows the model by."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable, on every worker, that holds the key; empty sends none."""
+    prompt: Literal["umbrela", "lightblue"] = "umbrela"
+    """Prompt and scale: UMBRELA's 0-3 or LightBlue's 1-5."""
+    orders: Literal[1, 2] = 2
+    """Presentation orders, averaged: query first, and passage first."""
+    top_logprobs: int = Field(default=20, ge=2)
+    """Likeliest tokens to ask for; one answer of one token a request."""
+    votes: int = Field(default=0, ge=0)
+    """Sample this many answers at temperature 1 in place of log-probabilities; 0 samples none."""
+    min_grade_mass: float = Field(default=0.5, gt=0, le=1)
+    """Reject an answer whose grade tokens (or readable votes) together got less (ours)."""
+    extra: str = "{}"
+    """JSON object laid over every request; null takes a field out."""
+    concurrency: int = Field(default=32, ge=1)
+    """Requests that each actor has in flight."""
+    timeout_s: float = Field(default=60.0, gt=0)
+    """Longest that one request may take, from connecting to the last byte."""
+    max_retries: int = Field(default=6, ge=0)
+    """Repetitions after a timeout, a broken reply, 408, 409, 425, 429 or 5xx."""
+    max_wait_s: float = Field(default=120.0, gt=0)
+    """Longest wait before a repetition; a longer Retry-After rejects the pair."""
+
+    @property
+    def extra_body(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.extra)
+        return found
+
+    @field_validator("base_url")
+    @classmethod
+    def _address(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if url and (parts.scheme not in ("http", "https") or not parts.hostname):
+            raise ValueError(f"an http or https address is needed, found {url!r}")
+        if parts.username or parts.query or parts.fragment:
+            raise ValueError("no user, query or fragment in the address: the key has its variable")
+        return url.rstrip("/")
+
+    @field_validator("extra")
+    @classmethod
+    def _object(cls, extra: str) -> str:
+        try:
+            found = json.loads(extra)
+        except ValueError as error:
+            raise ValueError(f"extra is not JSON: {error}") from None
+        if not isinstance(found, dict):
+            raise ValueError("extra must be a JSON object")
+        if reserved := {"messages", "model", "n", "stream"} & set(found):
+            raise ValueError(f"extra may not set {sorted(reserved)[0]}")
+        return json.dumps(found, sort_keys=True)
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _variable(cls, name: str) -> str:
+        # A key pasted here would be written into every manifest.
+        if not re.fullmatch(r"[A-Z_][A-Z0-9_]*|", name):
+            raise ValueError("the name of an environment variable is needed, in capitals")
+        return name
+
+
+class CrossEncoder(Settings):
+    """A sequence-classification model in vLLM that reads query and passage together."""
+
+    model: str = "cross-encoder/ms-marco-MiniLM-L6-v2"
+    """Hub id or directory."""
+    revision: str | None = None
+    """Commit of the hub model; part of the judge's fingerprint."""
+    slope: float = Field(default=1.0, gt=0)
+    """Of the map from one logit to log-odds, as fitted on human grades; 1 is the bare sigmoid."""
+    intercept: float = 0.0
+    """Of the same map."""
+    max_model_len: int = Field(default=512, ge=8)
+    """Longest pair in tokens; a longer one is rejected."""
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    """Share of the GPU that the engine takes."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Weights and activations."""
+
+
+class Judging(Settings):
+    """The `judge` stage: one seam, several judges."""
+
+    judge: Literal["human", "features", "vllm", "given", "openai", "cross_encoder"] = "human"
     """human: the qrels of the train split. features: the embedded model. vllm: a language model.
-    given: the grades of a file."""
+    given: the grades of a file. openai: a chat-completions endpoint. cross_encoder: a classifier of
+    pairs in vLLM."""
     unit_pairs: int = Field(default=512, ge=1)
     """Pairs judged and written at a time: what an interruption can cost."""
     vllm: Pointwise = Pointwise()
@@ -60,6 +153,8 @@ class Judging(Settings):
     preferences: str | None = None
     """A file that says which of two documents is preferred for a query, for objectives that read
     it: columns query-id, preferred-id, other-id, or query_id, doc_id_a, doc_id_b, prob_a."""
+    openai: ChatEndpoint = ChatEndpoint()
+    cross_encoder: CrossEncoder = CrossEncoder()
     calibration: str | None = None
     """Read the judgments through the map of this artefact (`jobs.audit` fits one); they stay as
     they are."""
@@ -74,4 +169,10 @@ def config(settings: Judging) -> dict[str, object]:
         shaping["vllm"] = settings.vllm.model_dump(mode="json", exclude=elsewhere)
     if settings.judge == "given":
         shaping["given"] = settings.given.model_dump(mode="json", exclude={"file"})
+    if settings.judge == "openai":
+        patience = {"api_key_env", "concurrency", "timeout_s", "max_retries", "max_wait_s"}
+        shaping["openai"] = settings.openai.model_dump(mode="json", exclude=patience)
+    if settings.judge == "cross_encoder":
+        elsewhere = {"model", "revision", "gpu_memory_utilization"}
+        shaping["cross_encoder"] = settings.cross_encoder.model_dump(mode="json", exclude=elsewhere)
     return shaping

@@ -1,0 +1,234 @@
+"""The client of a chat-completions endpoint: requests in, choices or a failure out.
+
+Everything that a stranger's server can do ends here: it may be slow, overloaded, silent, broken or
+talk nonsense. A request is repeated (tenacity: exponential waits with full jitter, or what
+Retry-After says) as long as repeating can help; then it is a `Unreadable` with its reason. What
+no repetition and no other pair can mend (a wrong key, model or address) is a ValueError at once.
+Reading what the choices say is `bixse.judging.endpoint`.
+"""
+
+import asyncio
+import json
+import math
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx
+import tenacity
+
+from bixse.judging.asked import Usage
+from bixse.judging.endpoint import Reply, Unreadable, choices_of, usage_of
+from bixse.judging.settings import ChatEndpoint
+
+MAX_REPLY_BYTES = 1 << 20
+"""More than any honest reply to these requests; a server may send without end."""
+
+SHOWN_CHARACTERS = 2000
+"""How much of a reply a rejection keeps."""
+
+REPEATED = frozenset({408, 409, 425, 429})
+"""And 5xx: statuses that may be another one later."""
+
+
+class Endpoint:
+    """Loaded once in an actor, called often; connections live as long as one call."""
+
+    def __init__(self, settings: ChatEndpoint) -> None:
+        """Raises ValueError when the key's environment variable is not set here."""
+        self._settings = settings
+        self._key = _key(settings)
+        self._not_before = 0.0
+
+    def ask(self, bodies: Sequence[dict[str, Any]], choices: int) -> list[Reply | Unreadable]:
+        """`choices` choices for each request, in order, or why there are none.
+
+        Raises ValueError when no request can succeed: a wrong key, model or address.
+        """
+        return asyncio.run(self._ask(bodies, choices))
+
+    async def _ask(
+        self, bodies: Sequence[dict[str, Any]], choices: int
+    ) -> list[Reply | Unreadable]:
+        gate = asyncio.Semaphore(self._settings.concurrency)
+        headers = {"content-type": "application/json", "user-agent": "bixse"}
+        if self._key:
+            headers["authorization"] = f"Bearer {self._key}"
+        limits = httpx.Limits(max_connections=self._settings.concurrency)
+        # A redirect could carry the pairs elsewhere.
+        async with httpx.AsyncClient(
+            headers=headers, limits=limits, timeout=None, follow_redirects=False
+        ) as client:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    tasks = [
+                        group.create_task(self._collect(client, gate, body, choices))
+                        for body in bodies
+                    ]
+            except ExceptionGroup as errors:
+                refusal = errors.subgroup(ValueError)
+                raise ValueError(str((refusal or errors).exceptions[0])) from None
+        return [task.result() for task in tasks]
+
+    async def _collect(
+        self, client: httpx.AsyncClient, gate: asyncio.Semaphore, body: dict[str, Any], choices: int
+    ) -> Reply | Unreadable:
+        """Ask again for what is missing: not every endpoint knows `n`."""
+        found: list[Any] = []
+        usage = Usage()
+        async with gate:
+            while (missing := choices - len(found)) > 0:
+                whole = {**body, "n": missing} if missing > 1 else body
+                try:
+                    reply = await self._persist(client, whole, missing)
+                except _Failed as error:
+                    return Unreadable(str(error), error.response)
+                found += reply.choices
+                usage += reply.usage
+        return Reply(found, usage)
+
+    async def _persist(self, client: httpx.AsyncClient, body: dict[str, Any], most: int) -> Reply:
+        """One reply, after as many attempts as it takes or may. Raises _Failed."""
+        attempts = self._settings.max_retries + 1
+        async for attempt in tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception_type(_Transient),
+            stop=tenacity.stop_after_attempt(attempts),
+            wait=self._wait,
+            reraise=True,
+        ):
+            with attempt:
+                await asyncio.sleep(self._not_before - asyncio.get_running_loop().time())
+                return await self._once(client, body, most)
+        raise AssertionError("tenacity ends with a result or an exception")
+
+    def _wait(self, state: tenacity.RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        told = error.retry_after if isinstance(error, _Transient) else None
+        jitter = tenacity.wait_random_exponential(multiplier=0.5, max=self._settings.max_wait_s)
+        if told is None:
+            return jitter(state)
+        # Not all of those that were told the same at the same moment.
+        return told + min(jitter(state), 1.0)
+
+    async def _once(self, client: httpx.AsyncClient, body: dict[str, Any], most: int) -> Reply:
+        """One attempt. Raises _Transient, _Failed or ValueError."""
+        try:
+            async with asyncio.timeout(self._settings.timeout_s):
+                status, headers, data = await self._send(client, body)
+        except TimeoutError:
+            raise _Transient(f"no whole reply in {self._settings.timeout_s:g} s") from None
+        except httpx.HTTPError as error:
+            raise _Transient(f"the connection failed ({type(error).__name__})") from None
+        shown = self._shown(data)
+        if status != 200:
+            raise self._status(status, headers, shown)
+        try:
+            reply = json.loads(data)
+            return Reply(choices_of(reply, most), usage_of(reply))
+        except RecursionError:
+            raise _Transient("the reply is nested without end", response=shown) from None
+        except ValueError as error:
+            reason = str(error) if str(error).startswith("the reply") else "the reply is not JSON"
+            raise _Transient(reason, response=shown) from None
+
+    async def _send(
+        self, client: httpx.AsyncClient, body: dict[str, Any]
+    ) -> tuple[int, httpx.Headers, bytes]:
+        # Escaped to ASCII: a lone surrogate in a corpus is no reason to fail.
+        content = json.dumps(body).encode()
+        url = f"{self._settings.base_url}/chat/completions"
+        data = bytearray()
+        async with client.stream("POST", url, content=content) as reply:
+            async for chunk in reply.aiter_bytes():
+                data += chunk
+                if len(data) > MAX_REPLY_BYTES:
+                    shown = self._shown(bytes(data))
+                    raise _Transient(f"the reply exceeds {MAX_REPLY_BYTES} bytes", response=shown)
+            return reply.status_code, reply.headers, bytes(data)
+
+    def _status(self, status: int, headers: httpx.Headers, shown: str) -> Exception:
+        said = f"{self._settings.base_url} answered {status}"
+        if status in (401, 402, 403, 404) or 300 <= status < 400 or "insufficient_quota" in shown:
+            return ValueError(f"{said}, check the address, model and key: {shown[:200]}")
+        if status not in REPEATED and status < 500:
+            return _Failed(f"status {status}", response=shown)
+        told = retry_after(headers.get("retry-after"), datetime.now(UTC))
+        if told is not None and told > self._settings.max_wait_s:
+            reason = f"status {status}, to be repeated after {told:.0f} s"
+            return _Failed(reason, response=shown)
+        if status == 429 and told is not None:
+            # One was told, all wait.
+            now = asyncio.get_running_loop().time()
+            self._not_before = max(self._not_before, now + told)
+        return _Transient(f"status {status}", response=shown, retry_after=told)
+
+    def _shown(self, data: bytes) -> str:
+        """What a rejection or a sentence quotes; some servers echo the key."""
+        text = data[: 4 * SHOWN_CHARACTERS].decode(errors="replace")
+        if self._key:
+            text = text.replace(self._key, "[key]")
+        return " ".join(text[:SHOWN_CHARACTERS].split())
+
+
+def retry_after(header: str | None, now: datetime) -> float | None:
+    """Seconds that a Retry-After header asks for; None when there is none or it means nothing."""
+    if header is None:
+        return None
+    try:
+        seconds = float(header)
+    except ValueError:
+        try:
+            until = parsedate_to_datetime(header)
+        except ValueError:
+            return None
+        until = until if until.tzinfo else until.replace(tzinfo=UTC)
+        seconds = (until - now).total_seconds()
+    return seconds if math.isfinite(seconds) and seconds >= 0 else None
+
+
+def endpoint_name(settings: ChatEndpoint) -> str:
+    """Who judged: model, address, and the settings that change an answer."""
+    how = f"votes={settings.votes}" if settings.votes else f"top_logprobs={settings.top_logprobs}"
+    extra = "" if settings.extra == "{}" else f":extra={settings.extra}"
+    return f"{settings.model}@{settings.base_url}:{how}:orders={settings.orders}{extra}"
+
+
+def check_endpoint(settings: ChatEndpoint) -> None:
+    """Raises ValueError when the address, the model or the key is missing."""
+    for name in ("base_url", "model"):
+        if not getattr(settings, name):
+            raise ValueError(
+                f"--judging.judge openai needs --judging.openai.{name.replace('_', '-')}"
+            )
+    _key(settings)
+
+
+def _key(settings: ChatEndpoint) -> str:
+    name = settings.api_key_env
+    if name and not os.environ.get(name):
+        raise ValueError(
+            f"environment variable {name} holds no key for {settings.base_url}: set it for every "
+            "worker, or --judging.openai.api-key-env '' where none is needed"
+        )
+    key = os.environ[name].strip() if name else ""
+    if not key.isascii() or not key.isprintable():
+        raise ValueError(f"environment variable {name} holds no key: it is not printable ASCII")
+    return key
+
+
+class _Failed(Exception):
+    """This request has no answer; repeating it would not help."""
+
+    def __init__(self, reason: str, response: str = "") -> None:
+        super().__init__(reason)
+        self.response = response
+
+
+class _Transient(_Failed):
+    """This attempt has failed; another may not."""
+
+    def __init__(self, reason: str, response: str = "", retry_after: float | None = None) -> None:
+        super().__init__(reason, response)
+        self.retry_after = retry_after

@@ -1,0 +1,67 @@
+"""A language model behind a chat-completions endpoint: one request a pair and order."""
+
+from collections.abc import Sequence
+
+from bixse.judging.asked import Answers, Asked, Usage
+from bixse.judging.endpoint import Unreadable, read, request, verdict
+from bixse.judging.pointwise import refuse_unreadable
+from bixse.judging.prompts import ORDERS, PROMPTS
+from bixse.judging.settings import ChatEndpoint
+from jobs.endpoint import Endpoint, check_endpoint, endpoint_name
+from jobs.judges.seam import Judge
+
+
+def chat(settings: ChatEndpoint) -> Judge:
+    """Raises ValueError when the address, the model or the key is missing.
+
+    Nobody here can see the weights behind a name: the address is part of the identity.
+    """
+    check_endpoint(settings)
+    prompt = PROMPTS[settings.prompt]
+    return Judge(
+        build=ChatJudge,
+        arguments=(settings,),
+        scale=prompt.scale,
+        origin="llm",
+        config={"prompt": prompt.hash},
+        inputs={"judge": endpoint_name(settings)},
+        signature={
+            "judge": "openai",
+            "model": endpoint_name(settings),
+            "prompt": prompt.hash,
+            "scale": {"name": prompt.scale.name, "values": list(prompt.scale.values)},
+            "min_grade_mass": settings.min_grade_mass,
+        },
+    )
+
+
+class ChatJudge:
+    """Requests, what came of them, and the reading of the answers."""
+
+    def __init__(self, settings: ChatEndpoint) -> None:
+        self._settings = settings
+        self._prompt = PROMPTS[settings.prompt]
+        self._endpoint = Endpoint(settings)
+        self._signature = (self._prompt, endpoint_name(settings), settings.min_grade_mass)
+
+    def __call__(self, asked: Sequence[Asked]) -> Answers:
+        settings, labels = self._settings, self._prompt.scale.labels
+        orders = ORDERS[: settings.orders]
+        bodies = [
+            request(settings, self._prompt, pair.query, pair.passage, order)
+            for pair in asked
+            for order in orders
+        ]
+        replies = self._endpoint.ask(bodies, settings.votes or 1)
+        answers = [
+            reply if isinstance(reply, Unreadable) else read(reply.choices, settings, labels)
+            for reply in replies
+        ]
+        by_pair = [answers[at : at + len(orders)] for at in range(0, len(answers), len(orders))]
+        verdicts = [
+            verdict(pair.query_id, pair.doc_id, found, *self._signature)
+            for pair, found in zip(asked, by_pair, strict=True)
+        ]
+        refuse_unreadable(verdicts)
+        usage = sum((r.usage for r in replies if not isinstance(r, Unreadable)), Usage())
+        return Answers(verdicts, usage)

@@ -1,0 +1,75 @@
+"""A cross-encoder through vLLM's pooling: one pass a pair."""
+
+from collections.abc import Sequence
+
+from bixse.judging.asked import Answers, Asked, Usage
+from bixse.judging.cross_encoder import PairTokenizer, classes, scale_of, verdict
+from bixse.judging.pointwise import refuse_unreadable, too_long
+from bixse.judging.settings import CrossEncoder
+from jobs.engine import pin
+from jobs.judges.seam import Judge
+from jobs.pooling import Pooling
+
+
+def cross_encoder(settings: CrossEncoder) -> Judge:
+    """Raises ValueError when there is no such model, or it is no classifier of pairs."""
+    pinned, identity = pin(settings)
+    count = classes(pinned)
+    scale = scale_of(count)
+    PairTokenizer.load(pinned)
+    return Judge(
+        build=CrossEncoderJudge,
+        arguments=(pinned, identity, count),
+        scale=scale,
+        origin="cross_encoder",
+        inputs={"judge": identity},
+        signature={
+            "judge": "cross_encoder",
+            "model": identity,
+            "scale": {"name": scale.name, "values": list(scale.values)},
+            "dtype": pinned.dtype,
+            "slope": pinned.slope,
+            "intercept": pinned.intercept,
+        },
+    )
+
+
+class CrossEncoderJudge:
+    """Tokens, one pass each, and what the logits say."""
+
+    def __init__(self, settings: CrossEncoder, identity: str, count: int) -> None:
+        self._settings = settings
+        self._count = count
+        self._tokens = PairTokenizer.load(settings)
+        self._engine = Pooling(settings)
+        self._name = cross_encoder_name(settings, identity, self._engine.dtype)
+
+    def __call__(self, asked: Sequence[Asked]) -> Answers:
+        pairs = self._tokens.encode([p.query for p in asked], [p.passage for p in asked])
+        limit = self._settings.max_model_len
+        fitting = [row for row, pair in enumerate(pairs) if len(pair.ids) <= limit]
+        logits = dict(
+            zip(fitting, self._engine.logits([pairs[row] for row in fitting]), strict=True)
+        )
+        read = {
+            row: verdict(
+                asked[row].query_id, asked[row].doc_id, found, self._count, self._settings,
+                self._name,
+            )
+            for row, found in logits.items()
+        }  # fmt: skip
+        refuse_unreadable(list(read.values()))
+        verdicts = [
+            read[row]
+            if row in read
+            else too_long(pair.query_id, pair.doc_id, len(pairs[row].ids), limit)
+            for row, pair in enumerate(asked)
+        ]
+        tokens = sum(len(pairs[row].ids) for row in fitting)
+        return Answers(verdicts, Usage(len(fitting), tokens, 0, 0))
+
+
+def cross_encoder_name(settings: CrossEncoder, identity: str, dtype: str) -> str:
+    """Who judged: the model's name, its weights, and the map that changes an answer."""
+    name = settings.model.rstrip("/").rpartition("/")[2]
+    return f"{name}@{identity[:12]}:{dtype}:{settings.slope:g}*logit{settings.intercept:+g}"

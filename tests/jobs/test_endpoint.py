@@ -1,0 +1,218 @@
+"""A real HTTP server that misbehaves: nothing is lost, nothing strange becomes a grade."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from bixse.artifacts import Artifact, begin
+from bixse.judging.asked import Asked
+from bixse.judging.endpoint import Answer, Unreadable, read, request
+from bixse.judging.prompts import PROMPTS
+from bixse.judging.settings import ChatEndpoint, Judging
+from bixse.records import CORPUS, PAIRS, QUERIES, Judgment, Rejection
+from bixse.retrieval.settings import Lexical
+from jobs.endpoint import Endpoint, check_endpoint, retry_after
+from jobs.judge import judge
+from jobs.judges.chat import chat
+from jobs.recipe import Placement
+from tests.jobs.hostile import KEY, Hostile, hostile, probs
+
+UMBRELA = PROMPTS["umbrela"]
+
+MENDED = ["500", "503", "429", "429-one", "html", "empty", "cut-json", "reset", "half", "hang",
+          "drip", "no-choices", "flood"]  # fmt: skip
+"""What may be another answer the next time."""
+
+LOST = {
+    "500": "status 500",
+    "503": "status 503",
+    "429": "status 429",
+    "429-years": "status 429, to be repeated after 99999999 s",
+    "400": "status 400",
+    "html": "the reply is not JSON",
+    "empty": "the reply is not JSON",
+    "number": "the reply has no choices",
+    "cut-json": "the reply is not JSON",
+    "nested": "the reply is",
+    "not-gzip": "the connection failed (DecodingError)",
+    "not-utf8": "the reply is not JSON",
+    "hang": "no whole reply in 5 s",
+    "drip": "no whole reply in 5 s",
+    "flood": "the reply exceeds 1048576 bytes",
+    "reset": "the connection failed",
+    "half": "the connection failed",
+    "no-choices": "the reply has 0 choices where 1 were asked for",
+    "many-choices": "the reply has 9 choices where 1 were asked for",
+    "null-choice": "no logprobs",
+    "no-logprobs": "no logprobs",
+    "two-tokens": "2 tokens where one was asked for",
+    "few-top": "19 top_logprobs where 20 were asked for",
+    "nan": "a top token without a log-probability",
+    "above-one": "the top tokens have probability",
+    "words": "grade mass 0.1 is below 0.5",
+    "surrogate": "no logprobs",
+}
+"""What never is an answer, and the reason that its rejection gives."""
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hostile]:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with hostile() as found:
+        yield found
+
+
+def settings(server: Hostile, **changes: Any) -> ChatEndpoint:
+    impatient = {"timeout_s": 5, "max_retries": 2, "max_wait_s": 3, "concurrency": 64}
+    return ChatEndpoint(base_url=server.url, model="any", **{**impatient, **changes})
+
+
+def ask(chat: ChatEndpoint, passages: list[str]) -> list[Answer | Unreadable]:
+    bodies = [request(chat, UMBRELA, "tea", passage, "query first") for passage in passages]
+    return [
+        found if isinstance(found, Unreadable) else read(found.choices, chat, UMBRELA.scale.labels)
+        for found in Endpoint(chat).ask(bodies, chat.votes or 1)
+    ]
+
+
+def artifact(at: Path, kind: str, rows: list[dict[str, Any]], schema: pa.Schema) -> Artifact:
+    draft = begin(str(at), kind, config={}, inputs={})
+    if isinstance(draft, Artifact):
+        return draft
+    draft.write_part(0, pa.Table.from_pylist(rows, schema=schema))
+    return draft.finish()
+
+
+def run(passages: list[str], chat: ChatEndpoint, at: Path, unit_pairs: int = 512) -> Artifact:
+    """The job on one query and these documents, through Ray Data."""
+    rows = [{"doc_id": f"d{n:03d}", "title": "", "text": p} for n, p in enumerate(passages)]
+    pairs = [
+        {"query_id": "q0", "doc_id": row["doc_id"], "source": "bm25", "rank": n, "score": 1.0}
+        for n, row in enumerate(rows, start=1)
+    ]
+    query = [{"query_id": "q0", "text": "tea", "origin": "given"}]
+    return judge(
+        artifact(at / "pairs", "pairs", pairs, PAIRS),
+        [artifact(at / "queries", "queries", query, QUERIES)],
+        artifact(at / "corpus", "corpus", rows, CORPUS),
+        None,
+        Judging(judge="openai", openai=chat, unit_pairs=unit_pairs),
+        Lexical(),
+        None,
+        Placement(),
+        str(at / "judgments"),
+    )
+
+
+def test_a_hostile_endpoint_loses_no_pair_and_yields_no_wrong_grade(server: Hostile) -> None:
+    """Honest, mended and lost pairs side by side: one verdict each, grades as told."""
+    graded = [f"honest {n % 4}" for n in range(12)]
+    graded += [f"once-{name} {n % 4}" for n, name in enumerate(MENDED)]
+    passages = graded + [f"{name} 3" for name in LOST]
+    asked = [Asked("q0", f"d{n:03d}", "tea", passage) for n, passage in enumerate(passages)]
+    judge = chat(settings(server))
+    answers = judge.build(*judge.arguments)(asked)
+    assert [(v.query_id, v.doc_id) for v in answers.verdicts] == [
+        (pair.query_id, pair.doc_id) for pair in asked
+    ]
+    for pair, verdict in zip(asked, answers.verdicts[: len(graded)], strict=False):
+        assert isinstance(verdict, Judgment), (pair.passage, verdict)
+        assert verdict.grade_probs == pytest.approx(probs(int(pair.passage[-1]))), pair.passage
+        assert verdict.disagreement == pytest.approx(0)
+    for (name, reason), verdict in zip(LOST.items(), answers.verdicts[len(graded) :], strict=True):
+        assert isinstance(verdict, Rejection), name
+        # On a busy machine a megabyte may take longer than we wait.
+        expected = (reason, LOST["hang"]) if name == "flood" else reason
+        assert verdict.reason.startswith(expected), name
+        # Neither the key nor an endless reply is kept.
+        assert KEY not in verdict.reason + verdict.response
+        assert len(verdict.response) <= 2000
+    assert all(server.requests[said] >= 2 for said in server.requests if "once-" in said)
+    # Both orders were asked.
+    assert any(said.startswith("Passage:") for said in server.requests)
+    assert any(said.startswith("Query:") for said in server.requests)
+    assert answers.usage.requests >= 2 * len(graded)
+
+
+def test_retry_after_is_waited_for_by_all(server: Hostile) -> None:
+    """One request was told to wait a second: none begins its next attempt before."""
+    chat = settings(server, concurrency=1, timeout_s=10)
+    found = ask(chat, ["once-429-one 3", "honest 1"])
+    assert [type(answer) for answer in found] == [Answer, Answer]
+    times = next(times for said, times in server.times.items() if "once-" in said)
+    assert times[1] - times[0] >= 1
+
+
+def test_requests_in_flight_are_bounded(server: Hostile) -> None:
+    ask(settings(server, concurrency=3, timeout_s=30), [f"honest {n % 4}" for n in range(40)])
+    assert server.most_in_flight == 3
+
+
+@pytest.mark.parametrize("name", ["401", "redirect"])
+def test_what_no_repetition_mends_stops_the_job(server: Hostile, name: str) -> None:
+    with pytest.raises(ValueError, match="check the address, model and key") as caught:
+        ask(settings(server), ["honest 1", f"{name} 3"])
+    assert KEY not in str(caught.value)
+    assert len(server.requests) <= 2
+
+
+def test_votes_are_asked_for_until_there_are_enough(server: Hostile) -> None:
+    """A server that knows no `n` gives one choice a request."""
+    chat = settings(server, votes=5)
+    assert ask(chat, ["honest 2"]) == [Answer((0, 0, 1.0, 0), 1.0)]
+    assert sum(server.requests.values()) == 1
+    single = chat.replace(extra='{"temperature": 0.5}')
+    body = request(single, UMBRELA, "tea", "honest 2", "query first")
+    assert body["temperature"] == 0.5
+    assert ask(chat, ["null-choice 2"]) == [Unreadable("none of 5 votes is a grade")]
+    assert sum(server.requests.values()) == 1 + 5
+
+
+def test_an_endpoint_that_never_answers_ends_the_job_resumably(
+    server: Hostile, tmp_path: Path
+) -> None:
+    """A first part of grades, then nothing but errors: the part stays, the rest is for a rerun."""
+    passages = [f"honest {n % 4} for {n}" for n in range(32)]
+    passages += [f"once-500 {n % 4} for {n}" for n in range(32)]
+    chat = settings(server, max_retries=0, timeout_s=10)
+    with pytest.raises(ValueError, match=r"none of 32 answers was a grade .status 500"):
+        run(passages, chat, tmp_path, unit_pairs=32)
+    assert len(list((tmp_path / "judgments").glob("part-*"))) == 1
+    asked = sum(server.requests.values())
+    made = run(passages, chat, tmp_path, unit_pairs=32)
+    assert (made.manifest.rows, made.manifest.rejected) == (64, 0)
+    assert sum(server.requests.values()) == asked + 64
+
+
+def test_what_is_missing_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(ValueError, match=r"needs --judging\.openai\.base-url"):
+        check_endpoint(ChatEndpoint(model="m"))
+    with pytest.raises(ValueError, match=r"needs --judging\.openai\.model"):
+        check_endpoint(ChatEndpoint(base_url="http://127.0.0.1:1/v1"))
+    chat = ChatEndpoint(base_url="http://127.0.0.1:1/v1", model="m")
+    with pytest.raises(ValueError, match="OPENAI_API_KEY holds no key"):
+        check_endpoint(chat)
+    check_endpoint(chat.replace(api_key_env=""))
+
+
+@pytest.mark.parametrize(
+    "header,seconds",
+    [
+        (None, None),
+        ("3", 3),
+        ("0.5", 0.5),
+        ("-3", None),
+        ("nan", None),
+        ("inf", None),
+        ("soon", None),
+        ("Fri, 20 Nov 2026 12:00:30 GMT", 30),
+        ("Fri, 20 Nov 2026 11:00:00 GMT", None),
+    ],
+)
+def test_retry_after_in_both_forms(header: str | None, seconds: float | None) -> None:
+    assert retry_after(header, datetime(2026, 11, 20, 12, tzinfo=UTC)) == seconds
