@@ -19,11 +19,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
 import tyro
 
+from benchmarks.made_encoder import Shape, make_encoder
 from benchmarks.train import from_corpus, from_documentation, turn_of
 from bixse.models.settings import PACKAGED
 
@@ -37,6 +39,8 @@ class Options:
 
     start: str = PACKAGED
     """The encoder: a directory, a hub id, or the packaged one."""
+    made: Shape | None = None
+    """An untrained encoder of this shape, made on the spot, instead of `start`."""
     data: str | None = None
     """A directory with `corpus.jsonl`; unset: spans of Python's documentation."""
     documents: int = 2000
@@ -62,6 +66,22 @@ def main() -> None:
     if options.turn is not None:
         print(json.dumps(take_turn(options, options.turn)))
         return
+    with TemporaryDirectory() as aside:
+        if options.made is not None:
+            start = str(make_encoder(options.made, Path(aside)))
+            options = replace(options, start=start, made=None)
+        result = summary(compared(options))
+    print(
+        f"bixse {result['bixse_docs_s']:.1f}, sentence-transformers "
+        f"{result['sentence_transformers_docs_s']:.1f} docs/s: ratio {result['ratio']:.2f}",
+        file=sys.stderr,
+    )
+    if options.json:
+        print(json.dumps(result))
+
+
+def compared(options: Options) -> dict[str, list[dict[str, float]]]:
+    """The turns of every system, a round after the other."""
     turns: dict[str, list[dict[str, float]]] = {}
     for number in range(options.rounds):
         for system in ("bixse", *RIVALS):
@@ -72,14 +92,7 @@ def main() -> None:
                 f"peak {found['rss_mb']:.0f} MB",
                 file=sys.stderr,
             )
-    result = summary(turns)
-    print(
-        f"bixse {result['bixse_docs_s']:.1f}, sentence-transformers "
-        f"{result['sentence_transformers_docs_s']:.1f} docs/s: ratio {result['ratio']:.2f}",
-        file=sys.stderr,
-    )
-    if options.json:
-        print(json.dumps(result))
+    return turns
 
 
 def summary(turns: dict[str, list[dict[str, float]]]) -> dict[str, Any]:

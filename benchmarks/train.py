@@ -29,11 +29,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
 import tyro
 
+from benchmarks.made_encoder import Shape, make_encoder
 from bixse.models.settings import PACKAGED
 from bixse.training.allocator import CPU_ALLOCATOR
 from bixse.training.settings import InfoNCE, Training
@@ -50,6 +52,8 @@ class Options:
 
     start: str = PACKAGED
     """The encoder: a directory, a hub id, or the packaged one."""
+    made: Shape | None = None
+    """An untrained encoder of this shape, made on the spot, instead of `start`."""
     data: str | None = None
     """A directory with `corpus.jsonl`; unset: spans of Python's documentation."""
     batch_size: int = 64
@@ -87,6 +91,23 @@ def main() -> None:
     if options.turn is not None:
         print(json.dumps(take_turn(options, options.turn)))
         return
+    with TemporaryDirectory() as aside:
+        if options.made is not None:
+            start = str(make_encoder(options.made, Path(aside)))
+            options = replace(options, start=start, made=None)
+        result = summary(compared(options))
+    print(
+        f"bixse {result['bixse_pairs_s']:.1f}, sentence-transformers "
+        f"({result['sentence_transformers_loss']}) {result['sentence_transformers_pairs_s']:.1f} "
+        f"pairs/s: ratio {result['ratio']:.2f}",
+        file=sys.stderr,
+    )
+    if options.json:
+        print(json.dumps(result))
+
+
+def compared(options: Options) -> dict[str, list[dict[str, float]]]:
+    """The turns of every system, a round after the other."""
     turns: dict[str, list[dict[str, float]]] = {}
     for number in range(options.rounds):
         for system in ("bixse", *RIVALS):
@@ -97,15 +118,7 @@ def main() -> None:
                 f"peak {found['rss_mb']:.0f} MB",
                 file=sys.stderr,
             )
-    result = summary(turns)
-    print(
-        f"bixse {result['bixse_pairs_s']:.1f}, sentence-transformers "
-        f"({result['sentence_transformers_loss']}) {result['sentence_transformers_pairs_s']:.1f} "
-        f"pairs/s: ratio {result['ratio']:.2f}",
-        file=sys.stderr,
-    )
-    if options.json:
-        print(json.dumps(result))
+    return turns
 
 
 def summary(turns: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
@@ -202,13 +215,11 @@ def settings_of(options: Options) -> Training:
 
 def with_bixse(options: Options, model: Any, pairs: Pairs) -> list[float]:
     """Seconds of each step of `train_loop`."""
-    import tempfile
-
     from bixse.artifacts import Place
     from bixse.training.gather import World
     from bixse.training.loop import Run, train_loop
 
-    with tempfile.TemporaryDirectory() as aside:
+    with TemporaryDirectory() as aside:
         run = Run(settings_of(options), labels_of(pairs), Place(aside), "benchmark")
         return [line["seconds"] for line in train_loop(run, model, World()).history]
 

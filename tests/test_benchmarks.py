@@ -1,0 +1,49 @@
+"""The benchmarks' own arithmetic, and that a machine without Ray, vLLM and FAISS can run them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks import train
+from benchmarks.made_encoder import make_encoder
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_faster_rival_counts_round_by_round() -> None:
+    rates = {"bixse": (30.0, 10.0, 40.0), "plain": (10.0, 5.0, 40.0), "cached": (9.0, 9.0, 9.0)}
+    turns = {
+        system: [{"pairs_s": rate, "rss_mb": 100.0 * len(system)} for rate in column]
+        for system, column in rates.items()
+    }
+    found = train.summary(turns)
+    assert found["sentence_transformers_loss"] == "plain"
+    assert found["ratios"] == [3.0, 2.0, 1.0]
+    assert found["ratio"] == 2
+    assert (found["bixse_pairs_s"], found["sentence_transformers_pairs_s"]) == (30, 10)
+    assert (found["peak_rss_mb"], found["sentence_transformers_rss_mb"]) == (500, 500)
+
+
+def test_pairs_differ_and_both_sides_train_on_the_same(tmp_path: Path) -> None:
+    from bixse.models.encoder import load_model
+
+    options = train.Options(steps=3, batch_size=4)
+    pairs = train.pairs_of(options, 12)
+    assert len({query for query, _ in pairs}) == len({text for _, text in pairs}) == 12
+    labels = train.labels_of(pairs)
+    assert labels.pairs == 12
+    model = load_model(str(make_encoder("minilm-l6", tmp_path)), "cpu")
+    batches = list(train.collated(options, model, pairs))
+    assert [len(column["input_ids"]) for batch in batches for column in batch] == [4] * 6
+    widths = [column["input_ids"].shape[1] for batch in batches for column in batch]
+    assert max(widths[::2]) <= options.query_tokens
+    assert max(widths[1::2]) <= options.document_tokens
+
+
+def test_they_import_neither_ray_nor_vllm_nor_faiss() -> None:
+    code = (
+        "import sys; import benchmarks.train, benchmarks.encode, bixse.training.loop;"
+        "sys.exit(str({'ray', 'vllm', 'faiss'} & set(sys.modules) or ''))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert "{" not in done.stderr, done.stderr
