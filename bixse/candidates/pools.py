@@ -1,7 +1,7 @@
 """Retrieved, lexical and random candidates of a query, merged; equal text once."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from bixse.records import Hit, Pair
 
@@ -29,3 +29,17 @@ def random_hits(query_id: str, doc_ids: Sequence[str], count: int, seed: int) ->
     rng = random.Random(f"{seed}:{query_id}")
     drawn = rng.sample(range(len(doc_ids)), min(count, len(doc_ids)))
     return [Hit(doc_ids[row], 0.0, rank) for rank, row in enumerate(drawn, start=1)]
+
+
+def head_negatives(
+    query_id: str, hits: Sequence[Hit], positives: Collection[str], top: int, count: int, seed: int
+) -> list[Hit]:
+    """`count` of the best `top` hits that are no positives: what LCE sets beside one positive.
+
+    Localised (arXiv 2101.08751): never random documents, but those of the retriever that a reranker
+    will follow; fewer where there are fewer. In the order of the ranking; a function of seed and
+    query alone.
+    """
+    head = [hit for hit in hits[:top] if hit.doc_id not in positives]
+    rng = random.Random(f"{seed}:{query_id}")
+    return [head[place] for place in sorted(rng.sample(range(len(head)), min(count, len(head))))]

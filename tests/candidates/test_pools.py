@@ -1,6 +1,6 @@
 """Pools: one pair a document and a text, the first source keeps it, chance is reproducible."""
 
-from bixse.candidates.pools import pool, random_hits
+from bixse.candidates.pools import head_negatives, pool, random_hits
 from bixse.records import Hit, Pair
 
 
@@ -28,3 +28,17 @@ def test_random_is_a_function_of_seed_and_query() -> None:
 
 def test_a_small_corpus_gives_what_it_has() -> None:
     assert [hit.doc_id for hit in random_hits("q", ["only"], 5, seed=0)] == ["only"]
+
+
+def test_negatives_come_from_the_head_and_are_no_positives() -> None:
+    hits = [Hit(f"d{rank}", 1 / rank, rank) for rank in range(1, 101)]
+    seen: set[str] = set()
+    for seed in range(40):
+        drawn = head_negatives("q", hits, {"d1", "d4"}, top=20, count=7, seed=seed)
+        assert [hit.rank for hit in drawn] == sorted({hit.rank for hit in drawn})
+        assert len(drawn) == 7
+        seen |= {hit.doc_id for hit in drawn}
+    assert seen == {f"d{rank}" for rank in range(1, 21)} - {"d1", "d4"}
+    assert drawn == head_negatives("q", hits, {"d1", "d4"}, top=20, count=7, seed=39)
+    few = head_negatives("q", hits[:3], {"d1"}, top=20, count=7, seed=0)
+    assert [hit.doc_id for hit in few] == ["d2", "d3"]

@@ -1,5 +1,6 @@
 """Preferences from a file to a trained encoder: read, refused, learnt from."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ from bixse.records import CORPUS, PREFERENCES, QUERIES
 from bixse.training.gather import World
 from bixse.training.loop import Run, train_loop
 from bixse.training.settings import Combined, ListKL, PreferenceKL, Training
+from jobs.pipeline import main
 from jobs.preferences import import_preferences
 from jobs.recipe import Placement
 from jobs.train import read_labels, train
 from tests.encoders import save_tiny_encoder, texts
+from tests.jobs.conftest import write_beir
 from tests.jobs.test_train import artifact, judgments
 
 WON = "query-id\tpreferred-id\tother-id\tround\n"
@@ -130,3 +133,23 @@ def test_an_encoder_learns_the_preferred_order(
     )
     assert right() == 8 > before
     assert trained.history[-1]["loss"] < 0.5 * trained.history[0]["loss"]
+
+
+@pytest.mark.slow
+def test_the_recipe_trains_from_files_to_an_encoder(tmp_path: Path) -> None:
+    source = write_beir(tmp_path / "beir", documents=60, queries=24)
+    # The worse-graded document wins: what only the preferences say. Test queries have some too.
+    lines = "".join(f"q{q:03d}\td{q + 1:05d}\td{q:05d}\t0\n" for q in range(24))
+    (tmp_path / "preferences.tsv").write_text(WON + lines)
+    start = str(save_tiny_encoder(tmp_path / "start"))
+    out = tmp_path / "out"
+    flags = ["--data", str(source), "--out", str(out), "--start", start]
+    flags += ["--training.epochs", "3", "--training.learning-rate", "1e-3"]
+    flags += ["--training.batch-size", "4", "--judging.preferences"]
+    main("train", ["pairdistill", *flags, str(tmp_path / "preferences.tsv")])
+    made, preferences = (Artifact.open(str(out / name)) for name in ("encoder", "preferences"))
+    assert preferences.manifest.rows == 24
+    assert made.manifest.inputs["preferences"] == preferences.fingerprint
+    curve = [json.loads(line) for line in made.place.read("training.jsonl").splitlines()]
+    assert len(curve) == 9
+    assert curve[-1]["loss"] < curve[0]["loss"]
