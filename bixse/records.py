@@ -164,8 +164,13 @@ def document_text(title: str, text: str) -> str:
 
 def text_hash(text: str) -> str:
     """128 bits that texts share when only case, white space or Unicode form differ."""
-    folded = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    return hashlib.blake2b(folded.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    encoded = folded(text).encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(encoded, digest_size=16).hexdigest()
+
+
+def folded(text: str) -> str:
+    """A text without what does not make it another: case, white space, Unicode form."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def split_of(key: str) -> Split:

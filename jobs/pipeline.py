@@ -120,6 +120,39 @@ class Pipeline:
             lambda: import_preferences(queries, corpus, file, self._path("preferences")),
         )
 
+    def audit(self) -> "Artifact":
+        from bixse.artifacts import Artifact
+        from jobs.audit import audit
+        from jobs.calibration import fit
+
+        data, recipe, settings = self.data(), self.recipe, self.recipe.audit
+        brought, rejudged = (
+            None if url is None else Artifact.open(_absolute(url), "judgments")
+            for url in (settings.judgments, settings.rejudged)
+        )
+        if settings.fit != "none" and recipe.judging.calibration is not None:
+            raise ValueError("--audit.fit makes a map, --judging.calibration brings one: choose")
+        judgments = brought or self.judgments()
+        calibration = self.calibration()
+        if settings.fit != "none":
+            sources, path = [(judgments, data.qrels)], self._path("calibration")
+            calibration = fit(sources, settings.fit, settings.fit_split, path)
+        return self._once(
+            "audit",
+            lambda: audit(
+                data.corpus,
+                self.all_queries(),
+                data.qrels,
+                judgments,
+                None if brought else self.pairs(),
+                rejudged,
+                calibration,
+                settings,
+                recipe.evaluation.relevant_from,
+                self._path("audit"),
+            ),
+        )
+
     def encoder(self) -> str:
         """The encoder that `--encoder` names, or the one that is trained."""
         if self.run.encoder is not None:
@@ -326,6 +359,17 @@ def _pair(pipeline: Pipeline) -> dict[str, Any]:
     return _made("pair", pairs)
 
 
+def _audit(pipeline: Pipeline) -> dict[str, Any]:
+    from rich.console import Console
+
+    from jobs.audit import tables
+
+    made = pipeline.audit()
+    for table in tables(made):
+        Console(stderr=pipeline.run.json).print(table)
+    return _made("audit", made, checks=made.manifest.extra["checks"])
+
+
 def _train(pipeline: Pipeline) -> dict[str, Any]:
     if pipeline.run.encoder is not None:
         raise ValueError("train makes an encoder: --start names the one to begin with")
@@ -371,6 +415,7 @@ VERBS: dict[str, Callable[[Pipeline], dict[str, Any]]] = {
     "synthesise": _synthesise,
     "pair": _pair,
     "judge": lambda pipeline: _made("judge", pipeline.judgments()),
+    "audit": _audit,
     "train": _train,
     "embed": _embed,
     "index": _index,

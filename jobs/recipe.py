@@ -6,7 +6,7 @@ from pydantic import Field
 
 from bixse.candidates.settings import Pools
 from bixse.evaluation.settings import Evaluation
-from bixse.judging.settings import Judging
+from bixse.judging.settings import Audit, Judging
 from bixse.models.settings import PACKAGED
 from bixse.retrieval.settings import Lexical, Retrieval
 from bixse.settings import Settings
@@ -66,6 +66,7 @@ class Recipe(Settings):
     candidates: Pools = Pools()
     lexical: Lexical = Lexical()
     judging: Judging = Judging()
+    audit: Audit = Audit()
     training: Training = Training()
     retrieval: Retrieval = Retrieval()
     evaluation: Evaluation = Evaluation()

@@ -149,12 +149,9 @@ def _correlation(of: Any, a_N: Floats, b_N: Floats) -> float:
     return float(of(a_N, b_N).statistic)
 
 
-def intervals(
-    aligned: Aligned, bins: int, resamples: int, seed: int
-) -> dict[str, tuple[float, float]]:
-    """95 % percentile bootstrap interval of each measure; whole queries are drawn again.
-
-    A resample that leaves a measure without a value is left out of that measure's interval.
+def resampled(aligned: Aligned, bins: int, resamples: int, seed: int) -> dict[str, Floats]:
+    """[B] of each measure over bootstrap samples of the queries; of one seed and the same queries
+    the same samples, so that differences of two judges are paired.
     """
     order_N = np.argsort(aligned.query_N, kind="stable")
     starts = np.flatnonzero(np.diff(aligned.query_N[order_N], prepend=-1))
@@ -164,10 +161,25 @@ def intervals(
     for _ in range(resamples):
         chosen = rng.integers(0, len(rows_of), size=len(rows_of))
         drawn.append(measures(aligned.at(np.concatenate([rows_of[q] for q in chosen])), bins))
-    found = {}
-    for name in drawn[0]:
-        values_B = np.array([one[name] for one in drawn])
-        values_B = values_B[np.isfinite(values_B)]
-        low, high = np.quantile(values_B, [0.025, 0.975]) if len(values_B) else (np.nan, np.nan)
-        found[name] = (float(low), float(high))
-    return found
+    return {name: np.array([one[name] for one in drawn]) for name in drawn[0]}
+
+
+def interval(values_B: Floats) -> tuple[float, float]:
+    """Central 95 %; resamples that leave a measure without a value are left out.
+
+    Calibration error cannot be negative and a sample's bins are noisy, so that its interval may lie
+    above a value near 0.
+    """
+    values_B = values_B[np.isfinite(values_B)]
+    if not len(values_B):
+        return float("nan"), float("nan")
+    low, high = np.quantile(values_B, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def intervals(
+    aligned: Aligned, bins: int, resamples: int, seed: int
+) -> dict[str, tuple[float, float]]:
+    """95 % percentile bootstrap interval of each measure; whole queries are drawn again."""
+    found = resampled(aligned, bins, resamples, seed)
+    return {name: interval(values_B) for name, values_B in found.items()}

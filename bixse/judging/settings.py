@@ -160,6 +160,31 @@ class Judging(Settings):
     they are."""
 
 
+class Audit(Settings):
+    """The `audit` verb: what labels are worth, before training spends on them."""
+
+    judgments: str | None = None
+    """Audit the judgments of this artefact in place of those that the recipe makes."""
+    rejudged: str | None = None
+    """A second artefact of judgments: how many grades differ on the pairs that both hold."""
+    fit: Literal["none", "isotonic", "temperature"] = "none"
+    """Fit a calibration map on the human grades of `fit_split`; it stands at OUT/calibration."""
+    fit_split: Literal["train", "dev", "test"] = "train"
+    """The split whose human grades a map is fitted on."""
+    bins: int = Field(default=10, ge=1)
+    """Of the calibration error and the reliability curve."""
+    bootstrap: int = Field(default=1000, ge=20)
+    """Resamples of the queries for each interval."""
+    seed: int = 0
+    """Of the resampling."""
+    near: float = Field(default=0.8, gt=0, le=1)
+    """Jaccard similarity of shingles from which two queries are near-duplicates (ours)."""
+    shingle: int = Field(default=5, ge=1)
+    """Characters of a shingle."""
+    examples: int = Field(default=10, ge=0)
+    """Rows of each kind that the report names."""
+
+
 def config(settings: Judging) -> dict[str, object]:
     """What shapes the judgments: a setting of a judge that was not asked changes nothing."""
     shaping: dict[str, object] = {"judge": settings.judge}

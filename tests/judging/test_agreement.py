@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
@@ -42,6 +42,7 @@ def test_kappa_of_one_grade_has_no_value() -> None:
     assert np.isnan(kappa(np.array([[7, 0], [0, 0]])))
 
 
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=2, max_size=40))
 def test_kappa_of_cells_is_kappa_of_pairs(pairs: list[tuple[int, int]]) -> None:
     human, judged = zip(*pairs, strict=True)
@@ -126,15 +127,15 @@ def test_length_bias_is_the_sign_of_the_error_along_length() -> None:
 
 def test_intervals_draw_queries_not_pairs() -> None:
     rng = np.random.default_rng(0)
-    judged, human = rng.integers(0, 4, 400).tolist(), rng.integers(0, 4, 400).tolist()
-    of_one = intervals(aligned(judged, human), 10, 20, seed=0)
+    judged, human = rng.integers(0, 4, 100).tolist(), rng.integers(0, 4, 100).tolist()
+    of_one = intervals(aligned(judged, human), 10, 5, seed=0)
     low, high = of_one["over_rating"]
     assert low == pytest.approx(high)
-    many = aligned(judged, human, list(range(400)))
-    low, high = intervals(many, 10, 200, seed=0)["over_rating"]
+    many = aligned(judged, human, list(range(100)))
+    low, high = intervals(many, 10, 100, seed=0)["over_rating"]
     error = many.judged_N - many.human_N
     # A query a pair: the textbook standard error of a mean.
-    assert high - low == pytest.approx(2 * 1.96 * error.std() / 20, rel=0.25)
+    assert high - low == pytest.approx(2 * 1.96 * error.std() / 10, rel=0.25)
     assert low < error.mean() < high
 
 

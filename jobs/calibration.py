@@ -1,0 +1,141 @@
+"""Judgments beside human grades: how far they agree, and the map that brings them together."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bixse.artifacts import Artifact, begin
+from bixse.judging.agreement import Aligned, confusion, intervals, measures, reliability
+from bixse.judging.audit import align, matched
+from bixse.judging.calibration import (
+    FILE,
+    KIND,
+    Calibration,
+    Isotonic,
+    Temperature,
+    fit_isotonic,
+    fit_temperature,
+    grade_probs,
+    load,
+    relevance,
+    signers,
+)
+from bixse.judging.settings import Audit
+from bixse.records import JUDGMENTS
+
+
+def fit(
+    sources: Sequence[tuple[Artifact, Artifact]],
+    kind: Literal["isotonic", "temperature"],
+    split: str,
+    out: str,
+) -> Artifact:
+    """A calibration map of the judgments, fitted on the human grades of `split` beside each.
+
+    `sources` are (judgments, qrels), on one scale; every pair weighs the same. Raises ValueError
+    when no pair has both, or the scales differ.
+    """
+    inputs = {}
+    for number, (judgments, qrels) in enumerate(sources):
+        inputs |= {f"judgments-{number}": judgments.fingerprint}
+        inputs |= {f"qrels-{number}": qrels.fingerprint}
+    scales = {tuple(judgments.manifest.extra["scale"]["values"]) for judgments, _ in sources}
+    if len(scales) > 1:
+        raise ValueError(f"one map cannot be fitted on several scales: {sorted(scales)}")
+    (scale,) = scales
+    fitted = _fit(sources, scale, kind, split)
+    draft = begin(out, KIND, config={"map": kind, "split": split}, inputs=inputs)
+    if isinstance(draft, Artifact):
+        return draft
+    draft.write_file(FILE, fitted.model_dump_json(indent=1).encode())
+    return draft.finish(rows=fitted.pairs, extra={"queries": fitted.queries})
+
+
+def _fit(
+    sources: Sequence[tuple[Artifact, Artifact]],
+    scale: tuple[float, ...],
+    kind: Literal["isotonic", "temperature"],
+    split: str,
+) -> Calibration:
+    probs, human, signed, queries = [], [], set(), 0
+    for judgments, qrels in sources:
+        table, graded = judgments.table(JUDGMENTS.names), _graded(qrels, split)
+        rows, others = matched(table, graded)
+        chosen = table.take(pa.array(rows))
+        probs.append(grade_probs(chosen, scale))
+        human.append(graded["relevance"].to_numpy().astype(np.float64)[others])
+        signed |= set(signers(chosen))
+        queries += len(pc.unique(chosen["query_id"]))
+    probs_NK, human_N = np.concatenate(probs), np.concatenate(human)
+    if not len(human_N):
+        raise ValueError(f"nobody graded a judged pair of split {split}: set --audit.fit-split")
+    map_: Isotonic | Temperature
+    if kind == "isotonic":
+        map_ = fit_isotonic(probs_NK, human_N, scale)
+    else:
+        map_ = fit_temperature(probs_NK, human_N, scale)
+    return Calibration(
+        map=map_, signed=tuple(sorted(signed)), scale=scale, pairs=len(human_N), queries=queries
+    )
+
+
+def agreement(
+    judgments: Artifact,
+    table: pa.Table,
+    qrels: Artifact,
+    calibration: Artifact | None,
+    lengths: Mapping[str, int],
+    settings: Audit,
+) -> dict[str, Any] | None:
+    """Of each split with a pair that judge and people graded; None of the human grades themselves.
+
+    A split on which the map was fitted says `in_sample`.
+    """
+    if judgments.manifest.inputs.get("qrels") == qrels.fingerprint:
+        return None
+    scale = judgments.manifest.extra["scale"]["values"]
+    read = {"judged": relevance(table, scale, None)}
+    if calibration is not None:
+        read["calibrated"] = relevance(table, scale, load(calibration))
+    found: dict[str, Any] = {}
+    for split in qrels.manifest.extra["splits"]:
+        human = _graded(qrels, split)
+        for name, relevance_N in read.items():
+            pairs = align(table, relevance_N, human, qrels.manifest.extra["scale"], lengths)
+            if not len(pairs):
+                continue
+            of_split = found.setdefault(split, {})
+            of_split |= {"pairs": len(pairs), "queries": len(np.unique(pairs.query_N))}
+            of_split[name] = _figures(pairs, settings)
+        if calibration is not None and split in found:
+            found[split]["in_sample"] = _in_sample(calibration, qrels, split)
+    return found
+
+
+def _in_sample(calibration: Artifact, qrels: Artifact, split: str) -> bool:
+    fitted_on = calibration.manifest.inputs.values()
+    return qrels.fingerprint in fitted_on and calibration.manifest.config["split"] == split
+
+
+def _figures(pairs: Aligned, settings: Audit) -> dict[str, Any]:
+    values = measures(pairs, settings.bins)
+    ci95 = intervals(pairs, settings.bins, settings.bootstrap, settings.seed)
+    return {
+        "measures": {
+            name: {"value": value, "ci95": list(ci95[name])} for name, value in values.items()
+        },
+        "confusion": confusion(pairs).tolist(),
+        "reliability": {
+            by: reliability(pairs.judged_N, pairs.human_N, settings.bins, by)
+            for by in ("mass", "width")
+        },
+    }
+
+
+def _graded(qrels: Artifact, split: str) -> pa.Table:
+    return qrels.table(["query_id", "doc_id", "relevance", "split"]).filter(
+        pc.equal(pc.field("split"), split)
+    )

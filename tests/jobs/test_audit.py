@@ -1,0 +1,187 @@
+"""The audit of a made-up set, from the command line, and the published grades of trec-dl."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.judge_agreement import EXPECTED, YEARS, agreement_of, rotation, sets
+from bixse.artifacts import Artifact
+from jobs.pipeline import main
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+
+def write_lines(path: Path, rows: list[dict[str, str]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_grades(path: Path, grades: dict[tuple[str, str], float]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = (f"{query_id}\t{doc_id}\t{grade:g}\n" for (query_id, doc_id), grade in grades.items())
+    path.write_text("query-id\tcorpus-id\tscore\n" + "".join(rows))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 documents and 3 copies (7.5 %) of relevant ones; a judge that is one grade too kind."""
+    at = tmp_path_factory.mktemp("data")
+    documents = [{"_id": f"d{n:02d}", "text": f"passage {n} " + "word " * n} for n in range(40)]
+    documents += [{"_id": f"copy{n}", "text": documents[n]["text"].upper()} for n in range(3)]
+    questions = [{"_id": f"q{n:02d}", "text": f"what stands in passage {n}"} for n in range(20)]
+    questions.append({"_id": "q20", "text": "what stands in passage 11?"})  # nearly q11, in train
+    write_lines(at / "corpus.jsonl", documents)
+    write_lines(at / "queries.jsonl", questions)
+    human = {(f"q{n:02d}", f"d{n + k:02d}"): max(0, 2 - k) for n in range(20) for k in range(4)}
+    llm = {pair: grade + 1 for pair, grade in human.items()}
+    llm["q00", "copy0"] = 0  # the text of d00, which is graded 3
+    split = {"train": range(12), "test": range(12, 20)}
+    for name, numbers in split.items():
+        of_split = {pair: g for pair, g in human.items() if int(pair[0][1:]) in numbers}
+        write_grades(at / "qrels" / f"{name}.tsv", of_split)
+    with open(at / "qrels" / "test.tsv", "a") as qrels:
+        qrels.write("q20\td11\t2\n")
+    write_grades(at / "llm" / "kind.tsv", llm)
+    write_grades(at / "llm" / "again.tsv", {pair: max(g - 1, 0) for pair, g in llm.items()})
+    return at
+
+
+def flags(data: Path, out: Path, file: str = "kind.tsv") -> list[str]:
+    return [
+        "bixse", "--data", str(data), "--out", str(out), "--ingest.grade-max", "3",
+        "--judging.judge", "given", "--judging.given.file", str(data / "llm" / file),
+        "--judging.given.grade-max", "3", "--audit.bootstrap", "20",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def audited(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("audited")
+    main("judge", flags(data, out / "again", "again.tsv"))
+    again = str(out / "again" / "judgments")
+    main("audit", [*flags(data, out), "--audit.fit", "isotonic", "--audit.rejudged", again])
+    return out
+
+
+@pytest.fixture(scope="module")
+def report(audited: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((audited / "audit" / "report.json").read_text())
+    return found
+
+
+def test_agreement_before_and_after_a_map_fitted_on_the_other_split(report: dict[str, Any]) -> None:
+    test = report["agreement"]["test"]
+    assert (test["pairs"], test["queries"], test["in_sample"]) == (32, 8, False)
+    assert report["agreement"]["train"]["in_sample"] is True
+    before, after = (test[side]["measures"] for side in ("judged", "calibrated"))
+    assert before["over_rating"]["value"] == pytest.approx(1 / 3)
+    assert before["ece"]["value"] == pytest.approx(1 / 3)
+    assert after["ece"]["value"] == pytest.approx(0, abs=1e-6)
+    assert after["kappa"]["value"] == pytest.approx(1)
+    counts = test["judged"]["confusion"]
+    assert [counts[0][1], counts[1][2], counts[2][3]] == [16, 8, 8]
+    assert sum(b["pairs"] for b in test["judged"]["reliability"]["mass"]) == 32
+
+
+def test_the_map_names_what_it_was_fitted_on(audited: Path) -> None:
+    made = Artifact.open(str(audited / "calibration"), "calibration")
+    judgments = Artifact.open(str(audited / "judgments"), "judgments")
+    assert made.manifest.inputs["judgments-0"] == judgments.fingerprint
+    assert made.manifest.config == {"map": "isotonic", "split": "train"}
+    assert made.manifest.rows == 48
+    report = Artifact.open(str(audited / "audit"), "audit")
+    assert report.manifest.inputs["calibration"] == made.fingerprint
+
+
+def test_copies_of_positives_are_named(report: dict[str, Any]) -> None:
+    assert report["duplicates"]["documents"]["rows"] == 6
+    hidden = report["positives_among_negatives"]
+    assert hidden["judged_low"] == 1
+    low, *unjudged = hidden["examples"]
+    assert (low["query_id"], low["doc_id"], low["copy_doc_id"]) == ("q00", "d00", "copy0")
+    assert {one["copy_doc_id"] for one in unjudged} == {"copy1", "copy2"}
+
+
+def test_leakage_by_id_and_nearly(report: dict[str, Any]) -> None:
+    """Grades were given for the test queries too, and q20 is q11 with a question mark."""
+    leakage = report["leakage"]
+    assert leakage["by_id"]["queries"] == 8
+    assert leakage["by_text"]["queries"] == 0
+    near = {one["query_id"]: one["training_query_id"] for one in leakage["near"]["examples"]}
+    assert near["q20"] == "q11"
+
+
+def test_grades_by_judge_and_the_second_answers(report: dict[str, Any]) -> None:
+    assert report["grades"]["judge"] == {"kind": [1, 40, 20, 20]}
+    rejudged = report["rejudged"]
+    assert rejudged["pairs"] == 81
+    assert rejudged["flips"] == 80
+    assert rejudged["largest_change"] == 1
+    assert report["unknown"] == {
+        name: {"rows": 0, "ids": 0, "examples": []} for name in ("query_id", "doc_id")
+    }
+
+
+def test_the_checks_are_in_the_summary_and_a_rerun_is_none(
+    data: Path, audited: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = str(audited / "again" / "judgments")
+    line = [*flags(data, audited), "--audit.fit", "isotonic", "--audit.rejudged", again, "--json"]
+    main("audit", line)
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["checks"]["evaluation queries that are judged too"] == 8
+    assert "calibrated" in captured.err
+
+
+def test_a_fit_and_a_map_together_are_refused(
+    data: Path, audited: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = ["--audit.fit", "isotonic", "--judging.calibration", str(audited / "calibration")]
+    with pytest.raises(SystemExit):
+        main("audit", [*flags(data, audited), *both])
+    assert "choose" in capsys.readouterr().err
+
+
+def test_single_grades_have_no_temperature_to_fit(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main("audit", [*flags(data, tmp_path), "--audit.fit", "temperature"])
+    assert "fit isotonic instead" in capsys.readouterr().err
+    assert not (tmp_path / "calibration").exists()
+
+
+def test_human_grades_are_not_measured_against_themselves(data: Path, tmp_path: Path) -> None:
+    line = ["bixse", "--data", str(data), "--out", str(tmp_path), "--audit.bootstrap", "20"]
+    main("audit", line)
+    found = json.loads((tmp_path / "audit" / "report.json").read_text())
+    assert found["agreement"] is None
+    assert found["leakage"]["by_id"]["queries"] == 0
+
+
+@pytest.fixture(scope="module")
+def trec_dl(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    if not all((SHARED / f"trec-dl-{year}").is_dir() for year in YEARS):
+        pytest.skip("needs ../shared/data, the TREC Deep Learning judgments with LLM grades beside")
+    return sets(SHARED, tmp_path_factory.mktemp("trec-dl"), list(EXPECTED))
+
+
+def test_published_grades_agree_with_people_as_published(trec_dl: dict[str, Any]) -> None:
+    for judge, by_year in EXPECTED.items():
+        for year, expected in by_year.items():
+            found = agreement_of(trec_dl[judge][year])
+            for name, value in expected.items():
+                assert found[name] == pytest.approx(value, abs=0.0006), (judge, year, name)
+
+
+@pytest.mark.parametrize("held_out", YEARS)
+def test_a_map_of_two_years_corrects_the_third(
+    trec_dl: dict[str, Any], held_out: int, tmp_path: Path
+) -> None:
+    for judge, by_year in trec_dl.items():
+        if len(by_year) == len(YEARS):
+            before, after = rotation(by_year, held_out, tmp_path / judge)
+            assert after["ece"] < before["ece"], (judge, held_out)
+            assert after["squared_error"] < before["squared_error"], (judge, held_out)
