@@ -5,11 +5,14 @@ only, and stand in no message.
 """
 
 import asyncio
+import hashlib
 import hmac
 import ipaddress
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import ceil
 from pathlib import Path
 from typing import Literal
 
@@ -17,10 +20,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.errors import ApiError
 
-Role = Literal["search", "monitor"]
-"""search: ask questions and read metrics. monitor: read metrics only."""
+Role = Literal["search", "monitor", "admin"]
+"""search: ask questions and read metrics. monitor: read metrics only. admin: all, and change the
+generation that is served."""
 
-_ROLES: dict[str, Role] = {"search": "search", "monitor": "monitor"}
+_ROLES: dict[str, Role] = {"search": "search", "monitor": "monitor", "admin": "admin"}
 
 KEYS_VARIABLE = "BIXSE_KEYS"
 MIN_KEY_LENGTH = 16
@@ -71,7 +75,9 @@ def load_keys(keys_file: str | None, environment: Mapping[str, str]) -> Keys:
             continue
         role, colon, key = line.strip().partition(":")
         if not colon or role not in _ROLES:
-            raise ValueError(f"{source}, key {number}: expected search:KEY or monitor:KEY")
+            raise ValueError(
+                f"{source}, key {number}: expected search:KEY, monitor:KEY or admin:KEY"
+            )
         if len(key) < MIN_KEY_LENGTH:
             raise ValueError(f"{source}, key {number}: shorter than {MIN_KEY_LENGTH} characters")
         if key.encode() in roles:
@@ -111,29 +117,75 @@ def authorize(path: str, headers: Mapping[str, str], client: str | None, keys: K
         local = client is not None and is_loopback(client)
         if not local or named is None or not is_loopback(named[1] or named[2]):
             raise ApiError(403, "forbidden", "no keys are configured: only this machine may ask")
+        if _is_admin(path):
+            raise ApiError(403, "forbidden", "no keys are configured: this route needs one (admin)")
         return
     if path in _OPEN:
         return
-    scheme, _, offered = headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not offered:
+    offered = _offered(headers)
+    if not offered:
         raise ApiError(401, "unauthorized", "expected the header Authorization: Bearer KEY")
-    role = keys.role_of(offered.strip())
+    role = keys.role_of(offered)
     if role is None:
         raise ApiError(401, "unauthorized", "the key is not known")
     if role == "monitor" and path not in _MONITORED:
         raise ApiError(403, "forbidden", "this key may read metrics, not search")
+    if role != "admin" and _is_admin(path):
+        raise ApiError(403, "forbidden", "this route needs a key of role admin")
+
+
+def _offered(headers: Mapping[str, str]) -> str:
+    """The key that a request brings, or nothing."""
+    scheme, _, offered = headers.get("authorization", "").partition(" ")
+    return offered.strip() if scheme.lower() == "bearer" else ""
+
+
+def _is_admin(path: str) -> bool:
+    return path == "/admin" or path.startswith("/admin/")
+
+
+class Rate:
+    """A token bucket a key: `per_s` requests a second, `burst` at once. Holds keys only as hashes.
+
+    Only known keys come here, so that it holds no more buckets than there are keys.
+    """
+
+    def __init__(self, per_s: float, burst: int, clock: Callable[[], float] = time.monotonic):
+        self._per_s, self._burst, self._clock = per_s, burst, clock
+        self._buckets: dict[bytes, tuple[float, float]] = {}
+
+    def take(self, key: str) -> float:
+        """Take a request of a key; gives 0, or the seconds until there is one to take."""
+        name, now = hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest(), self._clock()
+        left, then = self._buckets.get(name, (float(self._burst), now))
+        left = min(float(self._burst), left + (now - then) * self._per_s)
+        if left < 1:
+            self._buckets[name] = (left, now)
+            return (1 - left) / self._per_s
+        self._buckets[name] = (left - 1, now)
+        return 0.0
 
 
 class Door:
-    """ASGI middleware: key, then a place among those in flight, then a body of bounded size."""
+    """ASGI middleware: key, its rate, a place among those in flight, a body of bounded size."""
 
     def __init__(
-        self, app: ASGIApp, *, keys: Keys, max_in_flight: int, max_body_bytes: int
+        self,
+        app: ASGIApp,
+        *,
+        keys: Keys,
+        max_in_flight: int,
+        max_body_bytes: int,
+        rate: Rate | None = None,
+        shed: Callable[[str], object] = lambda reason: None,
     ) -> None:
+        """`shed` is told why a request was refused to bound the load: `in_flight` or `rate`."""
         self._app = app
         self._keys = keys
         self._free = max_in_flight
         self._max_body_bytes = max_body_bytes
+        self._rate = rate
+        self._shed = shed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -144,9 +196,18 @@ class Door:
             client = scope.get("client")
             authorize(scope["path"], headers, client[0] if client else None, self._keys)
             if scope["path"] not in _WORK:
+                # Changing a generation is no work to be shed, but its body is bounded too.
+                if _is_admin(scope["path"]):
+                    receive = _replay(await self._body(headers, receive), receive)
                 await self._app(scope, receive, send)
                 return
+            wait_s = self._rate.take(_offered(headers)) if self._rate else 0.0
+            if wait_s:
+                self._shed("rate")
+                sentence = "this key has used up its requests: wait as long as Retry-After says"
+                raise ApiError(429, "rate_limited", sentence, retry_after_s=ceil(wait_s))
             if self._free < 1:
+                self._shed("in_flight")
                 raise ApiError(429, "overloaded", "too many requests are in flight: try again")
             self._free -= 1
             try:

@@ -9,24 +9,31 @@ import hashlib
 import re
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from fastapi import FastAPI, Response
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse
 from starlette.middleware import Middleware
 
 from bixse.models.encoder import Role
-from serve.access import Door, Keys
-from serve.errors import HANDLERS, ApiError
+from serve.access import Door, Keys, Rate
+from serve.errors import FAILURES, HANDLERS, ApiError
 from serve.fanout import Answer, Verdict, verdict
+from serve.generation import Generation
+from serve.ledger import Outcome
 from serve.messages import Encoded, Found, RefusedText
 from serve.metrics import Metered, Metrics
 from serve.schema import (
+    ChangeRequest,
     CoverageReply,
     EmbeddingReply,
     EmbeddingsReply,
     EmbeddingsRequest,
+    ErrorReply,
+    GenerationReply,
+    GenerationsReply,
     HitReply,
     IndexReply,
     RetrieveRequest,
@@ -38,15 +45,14 @@ from serve.settings import ServeArgs, ServedIndex
 
 PAGE = Path(__file__).with_name("page.html")
 
-GENERATION = 1
-"""Of the index, counted since the application was started."""
 
-
-class Engine(Protocol):
-    """What answers. Deadlines are times of the running loop.
+class Session(Protocol):
+    """One generation, for one request. Deadlines are times of the running loop.
 
     Both methods raise TimeoutError, RefusedText for a text that cannot be encoded, and Unavailable.
     """
+
+    generation: Generation
 
     async def search(
         self, queries: Sequence[str], k: int, with_fields: bool, deadline: float
@@ -56,6 +62,22 @@ class Engine(Protocol):
     async def embed(self, texts: Sequence[str], role: Role, deadline: float) -> list[Encoded]:
         """Vectors of all texts."""
 
+
+class Engine(Protocol):
+    """What answers."""
+
+    def pinned(self) -> AbstractContextManager[Session]:
+        """The generation that is current now, kept while a request uses it."""
+
+    async def change(self, index: str, encoder: str | None) -> Outcome:
+        """Load, verify, gate and turn to another generation, or refuse and keep this one."""
+
+    async def roll_back(self) -> Outcome:
+        """Turn to the generation before the current one."""
+
+    async def generations(self) -> Outcome:
+        """What is served."""
+
     async def canary(self) -> str | None:
         """Why the canary query did not give its known answer, or None when it did."""
 
@@ -63,9 +85,8 @@ class Engine(Protocol):
 class Handlers:
     """The routes over one engine."""
 
-    def __init__(self, engine: Engine, index: ServedIndex, args: ServeArgs) -> None:
+    def __init__(self, engine: Engine, args: ServeArgs) -> None:
         self._engine = engine
-        self._index = index
         self._args = args
 
     async def search(self, request: SearchRequest) -> SearchReply:
@@ -74,38 +95,30 @@ class Handlers:
         texts = request.queries or [request.query or ""]
         self._check_texts(texts, "queries" if many else "query")
         self._check_k(request.k, len(texts), "k")
-        answer = await self._engine_search(texts, request)
+        with self._engine.pinned() as session:
+            served = session.generation
+            answer = await self._engine_search(session, texts, request)
         rankings = [_hits(found) for found in answer.results]
         total_ms = round((time.perf_counter() - start) * 1e3, 3)
         return SearchReply(
             hits=None if many else rankings[0],
             results=rankings if many else None,
             coverage=CoverageReply.model_validate(answer.coverage, from_attributes=True),
-            index=IndexReply(generation=GENERATION, fingerprint=self._index.fingerprint),
-            encoder=self._index.encoder,
+            index=IndexReply(generation=served.number, fingerprint=served.index.fingerprint),
+            encoder=served.index.encoder,
             timing_ms={**answer.timing_ms, "total": total_ms},
         )
 
     async def embeddings(self, request: EmbeddingsRequest) -> EmbeddingsReply:
         self._check_texts(request.input, "input")
-        if request.model not in (self._args.model, self._index.encoder):
-            raise ApiError(
-                404,
-                "model_not_found",
-                f"no model {request.model!r} here: this is {self._args.model!r}, "
-                f"encoder {self._index.encoder}",
-                "model",
-            )
-        if request.dimensions not in (None, self._index.dim):
-            raise ApiError(
-                422, "invalid_request", f"vectors have {self._index.dim} dimensions", "dimensions"
-            )
-        try:
-            encoded = await self._engine.embed(
-                request.input, request.input_type, self._deadline(None)
-            )
-        except RefusedText as error:
-            raise _refused(error, "input", many=True) from None
+        with self._engine.pinned() as session:
+            self._check_model(request, session.generation.index)
+            try:
+                encoded = await session.embed(
+                    request.input, request.input_type, self._deadline(None)
+                )
+            except RefusedText as error:
+                raise _refused(error, "input", many=True) from None
         tokens = sum(e.tokens for e in encoded)
         return EmbeddingsReply(
             data=[
@@ -122,7 +135,8 @@ class Handlers:
         self._check_k(k, len(request.queries), "topk")
         # The shape has no room to say that an answer is partial, so it never is.
         whole = SearchRequest(queries=request.queries, k=k, allow_partial=False)
-        answer = await self._engine_search(request.queries, whole)
+        with self._engine.pinned() as session:
+            answer = await self._engine_search(session, request.queries, whole)
         results: list[list[dict[str, Any]]] = []
         for found in answer.results:
             fields = zip(found.hits, found.documents or (), strict=True)
@@ -144,12 +158,28 @@ class Handlers:
         problem = await self._engine.canary()
         if problem is not None:
             raise ApiError(503, "not_ready", problem)
-        return {"status": "ready", "index": self._index.fingerprint, "generation": GENERATION}
+        with self._engine.pinned() as session:
+            served = session.generation
+        return {
+            "status": "ready",
+            "index": served.index.fingerprint,
+            "generation": served.number,
+        }
 
-    async def _engine_search(self, texts: Sequence[str], request: SearchRequest) -> Answer:
+    async def change(self, request: ChangeRequest) -> GenerationsReply:
+        if request.index is None:
+            return _generations(await self._engine.roll_back())
+        return _generations(await self._engine.change(request.index, request.encoder))
+
+    async def generations(self) -> GenerationsReply:
+        return _generations(await self._engine.generations())
+
+    async def _engine_search(
+        self, session: Session, texts: Sequence[str], request: SearchRequest
+    ) -> Answer:
         deadline = self._deadline(request.timeout_ms)
         try:
-            answer = await self._engine.search(texts, request.k, request.include_text, deadline)
+            answer = await session.search(texts, request.k, request.include_text, deadline)
         except RefusedText as error:
             field = "query" if request.queries is None else "queries"
             raise _refused(error, field, request.queries is not None) from None
@@ -168,6 +198,20 @@ class Handlers:
                 f"the documents ({reasons})",
             )
         return answer
+
+    def _check_model(self, request: EmbeddingsRequest, index: ServedIndex) -> None:
+        if request.model not in (self._args.model, index.encoder):
+            raise ApiError(
+                404,
+                "model_not_found",
+                f"no model {request.model!r} here: this is {self._args.model!r}, "
+                f"encoder {index.encoder}",
+                "model",
+            )
+        if request.dimensions not in (None, index.dim):
+            raise ApiError(
+                422, "invalid_request", f"vectors have {index.dim} dimensions", "dimensions"
+            )
 
     def _deadline(self, timeout_ms: int | None) -> float:
         if timeout_ms is not None and timeout_ms > self._args.max_timeout_ms:
@@ -196,15 +240,20 @@ class Handlers:
             raise ApiError(422, "invalid_request", message, field)
 
 
-def application(
-    engine: Engine, index: ServedIndex, args: ServeArgs, keys: Keys, metrics: Metrics
-) -> FastAPI:
+def application(engine: Engine, args: ServeArgs, keys: Keys, metrics: Metrics) -> FastAPI:
     """The ASGI application: routes behind keys and limits, every failure in one envelope."""
-    handlers = Handlers(engine, index, args)
+    handlers = Handlers(engine, args)
     page = PAGE.read_bytes()
     policy = _content_policy(page.decode())
     door = Middleware(
-        Door, keys=keys, max_in_flight=args.max_in_flight, max_body_bytes=args.max_body_bytes
+        Door,
+        keys=keys,
+        max_in_flight=args.max_in_flight,
+        max_body_bytes=args.max_body_bytes,
+        rate=None
+        if args.requests_per_s is None
+        else Rate(args.requests_per_s, args.requests_burst),
+        shed=lambda reason: metrics.shed_total.labels(reason).inc(),
     )
     app = FastAPI(
         title="bixse",
@@ -213,14 +262,17 @@ def application(
         redirect_slashes=False,
         middleware=[Middleware(Metered, metrics=metrics), door],
         exception_handlers=HANDLERS,
+        responses={status: {"model": ErrorReply} for status in FAILURES},
     )
     app.post("/search", response_model_exclude_none=True)(handlers.search)
     app.post("/v1/embeddings")(handlers.embeddings)
     app.post("/retrieve")(handlers.retrieve)
+    app.post("/admin/generation", response_model_exclude_none=True)(handlers.change)
+    app.get("/admin/generation", response_model_exclude_none=True)(handlers.generations)
     app.get("/livez")(handlers.livez)
     app.get("/readyz")(handlers.readyz)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics_page() -> Response:
         return Response(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
@@ -239,6 +291,30 @@ def _hits(found: Found) -> list[HitReply]:
         HitReply(doc_id=h.doc_id, score=h.score, rank=h.rank, title=d.title, text=d.text)
         for h, d in fields
     ]
+
+
+def _generations(outcome: Outcome) -> GenerationsReply:
+    """Raises ApiError when the change was refused."""
+    if outcome.problem is not None:
+        if outcome.busy:
+            raise ApiError(503, "unavailable", outcome.problem)
+        kept = outcome.generations.current.number
+        sentence = f"refused, generation {kept} is still served: {outcome.problem}"
+        raise ApiError(422, "refused", sentence)
+    held = outcome.generations
+    return GenerationsReply(
+        current=_generation(held.current),
+        previous=None if held.previous is None else _generation(held.previous),
+    )
+
+
+def _generation(served: Generation) -> GenerationReply:
+    return GenerationReply(
+        generation=served.number,
+        index=served.index.url,
+        fingerprint=served.index.fingerprint,
+        encoder=served.index.encoder,
+    )
 
 
 def _vector(encoded: Encoded, encoding: Literal["float", "base64"]) -> list[float] | str:

@@ -1,106 +1,99 @@
-"""Wire the deployments into an application, and run it on one machine.
+"""Serve an index with its encoder over HTTP.
 
     python -m serve.app --index URL --encoder PATH --port 8000      # starts Ray here
     serve run serve.app:build index=URL encoder=PATH                # on a running cluster
 
-Each replica loads its own files: nothing but paths and fingerprints goes through Ray.
+Bad input is one sentence and exit status 2, before anything heavy is imported.
 """
 
-import logging
+import contextlib
+import io
+import itertools
 import os
 import signal
 import socket
+import ssl
 import sys
 import threading
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
-import ray
-import ray.serve
 import tyro
-from ray.serve.config import BackpressureConfig, HTTPOptions
-from ray.serve.schema import LoggingConfig
 
-from bixse.artifacts import Artifact
-from bixse.models.encoder import encoder_fingerprint, resolve
 from serve.access import check_binding, load_keys
-from serve.gateway import CALLS_A_REPLICA, Gateway
-from serve.query_encoder import QueryEncoder
 from serve.settings import ServeArgs, ServedIndex
-from serve.shard import ShardServer
 
-NAME = "bixse"
+if TYPE_CHECKING:
+    import ray.serve
 
 _READY_WITHIN_S = 60.0
-_SPARE_REQUESTS = 64
-"""Requests beyond `max_in_flight` that the gateway takes, to refuse them itself or to be probed."""
 
 
-def build(args: ServeArgs) -> ray.serve.Application:
-    """The application: a gateway over one encoder deployment and one deployment a shard.
+def build(args: ServeArgs) -> "ray.serve.Application":
+    """The application, for `serve run serve.app:build`. Raises ValueError as `wiring.build`."""
+    from serve import wiring
 
-    Raises ValueError when there is no index, or another encoder made it.
-    """
-    index = ServedIndex.read(args.index)
-    index.check_encoder(args.encoder, encoder_fingerprint(resolve(args.encoder)))
-    encoder = _deployment(QueryEncoder).options(
-        num_replicas=args.encoder_replicas,
-        # Two roles are batched apart.
-        max_ongoing_requests=2 * CALLS_A_REPLICA * args.encoder_replicas,
-        ray_actor_options={"num_cpus": args.encoder_cpus, "num_gpus": args.encoder_gpus},
-    )
-    shard = _deployment(ShardServer).options(
-        num_replicas=args.replicas_per_shard,
-        max_ongoing_requests=CALLS_A_REPLICA * args.replicas_per_shard,
-        ray_actor_options={"num_cpus": args.shard_cpus},
-    )
-    shards = {
-        name: shard.options(name=name).bind(index.url, index.fingerprint, name, args.shard_cpus)
-        for name in index.shard_rows
-    }
-    gateway = _deployment(Gateway).options(
-        # One: limits, batches and metrics are those of the process that holds them.
-        num_replicas=1,
-        max_ongoing_requests=args.max_in_flight + _SPARE_REQUESTS,
-        max_queued_requests=args.max_in_flight,
-        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
-        ray_actor_options={"num_cpus": 1},
-    )
-    application: ray.serve.Application = gateway.bind(
-        args, index, encoder.bind(args.encoder, index, args.encoder_cpus), shards
-    )
-    return application
+    return wiring.build(args)
 
 
-def _deployment(of: type) -> Any:
-    # Ray's own annotation knows `deployment` as a decorator with arguments only.
-    return ray.serve.deployment(of)
+def parse(argv: Sequence[str], prog: str = "python -m serve.app") -> ServeArgs:
+    """What a command line describes; exits 2 with one sentence when it describes nothing."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                ServeArgs,
+                prog=prog,
+                description=(__doc__ or "").splitlines()[0],
+                args=list(argv),
+            )
+    except SystemExit as exit_:
+        if exit_.code:
+            _refuse(_one_sentence(complaint.getvalue()))
+        raise
 
 
 def main() -> None:
     """Serve until SIGINT or SIGTERM. Bad input is one sentence and exit status 2."""
-    args = tyro.cli(ServeArgs, prog="python -m serve.app", description=__doc__.splitlines()[0])
+    args = parse(sys.argv[1:])
     try:
+        if args.plan:
+            _plan(args)
+            return
         check_binding(args.host, load_keys(args.keys_file, os.environ))
+        check_tls(args.tls_certificate, args.tls_key)
+        check_port(args.host, args.port)
+        set_profile(args)
+        from bixse.artifacts import Artifact
+        from serve import wiring
+
         # One sentence here instead of a replica's traceback; the replicas verify again.
         Artifact.open(args.index, "index", verify=True)
-        application = build(args)
-        check_port(args.host, args.port)
+        application = wiring.build(args)
     except ValueError as error:
         _refuse(str(error))
-    start_ray(args)
-    stop = threading.Event()
+    wiring.start_ray(args)
+    stop, deployed = threading.Event(), threading.Event()
+
+    def asked_to_stop(*_: object) -> None:
+        stop.set()
+        if not deployed.is_set():
+            # Replicas may load for minutes; nobody waits for them any more.
+            sys.exit(0)
+
     # After Ray, which takes these signals for itself.
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, asked_to_stop)
     try:
-        deploy(args, application)
+        wiring.deploy(args, application)
+        deployed.set()
         index = ServedIndex.read(args.index)
-        url = f"http://{f'[{args.host}]' if ':' in args.host else args.host}:{args.port}"
-        problem = wait_until_ready(url, stop)
+        scheme = "http" if args.tls_certificate is None else "https"
+        url = f"{scheme}://{f'[{args.host}]' if ':' in args.host else args.host}:{args.port}"
+        problem = wait_until_ready(url, stop, args.tls_certificate)
         if problem is not None:
             _refuse(f"the application did not become ready: {problem}", status=1)
         if not stop.is_set():
@@ -108,58 +101,35 @@ def main() -> None:
             _say(sys.stdout, f"ready at {url} ({documents} documents in {shards} shards)")
         stop.wait()
     finally:
-        if "RAY_ADDRESS" in os.environ:
-            # Others may have applications there.
-            ray.serve.delete(NAME)
-        else:
-            # Ray leaves it without types.
-            ray.serve.shutdown()  # type: ignore[no-untyped-call]
-        ray.shutdown()
+        deployed.set()
+        wiring.stop()
 
 
-def deploy(args: ServeArgs, application: ray.serve.Application) -> None:
-    """Start Serve on the connected cluster, and wait until every replica has loaded."""
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    ray.serve.start(
-        http_options=HTTPOptions(
-            host=args.host,
-            port=args.port,
-            # A backstop: every request has a deadline of its own.
-            request_timeout_s=args.max_timeout_ms / 1e3 + 30,
-        ),
-        logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
-    )
-    ray.serve.run(application, name=NAME, route_prefix="/")
+def _plan(args: ServeArgs) -> None:
+    from bixse.models.encoder import resolve
+    from serve.plan import as_text, plan
+
+    _say(sys.stdout, as_text(plan(args, resolve(args.encoder))))
 
 
-def start_ray(args: ServeArgs) -> None:
-    """Join the cluster of RAY_ADDRESS, or start a local one with room for every replica."""
-    # Workers must find bixse and serve wherever the program was started from.
-    root = str(Path(__file__).resolve().parent.parent)
-    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    env = {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "TOKENIZERS_PARALLELISM": "false"}
-    options: dict[str, Any] = {
-        "runtime_env": {"env_vars": env},
-        "log_to_driver": False,
-        "logging_level": "warning",
-    }
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(address=os.environ["RAY_ADDRESS"], **options)
-        return
-    shards = len(ServedIndex.read(args.index).shard_rows)
-    wanted = 1 + args.encoder_cpus * args.encoder_replicas
-    wanted += args.shard_cpus * args.replicas_per_shard * shards
-    # On a laptop replicas share cores rather than wait for some that never come.
-    cpus = max(wanted, os.cpu_count() or 1)
-    ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
+def set_profile(args: ServeArgs) -> None:
+    """Set the variables that Ray Serve reads when it is imported.
+
+    Raises ValueError for the fast profile when that has happened already.
+    """
+    if args.profile == "fast" and "ray.serve" in sys.modules:
+        raise ValueError("Ray Serve is imported already: its profile can no longer be chosen")
+    for name, value in args.ray_variables().items():
+        os.environ.setdefault(name, value)
 
 
-def wait_until_ready(url: str, stop: threading.Event) -> str | None:
+def wait_until_ready(url: str, stop: threading.Event, certificate: str | None) -> str | None:
     """Ask `/readyz` until it says yes; gives what it said last when that takes too long."""
+    context = None if certificate is None else _trusting(certificate)
     said, until = "it gave no answer", time.monotonic() + _READY_WITHIN_S
     while not stop.is_set():
         try:
-            with urllib.request.urlopen(f"{url}/readyz", timeout=10):
+            with urllib.request.urlopen(f"{url}/readyz", timeout=10, context=context):
                 return None
         except urllib.error.HTTPError as error:
             said = error.read().decode(errors="replace")
@@ -169,6 +139,25 @@ def wait_until_ready(url: str, stop: threading.Event) -> str | None:
             return said
         stop.wait(0.2)
     return None
+
+
+def _trusting(certificate: str) -> ssl.SSLContext:
+    """For a probe of ourselves: this certificate, whatever name it was given for."""
+    context = ssl.create_default_context(cafile=certificate)
+    context.check_hostname = False
+    # A leaf with no authority behind it is as good here.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return context
+
+
+def check_tls(certificate: str | None, key: str | None) -> None:
+    """Raises ValueError when the files are no certificate and its key."""
+    if certificate is None or key is None:
+        return
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
+    except OSError as error:
+        raise ValueError(f"cannot use {certificate} with {key}: {error}") from None
 
 
 def check_port(host: str, port: int) -> None:
@@ -190,6 +179,21 @@ def _say(stream: TextIO, sentence: str) -> None:
 def _refuse(sentence: str, status: int = 2) -> NoReturn:
     _say(sys.stderr, f"error: {sentence}")
     sys.exit(status)
+
+
+def _one_sentence(box: str) -> str:
+    """tyro's boxed complaint as a sentence, with the nearest flag if it knows one."""
+    # The frame is drawn in ASCII where the terminal has no other: only rules, no sides.
+    rows = [line.strip("│| ") for line in box.splitlines()[1:]]
+    rows = ["" if set(row) <= set("─-╰╯+") else row for row in rows]
+    rows = list(itertools.dropwhile(lambda row: not row, rows))
+    rule = next((i for i, row in enumerate(rows) if not row), len(rows))
+    sentence = " ".join(row for row in rows[:rule] if "errors.pydantic.dev" not in row)
+    sentence = sentence.split(" For further information")[0]
+    nearest = [row for row in rows[rule + 1 :] if row.startswith("--")]
+    if "Perhaps you meant:" in rows[rule + 1 :] and nearest:
+        sentence += f": the nearest is {nearest[0].split()[0]}"
+    return sentence
 
 
 if __name__ == "__main__":

@@ -27,9 +27,10 @@ class _Waiting(Generic[Item, Result]):
 class Batcher(Generic[Item, Result]):
     """Calls `call(items, deadline)`, which returns one result an item, in order.
 
-    At most `concurrency` calls run at a time; while they do, the queue gathers. A call's deadline
-    is the latest of its items'. Deadlines are times of the running loop, in seconds. Belongs to one
-    event loop.
+    At most `concurrency` calls run at a time; while they do, the queue gathers. An item that meets
+    an idle batcher goes at once; one that meets a busy one waits `wait_s` for company. A call's
+    deadline is the latest of its items'. Deadlines are times of the running loop, in seconds.
+    Belongs to one event loop.
     """
 
     def __init__(
@@ -76,7 +77,9 @@ class Batcher(Generic[Item, Result]):
         if len(self._queue) >= self._size:
             self._fill()
         elif self._free and self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._wait_s, self._fill)
+            # While nothing runs there is nothing to gain by waiting, but what comes at once.
+            wait_s = self._wait_s if self._running else 0.0
+            self._timer = asyncio.get_running_loop().call_later(wait_s, self._fill)
 
     def _fill(self) -> None:
         """Start calls while there are both items and free places."""

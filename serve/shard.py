@@ -1,4 +1,4 @@
-"""One index shard, a deployment: vectors in, hits out.
+"""Index shards: vectors in, hits out.
 
 Shapes: Q queries, D dimensions.
 """
@@ -6,6 +6,8 @@ Shapes: Q queries, D dimensions.
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import faiss
 import numpy as np
@@ -14,7 +16,12 @@ import numpy.typing as npt
 from bixse.artifacts import Artifact, ArtifactError, Place
 from bixse.records import Hit
 from bixse.retrieval.shard import Shard
-from serve.messages import Found, Vectors
+from serve.generation import Generation
+from serve.ledger import Follower
+from serve.messages import Found, NotHeld, Vectors
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
 
 
 def load_shard(url: str, fingerprint: str, name: str) -> Shard:
@@ -34,48 +41,118 @@ def load_shard(url: str, fingerprint: str, name: str) -> Shard:
     return Shard.load(directory / name)
 
 
-class ShardServer:
-    """A loaded shard. FAISS runs on one thread of its own, one search at a time."""
+def slot_name(slot: int) -> str:
+    """The deployment of a slot, named as the shard that it holds when each has its own."""
+    return f"shard-{slot:05d}"
 
-    def __init__(self, url: str, fingerprint: str, name: str, threads: int) -> None:
-        """Raises ArtifactError as `load_shard`."""
+
+def slot_of(shards: Sequence[str], name: str, slots: int) -> int:
+    """The slot that holds a shard: an index may have more or fewer shards than there are slots."""
+    return sorted(shards).index(name) % slots
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    shard: Shard
+    probe_1D: Vectors
+    probe_hits: list[list[Hit]]
+
+
+class ShardStore:
+    """Loaded shards of some generations. FAISS runs on one thread, one search at a time."""
+
+    def __init__(self, threads: int, slot: int = 0, slots: int = 1) -> None:
         faiss.omp_set_num_threads(threads)
-        self._shard = load_shard(url, fingerprint, name)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
-        self._probe_1D = self._shard.vectors(np.zeros(1, np.int64))
-        self._probe_hits = self._shard.search(self._probe_1D, 1)
+        self._slot, self._slots = slot, slots
+        self._shards: dict[int, dict[str, _Loaded]] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="shards")
+
+    def load(self, generation: Generation) -> None:
+        """Load the shards of this slot. Raises ArtifactError as `load_shard`."""
+        index = generation.index
+        names = [
+            name
+            for name in index.shard_rows
+            if slot_of(list(index.shard_rows), name, self._slots) == self._slot
+        ]
+        loaded = {}
+        for name in names:
+            shard = load_shard(index.url, index.fingerprint, name)
+            probe_1D = shard.vectors(np.zeros(1, np.int64))
+            loaded[name] = _Loaded(shard, probe_1D, shard.search(probe_1D, 1))
+        self._shards[generation.number] = loaded
+
+    def drop(self, number: int) -> None:
+        """Forget a generation."""
+        self._shards.pop(number, None)
 
     async def search(
-        self, vectors_QD: Vectors, ks: Sequence[int], with_fields: Sequence[bool], budget_s: float
+        self,
+        number: int,
+        name: str,
+        vectors_QD: Vectors,
+        ks: Sequence[int],
+        with_fields: Sequence[bool],
+        budget_s: float,
     ) -> list[Found]:
-        """The best `ks[i]` of this shard for query `i`, with title and text if `with_fields[i]`.
+        """The best `ks[i]` of a shard for query `i`, with title and text if `with_fields[i]`.
 
-        Raises TimeoutError when `budget_s` is over; a search not begun by then never begins.
+        Raises TimeoutError when `budget_s` is over; a search not begun by then never begins. Raises
+        NotHeld for a generation that is not loaded here.
         """
+        held = self._shards.get(number, {}).get(name)
+        if held is None:
+            raise NotHeld(f"{name} of generation {number} is not loaded here")
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(budget_s):
             return await loop.run_in_executor(
-                self._thread, self._search, vectors_QD, ks, with_fields
+                self._thread, _search, held.shard, vectors_QD, ks, with_fields
             )
 
     async def check_health(self) -> None:
-        """Raises RuntimeError when a stored vector no longer finds what it found at the start."""
+        """Raises RuntimeError when a stored vector no longer finds what it found when loaded."""
         loop = asyncio.get_running_loop()
-        hits = await loop.run_in_executor(self._thread, self._shard.search, self._probe_1D, 1)
-        if hits != self._probe_hits:
-            raise RuntimeError("the shard no longer gives the answer that it gave when loaded")
+        for held in [one for shards in self._shards.values() for one in shards.values()]:
+            hits = await loop.run_in_executor(self._thread, held.shard.search, held.probe_1D, 1)
+            if hits != held.probe_hits:
+                raise RuntimeError("a shard no longer gives the answer that it gave when loaded")
 
-    def _search(
-        self, vectors_QD: Vectors, ks: Sequence[int], with_fields: Sequence[bool]
-    ) -> list[Found]:
-        # One FAISS call at the largest k: a smaller ranking is the head of a larger one.
-        rows, scores = self._shard.search_rows(vectors_QD, max(ks))
-        return [
-            self._found(row[:k], score[:k], fields)
-            for row, score, k, fields in zip(rows, scores, ks, with_fields, strict=True)
-        ]
 
-    def _found(self, rows: npt.NDArray[np.int64], scores: Vectors, fields: bool) -> Found:
-        scored = zip(self._shard.doc_ids(rows), scores.tolist(), strict=True)
-        hits = [Hit(doc_id, score, rank) for rank, (doc_id, score) in enumerate(scored, start=1)]
-        return Found(hits, self._shard.documents(rows) if fields else None)
+class ShardServer:
+    """One slot of shards, a deployment that follows the ledger."""
+
+    async def __init__(
+        self, ledger: "DeploymentHandle[Any]", slot: int, slots: int, threads: int
+    ) -> None:
+        """Raises ArtifactError as `load_shard`."""
+        self._store = store = ShardStore(threads, slot, slots)
+
+        async def load(generation: Generation) -> None:
+            await asyncio.to_thread(store.load, generation)
+
+        self._follower = Follower(ledger, slot_name(slot), load, store.drop)
+        await self._follower.start()
+
+    async def search(self, *ask: Any) -> list[Found]:
+        """As `ShardStore.search`."""
+        return await self._store.search(*ask)
+
+    async def check_health(self) -> None:
+        await self._store.check_health()
+
+
+def _search(
+    shard: Shard, vectors_QD: Vectors, ks: Sequence[int], with_fields: Sequence[bool]
+) -> list[Found]:
+    # One FAISS call at the largest k: a smaller ranking is the head of a larger one.
+    rows, scores = shard.search_rows(vectors_QD, max(ks))
+    return [
+        _found(shard, row[:k], score[:k], fields)
+        for row, score, k, fields in zip(rows, scores, ks, with_fields, strict=True)
+    ]
+
+
+def _found(shard: Shard, rows: npt.NDArray[np.int64], scores: Vectors, fields: bool) -> Found:
+    scored = zip(shard.doc_ids(rows), scores.tolist(), strict=True)
+    hits = [Hit(doc_id, score, rank) for rank, (doc_id, score) in enumerate(scored, start=1)]
+    return Found(hits, shard.documents(rows) if fields else None)

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,12 @@ def documents() -> list[Document]:
 
 
 def index_of(
-    url: Path, corpus: list[Document], vectors: np.ndarray, encoder: str, shards: int
+    url: Path,
+    corpus: list[Document],
+    vectors: np.ndarray,
+    encoder: str,
+    shards: int,
+    recall: float = 1.0,
 ) -> Artifact:
     """An index artefact as `jobs.index` writes it; documents go round the shards."""
     draft = begin(str(url), "index", config={}, inputs={})
@@ -84,7 +90,7 @@ def index_of(
             "shards": names,
             "shard_rows": [len(range(n, len(corpus), shards)) for n in range(shards)],
             "structure": "exact",
-            "recall@10": 1.0,
+            "recall@10": recall,
             # The document of row 0, so the first shard holds it.
             "canary": {
                 "query": document_text(corpus[0].title, corpus[0].text),
@@ -103,6 +109,7 @@ class Served:
     index: Artifact
     search_key: str
     monitor_key: str
+    admin_key: str
     process: subprocess.Popen[str]
     corpus: list[Document]
     log: Path
@@ -115,12 +122,24 @@ class Served:
     def search(self, **request: Any) -> httpx.Response:
         return self.client.post("/search", json=request)
 
-    def replica(self, deployment: str) -> psutil.Process:
-        """The process of a deployment's only replica, among the children of this application."""
-        children = psutil.Process(self.process.pid).children(recursive=True)
+    def change(self, **request: Any) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {self.admin_key}"}
+        return self.client.post("/admin/generation", json=request, headers=headers, timeout=120)
+
+    def replicas(self, deployment: str = "") -> list[psutil.Process]:
+        """The processes of a deployment's replicas, among the children of this application."""
         title = f"ray::ServeReplica:bixse:{deployment}"
-        found = [p for p in children if p.cmdline() and p.cmdline()[0].startswith(title)]
-        assert len(found) == 1, [p.cmdline()[:1] for p in children]
+        found = []
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if child.cmdline() and child.cmdline()[0].startswith(title):
+                    found.append(child)
+        return found
+
+    def replica(self, deployment: str) -> psutil.Process:
+        """The process of a deployment's only replica."""
+        found = self.replicas(deployment)
+        assert len(found) == 1, found
         return found[0]
 
 
@@ -167,19 +186,18 @@ def exact(
     return shard.search
 
 
-@pytest.fixture(scope="session")
-def served(
-    tmp_path_factory: pytest.TempPathFactory, index: Artifact, corpus: list[Document]
+@contextmanager
+def run_application(
+    place: Path, index: Artifact, corpus: list[Document], **flags: Any
 ) -> Iterator[Served]:
-    """`python -m serve.app` as a user starts it, with keys and limits small enough to reach."""
-    place = tmp_path_factory.mktemp("application")
-    keys = ("search-key-of-the-tests", "monitor-key-of-the-tests")
-    (place / "keys").write_text(f"# of the tests\nsearch:{keys[0]}\nmonitor:{keys[1]}\n")
-    port = free_port()
-    log = place / "log"
-    flags = {"index": index.url, "encoder": PACKAGED, "port": port, "keys-file": place / "keys"}
-    flags |= {"default-timeout-ms": 20_000, "max-in-flight": 8, "max-k": 50, "max-hits": 400}
-    flags |= {"max-queries": 16, "max-body-bytes": 65536}
+    """`python -m serve.app` as a user starts it, with three keys; asserts that it ends well."""
+    place.mkdir(exist_ok=True)
+    keys = tuple(f"{role}-key-of-the-tests" for role in ("search", "monitor", "admin"))
+    lines = [f"{key.split('-')[0]}:{key}" for key in keys]
+    (place / "keys").write_text("\n".join(["# of the tests", *lines, ""]))
+    port, log = free_port(), place / "log"
+    flags = {"index": index.url, "encoder": PACKAGED, "port": port, **flags}
+    flags |= {"keys-file": place / "keys"}
     with log.open("w") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "serve.app", *(f"--{k}={v}" for k, v in flags.items())],
@@ -195,12 +213,30 @@ def served(
             url = f"http://127.0.0.1:{port}"
             yield Served(url, index, *keys, process, corpus, log)
         finally:
-            children = psutil.Process(process.pid).children(recursive=True)
+            alive = process.poll() is None
+            children = psutil.Process(process.pid).children(recursive=True) if alive else []
             process.send_signal(signal.SIGTERM)
             status = process.wait(60)
     assert status == 0, log.read_text()
-    _, alive = psutil.wait_procs(children, timeout=10)
-    assert not alive, f"left running: {alive}"
+    _, left = psutil.wait_procs(children, timeout=10)
+    assert not left, f"left running: {left}"
+
+
+@pytest.fixture(scope="session")
+def run_app() -> Callable[..., AbstractContextManager[Served]]:
+    return run_application
+
+
+@pytest.fixture(scope="session")
+def served(
+    tmp_path_factory: pytest.TempPathFactory, index: Artifact, corpus: list[Document]
+) -> Iterator[Served]:
+    """An application with limits small enough to reach."""
+    flags = {"default-timeout-ms": 20_000, "max-in-flight": 8, "max-k": 50, "max-hits": 400}
+    flags |= {"max-queries": 16, "max-body-bytes": 65536}
+    place = tmp_path_factory.mktemp("application")
+    with run_application(place, index, corpus, **flags) as served:
+        yield served
 
 
 @pytest.fixture(scope="session")

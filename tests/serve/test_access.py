@@ -7,7 +7,7 @@ import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from serve.access import Door, Keys, authorize, check_binding, is_loopback, load_keys
+from serve.access import Door, Keys, Rate, authorize, check_binding, is_loopback, load_keys
 from serve.errors import ApiError
 
 SEARCH, MONITOR = "search-key-0123456789", "monitor-key-012345678"
@@ -149,6 +149,65 @@ def test_one_more_than_may_be_in_flight_is_429_and_probes_still_pass():
     asyncio.run(run())
 
 
+def test_a_key_has_a_burst_and_then_its_rate():
+    now = [100.0]
+    rate = Rate(2.0, burst=3, clock=lambda: now[0])
+    assert [rate.take("a") for _ in range(3)] == [0, 0, 0]
+    assert rate.take("a") == pytest.approx(0.5)
+    assert rate.take("b") == 0, "another key has its own"
+    now[0] += 0.25
+    assert rate.take("a") == pytest.approx(0.25)
+    now[0] += 0.25
+    assert rate.take("a") == 0
+    now[0] += 1000
+    assert [rate.take("a") for _ in range(4)].count(0) == 3, "never more than the burst"
+
+
+def test_a_key_over_its_rate_is_429_and_told_how_long_to_wait():
+    async def run() -> None:
+        app = Slow()
+        app.gate.set()
+        rate = Rate(0.1, burst=2)
+        shed: list[str] = []
+        limits = {"max_in_flight": 9, "max_body_bytes": 9}
+        door = Door(app, keys=KEYS, **limits, rate=rate, shed=shed.append)
+        headers = {"Authorization": f"Bearer {SEARCH}"}
+        transport = httpx.ASGITransport(door)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            codes = [
+                (await client.post("/search", content=b"x", headers=headers)).status_code
+                for _ in range(3)
+            ]
+            assert codes == [200, 200, 429]
+            last = await client.post("/search", content=b"x", headers=headers)
+            assert last.json()["error"]["type"] == "rate_limited"
+            assert 9 <= int(last.headers["retry-after"]) <= 10
+            assert shed == ["rate", "rate"]
+            assert (await client.get("/metrics", headers=headers)).status_code == 200
+
+    asyncio.run(run())
+
+
+def test_a_search_key_administers_nothing_and_an_admin_key_everything():
+    keys = load_keys(None, {"BIXSE_KEYS": f"search:{SEARCH},admin:admin-key-0123456789"})
+
+    def ask(path: str, key: str | None) -> int:
+        headers = {} if key is None else {"authorization": f"Bearer {key}"}
+        try:
+            authorize(path, headers, "10.0.0.1", keys)
+        except ApiError as error:
+            return error.status
+        return 200
+
+    for path in ("/admin", "/admin/generation", "/admin/anything"):
+        assert ask(path, None) == 401
+        assert ask(path, SEARCH) == 403
+        assert ask(path, "admin-key-0123456789") == 200
+    assert ask("/search", "admin-key-0123456789") == 200
+    with pytest.raises(ApiError, match="needs one"):
+        authorize("/admin/generation", {"host": "127.0.0.1"}, "127.0.0.1", Keys())
+
+
 def test_a_body_over_the_bound_is_413_whether_declared_or_streamed():
     async def run() -> None:
         app = Slow()
@@ -164,6 +223,7 @@ def test_a_body_over_the_bound_is_413_whether_declared_or_streamed():
                 assert reply.status_code == 413
                 assert "10 bytes" in reply.json()["error"]["message"]
             assert app.inside == 0, "refused before the application saw it"
+            assert (await client.post("/admin/generation", content=b"x" * 11)).status_code == 403
             for content in (b"x" * 10, stream(10)):
                 reply = await client.post("/search", content=content)
                 assert (reply.status_code, reply.text) == (200, "10")

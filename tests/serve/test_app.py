@@ -17,9 +17,11 @@ from bixse.artifacts import Artifact, ArtifactError, begin
 from bixse.models.encoder import resolve
 from bixse.models.settings import PACKAGED
 from serve.app import build, main
-from serve.query_encoder import QueryEncoder
+from serve.generation import Generation
+from serve.messages import NotHeld
+from serve.query_encoder import EncoderStore
 from serve.settings import ServeArgs, ServedIndex
-from serve.shard import ShardServer, load_shard
+from serve.shard import ShardStore, load_shard, slot_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -77,7 +79,9 @@ def test_an_index_of_another_encoder_names_both(refused, tmp_path, corpus, vecto
     assert "0123456789abcdef" in sentence
     assert ServedIndex.read(other.url).encoder == "0123456789abcdef"
     with pytest.raises(ValueError, match="0123456789abcdef") as caught:
-        QueryEncoder(PACKAGED, ServedIndex.read(other.url), torch.get_num_threads())
+        EncoderStore(torch.get_num_threads()).load(
+            Generation(1, ServedIndex.read(other.url), PACKAGED)
+        )
     fingerprint = str(caught.value).split("is encoder ")[1][:32]
     assert fingerprint in sentence, "each replica checks what it loads, too"
 
@@ -182,6 +186,28 @@ def test_the_program_itself_refuses_without_a_traceback(tmp_path):
     assert len(ran.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    "flags, sentence",
+    [
+        (["--portt", "3"], "error: Unrecognized options: --portt, 3: the nearest is --port"),
+        (["--port", "abc"], "error: Error parsing --port: invalid literal for int()"),
+        (["--topology", "mesh"], "error: invalid choice 'mesh'"),
+        (["--wrong-flag"], "error: "),
+    ],
+)
+def test_a_flag_that_is_not_one(refused, flags, sentence):
+    assert refused("--index", "a", "--encoder", "b", *flags).startswith(sentence)
+
+
+def test_flags_are_read_before_anything_heavy():
+    program = (
+        "import sys; from serve.app import parse; parse(['--index', 'a', '--encoder', 'b']);"
+        "print([m for m in ('ray', 'torch', 'faiss') if m in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert ran.stdout.strip() == "[]", ran.stderr
+
+
 def test_serve_run_builds_from_plain_strings(index):
     args = ServeArgs.model_validate(
         {"index": index.url, "encoder": PACKAGED, "replicas_per_shard": "2", "batch_wait_ms": "0"}
@@ -193,9 +219,10 @@ def test_serve_run_builds_from_plain_strings(index):
 
 
 def test_a_text_that_cannot_be_encoded_fails_alone(index, encoder):
-    replica = QueryEncoder(PACKAGED, ServedIndex.read(index.url), torch.get_num_threads())
+    replica = EncoderStore(torch.get_num_threads())
+    replica.load(Generation(3, ServedIndex.read(index.url), PACKAGED))
     texts = ["an otter", "half \ud800 of a pair", "a heron", "a lynx", "\udfff"]
-    batch = asyncio.run(replica.encode(texts, "query", 60))
+    batch = asyncio.run(replica.encode(3, texts, "query", 60))
     assert set(batch.refused) == {1, 4}
     good = [0, 2, 3]
     assert batch.vectors[good] == pytest.approx(
@@ -207,15 +234,27 @@ def test_a_text_that_cannot_be_encoded_fails_alone(index, encoder):
 def test_a_replica_whose_time_is_over_never_begins(index, vectors):
     async def run() -> None:
         threads = faiss.omp_get_max_threads()
-        shard = ShardServer(index.url, index.fingerprint, "shard-00000", threads)
+        shard = ShardStore(threads)
+        shard.load(Generation(7, ServedIndex.read(index.url), PACKAGED))
         with pytest.raises(TimeoutError):
-            await shard.search(vectors[:1], [3], [False], -1.0)
+            await shard.search(7, "shard-00000", vectors[:1], [3], [False], -1.0)
         ks, fields = [3, 1, 500], [False, True, False]
-        found = await shard.search(vectors[[0, 2, 4]], ks, fields, 60)
+        found = await shard.search(7, "shard-00000", vectors[[0, 2, 4]], ks, fields, 60)
         assert [len(f.hits) for f in found] == [3, 1, 100]
         assert [f.documents is not None for f in found] == fields
         assert found[1].documents is not None
         assert found[1].documents[0].doc_id == found[1].hits[0].doc_id
         await shard.check_health()
+        shard.drop(7)
+        with pytest.raises(NotHeld, match="generation 7"):
+            await shard.search(7, "shard-00000", vectors[:1], [3], [False], 60)
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("shards, slots", [(1, 1), (2, 2), (5, 2), (2, 5)])
+def test_every_shard_has_one_slot_whatever_their_numbers(shards, slots):
+    names = [f"shard-{n:05d}" for n in range(shards)]
+    held = [slot_of(names, name, slots) for name in names]
+    assert all(0 <= slot < slots for slot in held)
+    assert len(set(held)) == min(shards, slots)

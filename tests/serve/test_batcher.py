@@ -125,3 +125,23 @@ def test_a_call_that_raises_fails_its_batch_and_not_the_next():
         assert await b.submit([5], soon()) == [10]
 
     asyncio.run(run())
+
+
+def test_an_idle_batcher_does_not_wait_and_a_busy_one_does():
+    async def run() -> None:
+        call = Doubler()
+        call.gate.clear()
+        b: Batcher[int, int] = Batcher(call, size=4, wait_s=3600, concurrency=2)
+        first = asyncio.create_task(b.submit([1], soon()))
+        await asyncio.sleep(0.02)
+        assert call.batches == [[1]]
+        others = [asyncio.create_task(b.submit([n], soon())) for n in (2, 3)]
+        await asyncio.sleep(0.02)
+        assert call.batches == [[1]], "there is a free place, but more may come"
+        others += [asyncio.create_task(b.submit([n], soon())) for n in (4, 5)]
+        await asyncio.sleep(0.02)
+        assert call.batches == [[1], [2, 3, 4, 5]]
+        call.gate.set()
+        assert await asyncio.gather(first, *others) == [[2], [4], [6], [8], [10]]
+
+    asyncio.run(run())

@@ -269,6 +269,9 @@ ROUTES = [
     ("POST", "/search", False, False),
     ("POST", "/v1/embeddings", False, False),
     ("POST", "/retrieve", False, False),
+    ("POST", "/admin/generation", False, False),
+    ("GET", "/admin/generation", False, False),
+    ("GET", "/admin/nowhere", False, False),
 ]
 
 
@@ -290,7 +293,11 @@ def test_keys_and_routes(served, method, path, anyone, monitor):
         assert reply.status_code == 200
     else:
         assert error_of(reply, 403)["type"] == "forbidden"
-    assert ask(served.search_key).status_code in (200, 404, 422)
+    if path.startswith("/admin"):
+        assert error_of(ask(served.search_key), 403)["type"] == "forbidden"
+    else:
+        assert ask(served.search_key).status_code in (200, 404, 422)
+    assert ask(served.admin_key).status_code in (200, 404, 422)
 
 
 def test_too_little_time_is_504(served):

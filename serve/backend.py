@@ -1,0 +1,138 @@
+"""Where a lane's work is done: over deployment handles, or in this process."""
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.exceptions import RayServeException
+
+from bixse.models.encoder import Role
+from serve.generation import Generation
+from serve.messages import EncodedBatch, Found, NotHeld, Unavailable, Vectors
+from serve.query_encoder import EncoderStore
+from serve.settings import ServeArgs
+from serve.shard import ShardStore, slot_of
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
+
+CALLS_A_REPLICA = 2
+"""Batches handed to a replica at a time: it works on one while the next is on its way."""
+
+
+class Handles:
+    """Topology `shard`: the encoder and each slot of shards are deployments."""
+
+    def __init__(
+        self,
+        encoder: "DeploymentHandle[Any]",
+        slots: "list[DeploymentHandle[Any]]",
+        args: ServeArgs,
+    ) -> None:
+        self._encoder = encoder
+        self._slots = slots
+        self.encoder_calls = CALLS_A_REPLICA * args.encoder_replicas
+        self.shard_calls = CALLS_A_REPLICA * args.replicas_per_shard
+        # Without a second replica, asking again would only wait for the replacement to load.
+        self._tries = 2 if args.replicas_per_shard > 1 else 1
+
+    async def encode(
+        self, generation: Generation, role: Role, texts: list[str], deadline: float
+    ) -> EncodedBatch:
+        def call(budget_s: float) -> Any:
+            return self._encoder.encode.remote(generation.number, texts, role, budget_s)
+
+        try:
+            batch: EncodedBatch = await _within(call, deadline, tries=2)
+        except (RayActorError, RayServeException, NotHeld) as error:
+            raise Unavailable("the encoder is not running") from error
+        return batch
+
+    async def search(
+        self,
+        generation: Generation,
+        shard: str,
+        vectors_QD: Vectors,
+        ks: list[int],
+        with_fields: list[bool],
+        deadline: float,
+    ) -> list[Found]:
+        names = list(generation.index.shard_rows)
+        slot = self._slots[slot_of(names, shard, len(self._slots))]
+
+        def call(budget_s: float) -> Any:
+            ask = (generation.number, shard, vectors_QD, ks, with_fields, budget_s)
+            return slot.search.remote(*ask)
+
+        found: list[Found] = await _within(call, deadline, self._tries)
+        return found
+
+
+class Local:
+    """Topology `replicate`: everything in this process."""
+
+    encoder_calls = 1
+    shard_calls = 1
+
+    def __init__(self, args: ServeArgs) -> None:
+        self.encoder = EncoderStore(args.encoder_cpus)
+        self.shards = ShardStore(args.shard_cpus)
+
+    async def load(self, generation: Generation) -> None:
+        """Raises ValueError as `EncoderStore.load` and `load_shard`."""
+        await asyncio.to_thread(self.encoder.load, generation)
+        try:
+            await asyncio.to_thread(self.shards.load, generation)
+        except BaseException:
+            self.encoder.drop(generation.number)
+            raise
+
+    def drop(self, number: int) -> None:
+        self.encoder.drop(number)
+        self.shards.drop(number)
+
+    async def encode(
+        self, generation: Generation, role: Role, texts: list[str], deadline: float
+    ) -> EncodedBatch:
+        left = deadline - asyncio.get_running_loop().time()
+        return await self.encoder.encode(generation.number, texts, role, left)
+
+    async def search(
+        self,
+        generation: Generation,
+        shard: str,
+        vectors_QD: Vectors,
+        ks: list[int],
+        with_fields: list[bool],
+        deadline: float,
+    ) -> list[Found]:
+        left = deadline - asyncio.get_running_loop().time()
+        return await self.shards.search(generation.number, shard, vectors_QD, ks, with_fields, left)
+
+    async def check_health(self) -> None:
+        await self.encoder.check_health()
+        await self.shards.check_health()
+
+
+async def _within(call: Callable[[float], Any], deadline: float, tries: int) -> Any:
+    """Await a handle call until the deadline, and once more when its replica died under it.
+
+    Raises TimeoutError; what has not begun by then is cancelled.
+    """
+    for left in reversed(range(tries)):
+        response = call(deadline - asyncio.get_running_loop().time())
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await response
+        except TimeoutError:
+            response.cancel()
+            raise
+        except RayActorError:
+            if not left:
+                raise
+        except RayTaskError as error:
+            # A replica that has just come up may not hold a generation that another does.
+            if not isinstance(error, NotHeld) or not left:
+                raise
+    raise AssertionError("tries is at least 1")

@@ -1,0 +1,237 @@
+"""A client of the HTTP interface, sync and async.
+
+    with Client("http://127.0.0.1:8000", key="…") as client:
+        for hit in client.search("merge two sorted iterables", k=5).hits:
+            print(hit.rank, hit.doc_id, hit.score)
+
+    async with AsyncClient("https://search.example", key="…") as client:
+        results = await client.search_many(["a", "b"])
+
+429 and 503 are tried again as `Retry-After` says, within `retry_for_s`; all else is raised at once.
+What is told is told: an answer that does not cover the whole index says so in `coverage`, and
+`allow_partial=False` refuses it.
+"""
+
+import base64
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+import tenacity
+
+_RETRIED = (429, 503)
+_FIRST_WAIT_S = 0.1
+_LONGEST_WAIT_S = 5.0
+
+
+class ServerError(Exception):
+    """What the server refused, in its words."""
+
+    def __init__(
+        self, status: int, kind: str, message: str, param: str | None, retry_after_s: float | None
+    ) -> None:
+        super().__init__(f"{status} {kind}: {message}" + (f" ({param})" if param else ""))
+        self.status, self.kind, self.message, self.param = status, kind, message, param
+        self.retry_after_s = retry_after_s
+
+
+@dataclass(frozen=True, slots=True)
+class SearchHit:
+    """One document found; `score` is cosine, `rank` counts from 1."""
+
+    doc_id: str
+    score: float
+    rank: int
+    title: str | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """The rankings of one request, and what they have seen."""
+
+    rankings: list[list[SearchHit]]
+    coverage: float
+    """Part of the index's documents that answered, in [0, 1]."""
+    generation: int
+    index: str
+    encoder: str
+
+    @property
+    def hits(self) -> list[SearchHit]:
+        """The ranking of the first (or only) query."""
+        return self.rankings[0]
+
+
+class Client:
+    """Blocking. Safe to share between threads."""
+
+    def __init__(
+        self,
+        url: str,
+        key: str | None = None,
+        *,
+        timeout_s: float = 30.0,
+        retry_for_s: float = 30.0,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._retry_for_s = retry_for_s
+        self._http = httpx.Client(
+            base_url=url, headers=_headers(key), timeout=timeout_s, transport=transport
+        )
+
+    def search(self, query: str, k: int = 10, **more: Any) -> Results:
+        """The best `k` documents; `more` as in `POST /search`. Raises ServerError, httpx errors."""
+        return _results(self._post("/search", {"query": query, "k": k, **more}))
+
+    def search_many(self, queries: Sequence[str], k: int = 10, **more: Any) -> Results:
+        """As `search`, a ranking for each query."""
+        return _results(self._post("/search", {"queries": list(queries), "k": k, **more}))
+
+    def embed(
+        self,
+        texts: Sequence[str],
+        input_type: Literal["query", "document"] = "query",
+        model: str = "bixse",
+    ) -> npt.NDArray[np.float32]:
+        """Unit vectors [len(texts), dim]. Raises as `search`."""
+        return _vectors(self._post("/v1/embeddings", _embed(texts, input_type, model)))
+
+    def _post(self, path: str, body: dict[str, Any]) -> Any:
+        for attempt in tenacity.Retrying(**_policy(self._retry_for_s)):
+            with attempt:
+                return _read(self._http.post(path, json=body))
+        raise AssertionError("tenacity returns or raises")
+
+    def close(self) -> None:
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class AsyncClient:
+    """As `Client`, for asyncio."""
+
+    def __init__(
+        self,
+        url: str,
+        key: str | None = None,
+        *,
+        timeout_s: float = 30.0,
+        retry_for_s: float = 30.0,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._retry_for_s = retry_for_s
+        self._http = httpx.AsyncClient(
+            base_url=url, headers=_headers(key), timeout=timeout_s, transport=transport
+        )
+
+    async def search(self, query: str, k: int = 10, **more: Any) -> Results:
+        """As `Client.search`."""
+        return _results(await self._post("/search", {"query": query, "k": k, **more}))
+
+    async def search_many(self, queries: Sequence[str], k: int = 10, **more: Any) -> Results:
+        """As `Client.search_many`."""
+        return _results(await self._post("/search", {"queries": list(queries), "k": k, **more}))
+
+    async def embed(
+        self,
+        texts: Sequence[str],
+        input_type: Literal["query", "document"] = "query",
+        model: str = "bixse",
+    ) -> npt.NDArray[np.float32]:
+        """As `Client.embed`."""
+        return _vectors(await self._post("/v1/embeddings", _embed(texts, input_type, model)))
+
+    async def _post(self, path: str, body: dict[str, Any]) -> Any:
+        async for attempt in tenacity.AsyncRetrying(**_policy(self._retry_for_s)):
+            with attempt:
+                return _read(await self._http.post(path, json=body))
+        raise AssertionError("tenacity returns or raises")
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+
+def _policy(retry_for_s: float) -> dict[str, Any]:
+    """Again while the server says that later is right and there is time to wait so long."""
+    start = time.monotonic()
+    backoff = tenacity.wait_exponential_jitter(multiplier=_FIRST_WAIT_S, max=_LONGEST_WAIT_S)
+
+    def wait_s(state: tenacity.RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        told = error.retry_after_s if isinstance(error, ServerError) else None
+        return max(backoff(state), told or 0.0)
+
+    def again(state: tenacity.RetryCallState) -> bool:
+        error = state.outcome.exception() if state.outcome else None
+        return isinstance(error, ServerError) and error.status in _RETRIED
+
+    def enough(state: tenacity.RetryCallState) -> bool:
+        return time.monotonic() - start + wait_s(state) > retry_for_s
+
+    return {"retry": again, "wait": wait_s, "stop": enough, "reraise": True}
+
+
+def _headers(key: str | None) -> dict[str, str]:
+    return {} if key is None else {"Authorization": f"Bearer {key}"}
+
+
+def _read(reply: httpx.Response) -> Any:
+    """The body of an answer. Raises ServerError for a refusal."""
+    if reply.status_code == 200:
+        return reply.json()
+    try:
+        error = reply.json()["error"]
+        kind, message, param = error["type"], error["message"], error.get("param")
+    except (ValueError, KeyError, TypeError):
+        kind, message, param = "unknown", reply.text[:200] or reply.reason_phrase, None
+    after = reply.headers.get("retry-after", "")
+    wait_s = float(after) if after.isdigit() else None
+    raise ServerError(reply.status_code, kind, message, param, wait_s)
+
+
+def _results(body: dict[str, Any]) -> Results:
+    rankings = body["results"] if "results" in body else [body["hits"]]
+    return Results(
+        rankings=[[SearchHit(**hit) for hit in ranking] for ranking in rankings],
+        coverage=body["coverage"]["fraction"],
+        generation=body["index"]["generation"],
+        index=body["index"]["fingerprint"],
+        encoder=body["encoder"],
+    )
+
+
+def _embed(texts: Sequence[str], input_type: str, model: str) -> dict[str, Any]:
+    request = {"input": list(texts), "model": model, "input_type": input_type}
+    return {**request, "encoding_format": "base64"}
+
+
+def _vectors(body: dict[str, Any]) -> npt.NDArray[np.float32]:
+    rows = [np.frombuffer(base64.b64decode(d["embedding"]), "<f4") for d in body["data"]]
+    return np.stack(rows).astype(np.float32)

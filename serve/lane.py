@@ -1,0 +1,192 @@
+"""One generation's way from texts to rankings: batches, calls, coverage.
+
+A backend does the work, over handles or in this process. The deadline of a request goes along on
+each call; `serve.fanout` decides what a missing shard means.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from ray.exceptions import RayActorError, RayError
+from ray.serve.exceptions import BackPressureError, RayServeException
+
+from bixse.models.encoder import Role
+from serve.batcher import Batcher
+from serve.fanout import Answer, Coverage, Missing, canary_problem, coverage, one_ranking
+from serve.generation import Generation
+from serve.messages import (
+    Encoded,
+    EncodedBatch,
+    Found,
+    NotHeld,
+    Refused,
+    RefusedText,
+    Unavailable,
+    Vectors,
+)
+from serve.metrics import Metrics
+from serve.settings import ServeArgs
+
+_MERGE_RESERVE_S = 0.01
+"""What is kept of a request's time for merging and answering."""
+
+_CANARY_WITHIN_S = 5.0
+_CANARY_K = 10
+
+
+class Backend(Protocol):
+    """What encodes and searches. Deadlines are times of the running loop."""
+
+    encoder_calls: int
+    """Batches that the encoder takes at a time."""
+    shard_calls: int
+    """Batches that a shard takes at a time."""
+
+    async def encode(
+        self, generation: Generation, role: Role, texts: list[str], deadline: float
+    ) -> EncodedBatch:
+        """Raises TimeoutError, and Unavailable when there is no encoder."""
+
+    async def search(
+        self,
+        generation: Generation,
+        shard: str,
+        vectors_QD: Vectors,
+        ks: list[int],
+        with_fields: list[bool],
+        deadline: float,
+    ) -> list[Found]:
+        """Raises TimeoutError, NotHeld, or what Ray raises for a call that failed."""
+
+
+class _Ask(NamedTuple):
+    vector: Vectors
+    k: int
+    with_fields: bool
+
+
+class Lane:
+    """Searches and embeds with one generation. Belongs to one event loop."""
+
+    def __init__(
+        self, generation: Generation, backend: Backend, args: ServeArgs, metrics: Metrics
+    ) -> None:
+        self.generation = generation
+        self.index = generation.index
+        self._backend = backend
+        self._args = args
+        self._metrics = metrics
+        self._encode: dict[Role, Batcher[str, Encoded | Refused]] = {
+            "query": self._batcher(
+                "encode_query", partial(self._call_encoder, "query"), backend.encoder_calls
+            ),
+            "document": self._batcher(
+                "encode_document", partial(self._call_encoder, "document"), backend.encoder_calls
+            ),
+        }
+        self._search: dict[str, Batcher[_Ask, Found]] = {
+            name: self._batcher(name, partial(self._call_shard, name), backend.shard_calls)
+            for name in self.index.shard_rows
+        }
+
+    async def search(
+        self, queries: Sequence[str], k: int, with_fields: bool, deadline: float
+    ) -> Answer:
+        """Rankings of all queries over the shards that answer before the deadline.
+
+        Raises TimeoutError when the queries are not even encoded by then, RefusedText for a query
+        that cannot be encoded, Unavailable when the encoder is gone.
+        """
+        start = time.perf_counter()
+        encoded = await self.embed(queries, "query", deadline)
+        asks = [_Ask(one.vector, k, with_fields) for one in encoded]
+        encoded_at = time.perf_counter()
+        replies = await asyncio.gather(
+            *(self._ask(name, asks, deadline - _MERGE_RESERVE_S) for name in self._search)
+        )
+        searched_at = time.perf_counter()
+        missing = [reply for reply in replies if isinstance(reply, Missing)]
+        rankings = [reply for reply in replies if not isinstance(reply, Missing)]
+        results = [one_ranking(found, k) for found in zip(*rankings, strict=True)]
+        seen = coverage(self.index.shard_rows, missing)
+        self._observe(seen)
+        timing_ms = {
+            "encode": (encoded_at - start) * 1e3,
+            "search": (searched_at - encoded_at) * 1e3,
+            "merge": (time.perf_counter() - searched_at) * 1e3,
+        }
+        return Answer(results, seen, {name: round(ms, 3) for name, ms in timing_ms.items()})
+
+    async def embed(self, texts: Sequence[str], role: Role, deadline: float) -> list[Encoded]:
+        """Vectors of all texts. Raises TimeoutError, RefusedText, Unavailable."""
+        results = await self._encode[role].submit(texts, deadline)
+        encoded: list[Encoded] = []
+        for position, result in enumerate(results):
+            if isinstance(result, Refused):
+                raise RefusedText(position, result.reason)
+            encoded.append(result)
+        return encoded
+
+    async def canary(self) -> str | None:
+        """Why the canary query did not give its known answer, or None when it did."""
+        known = self.index.canary
+        deadline = asyncio.get_running_loop().time() + _CANARY_WITHIN_S
+        try:
+            answer = await self.search([known.query], _CANARY_K, False, deadline)
+        except TimeoutError:
+            return f"the canary query was not encoded within {_CANARY_WITHIN_S:g} s"
+        except (RefusedText, Unavailable) as error:
+            return f"the canary query failed: {error}"
+        return canary_problem(known, answer)
+
+    async def _ask(self, name: str, asks: list[_Ask], deadline: float) -> list[Found] | Missing:
+        """What one shard found for each query, or why it is missing."""
+        try:
+            return await self._search[name].submit(asks, deadline)
+        except TimeoutError:
+            return Missing(name, "late")
+        except BackPressureError:
+            return Missing(name, "shed")
+        except (RayActorError, RayServeException, NotHeld):
+            return Missing(name, "lost")
+        except RayError:
+            return Missing(name, "failed")
+
+    async def _call_shard(self, name: str, asks: list[_Ask], deadline: float) -> list[Found]:
+        vectors_QD = np.stack([ask.vector for ask in asks])
+        ks, with_fields = [ask.k for ask in asks], [ask.with_fields for ask in asks]
+        with self._metrics.shard_seconds.labels(name).time():
+            return await self._backend.search(
+                self.generation, name, vectors_QD, ks, with_fields, deadline
+            )
+
+    async def _call_encoder(
+        self, role: Role, texts: list[str], deadline: float
+    ) -> list[Encoded | Refused]:
+        with self._metrics.encode_seconds.time():
+            return list(await self._backend.encode(self.generation, role, texts, deadline))
+
+    def _observe(self, seen: Coverage) -> None:
+        self._metrics.coverage_ratio.observe(seen.fraction)
+        for missing in seen.degraded:
+            self._metrics.shard_missing_total.labels(missing.shard, missing.reason).inc()
+
+    def _batcher(
+        self,
+        stage: str,
+        call: Callable[[list[Any], float], Awaitable[Sequence[Any]]],
+        concurrency: int,
+    ) -> Batcher[Any, Any]:
+        batcher: Batcher[Any, Any] = Batcher(
+            call,
+            size=self._args.batch_size,
+            wait_s=self._args.batch_wait_ms / 1e3,
+            concurrency=concurrency,
+            observe_size=self._metrics.batch_size.labels(stage).observe,
+        )
+        self._metrics.queue_depth.labels(stage).set_function(lambda: batcher.depth)
+        return batcher

@@ -1,0 +1,257 @@
+"""The one place that says which generation is served, and the replicas that follow it.
+
+The ledger keeps nothing on disk: each replica that follows it knows all that it knows, so a ledger
+that dies is told by the first of them what held.
+"""
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+
+from serve.generation import (
+    Generation,
+    Generations,
+    Report,
+    failure,
+    not_loaded,
+    not_turned,
+    to_keep,
+)
+from serve.settings import ServedIndex
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
+
+SYNC_S = 2.0
+"""Without news a replica reports this often."""
+LIVE_S = 10.0
+"""A replica that has not reported for so long is taken for dead."""
+_TURN_WITHIN_S = 10.0
+_LOOK_S = 0.02
+
+UNLOADABLE = (ValueError, OSError, RuntimeError, MemoryError, TypeError, KeyError)
+"""What loading an index or an encoder raises when its files do not do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What holds after a change was asked for, and why it was refused if it was."""
+
+    generations: Generations
+    problem: str | None = None
+    busy: bool = False
+
+
+class Ledger:
+    """A deployment of one replica."""
+
+    def __init__(self, first: Generations, slots: tuple[str, ...]) -> None:
+        self._generations = first
+        self._slots = slots
+        self._seen: dict[str, tuple[float, Report]] = {}
+        self._changed = asyncio.Event()
+        self._changing = False
+
+    async def sync(
+        self, report: Report, known: Generations | None, wait_s: float
+    ) -> tuple[Generations, frozenset[int]]:
+        """Take a report; give what holds and what must be kept, after up to `wait_s` of no news."""
+        self._seen[report.member] = (time.monotonic(), report)
+        if known is not None and known.version > self._generations.version:
+            self._become(known)
+        if report.version >= self._generations.version and wait_s > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), wait_s)
+        return self._generations, to_keep(self._generations, self._live())
+
+    async def state(self) -> Outcome:
+        """What holds."""
+        return Outcome(self._generations)
+
+    async def prepare(self, index_url: str, encoder: str | None, within_s: float) -> Outcome:
+        """Have every replica load an index beside the one it serves; nothing turns to it yet."""
+        if self._changing:
+            return Outcome(self._generations, "another change is under way", busy=True)
+        self._changing = True
+        try:
+            try:
+                index = await asyncio.to_thread(ServedIndex.read, index_url)
+            except UNLOADABLE as error:
+                return Outcome(self._generations, str(error))
+            self._become(
+                self._generations.propose(index, encoder or self._generations.current.encoder)
+            )
+            number = self._generations.newest
+            problem = await self._loaded(number, time.monotonic() + within_s)
+            if problem is not None:
+                self._become(self._generations.abandon(number))
+            return Outcome(self._generations, problem)
+        finally:
+            self._changing = False
+
+    async def settle(self, number: int, accept: bool) -> Outcome:
+        """Turn every replica to a prepared generation, or give it up."""
+        try:
+            self._become(
+                self._generations.promote(number) if accept else self._generations.abandon(number)
+            )
+        except ValueError as error:
+            return Outcome(self._generations, str(error))
+        return await self._turned()
+
+    async def roll_back(self) -> Outcome:
+        """Turn every replica back to the generation before the current one."""
+        if self._changing:
+            return Outcome(self._generations, "another change is under way", busy=True)
+        try:
+            self._become(self._generations.roll_back())
+        except ValueError as error:
+            return Outcome(self._generations, str(error))
+        return await self._turned()
+
+    def _become(self, generations: Generations) -> None:
+        self._generations = generations
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _live(self) -> list[Report]:
+        now = time.monotonic()
+        self._seen = {m: seen for m, seen in self._seen.items() if now - seen[0] < LIVE_S}
+        return [report for _, report in self._seen.values()]
+
+    async def _loaded(self, number: int, until: float) -> str | None:
+        """Wait until every replica holds the generation; gives why that cannot be."""
+        while True:
+            live = self._live()
+            problem = failure(number, live)
+            if problem is not None:
+                return problem
+            lacking = not_loaded(number, live, self._slots)
+            if not lacking:
+                return None
+            if time.monotonic() > until:
+                return f"not loaded in time by {', '.join(lacking)}"
+            await asyncio.sleep(_LOOK_S)
+
+    async def _turned(self) -> Outcome:
+        """Wait until requests are pinned to the current generation everywhere."""
+        until = time.monotonic() + _TURN_WITHIN_S
+        while time.monotonic() < until:
+            if not not_turned(self._generations.current.number, self._live()):
+                break
+            await asyncio.sleep(_LOOK_S)
+        return Outcome(self._generations)
+
+
+class Follower:
+    """Keeps what one replica holds in step with the ledger."""
+
+    def __init__(
+        self,
+        ledger: "DeploymentHandle[Any]",
+        slot: str,
+        load: Callable[[Generation], Awaitable[None]],
+        drop: Callable[[int], None],
+        *,
+        turn: Callable[[Generation], None] | None = None,
+        in_use: Callable[[], frozenset[int]] = frozenset,
+    ) -> None:
+        """`turn` is given by replicas that take requests; it is called with what is to answer."""
+        self._ledger = ledger
+        self._slot = slot
+        self._member = f"{slot}-{uuid.uuid4().hex[:12]}"
+        self._load, self._drop, self._turn, self._in_use = load, drop, turn, in_use
+        self._known: Generations | None = None
+        self._holds: set[int] = set()
+        self._failed: dict[int, str] = {}
+        self._current: int | None = None
+        self._loading: dict[int, asyncio.Task[None]] = {}
+        self._loop: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Load what is served now, and follow from then on.
+
+        Raises what loading the current generation raises: such a replica cannot serve.
+        """
+        generations, _ = await self._ledger.sync.remote(self._report(), None, 0.0)
+        self._known = generations
+        current = generations.current
+        await self._load(current)
+        self._holds.add(current.number)
+        self._turn_to(current)
+        self._loop = asyncio.create_task(self._follow())
+
+    async def _follow(self) -> None:
+        wait_s = 0.0
+        while True:
+            try:
+                answer = await self._ledger.sync.remote(self._report(), self._known, wait_s)
+            except (RayError, RayServeException):
+                # The ledger is being replaced; what is known holds meanwhile.
+                await asyncio.sleep(0.5)
+                continue
+            wait_s = SYNC_S
+            if self._take(*answer):
+                wait_s = 0.0
+
+    def _take(self, generations: Generations, keep: frozenset[int]) -> bool:
+        """Act on what the ledger says; whether there is something new to report at once."""
+        if self._known is not None and generations.version < self._known.version:
+            return False
+        self._known = generations
+        held = generations.held()
+        self._failed = {n: why for n, why in self._failed.items() if n in held}
+        for number, generation in held.items():
+            if not (number in self._holds or number in self._failed or number in self._loading):
+                self._loading[number] = asyncio.create_task(self._bring(generation))
+        turned = self._turn_to(generations.current)
+        for number in [n for n in self._holds if n not in keep and n not in held]:
+            if number != self._current and number not in self._in_use():
+                self._holds.discard(number)
+                self._drop(number)
+        return turned
+
+    def _turn_to(self, generation: Generation) -> bool:
+        if self._turn is None or generation.number not in self._holds:
+            return False
+        if generation.number == self._current:
+            return False
+        self._turn(generation)
+        self._current = generation.number
+        return True
+
+    async def _bring(self, generation: Generation) -> None:
+        """Load a generation, and say at once how that went."""
+        try:
+            await self._load(generation)
+        except UNLOADABLE as error:
+            self._failed[generation.number] = (
+                str(error).splitlines()[0] if str(error) else repr(error)
+            )
+        else:
+            self._holds.add(generation.number)
+        finally:
+            del self._loading[generation.number]
+        try:
+            answer = await self._ledger.sync.remote(self._report(), self._known, 0.0)
+        except (RayError, RayServeException):
+            return
+        self._take(*answer)
+
+    def _report(self) -> Report:
+        return Report(
+            member=self._member,
+            slot=self._slot,
+            version=0 if self._known is None else self._known.version,
+            holds=frozenset(self._holds),
+            failed=dict(self._failed),
+            current=self._current,
+            in_use=self._in_use(),
+        )

@@ -1,0 +1,137 @@
+"""What serving an index will take, from its manifest alone: nothing is loaded or started."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bixse.artifacts import Artifact
+from serve.settings import ServeArgs, ServedIndex
+
+_RUNTIME_BYTES = 700 << 20
+"""Of a replica before it holds anything: Python, Ray, torch, FAISS. One that held MiniLM twice had
+825 MiB resident, 180 MiB of them weights; a gateway takes less."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One kind of replica."""
+
+    name: str
+    replicas: int
+    cpus: int
+    gpus: float
+    bytes: int
+    """Resident memory of one replica while one generation is served."""
+    changing_bytes: int
+    """While a new one of the same size is loaded beside it, and the one before is kept."""
+    mapped_bytes: int
+    """Stored fields on disk, mapped: they come and go with the page cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    parts: tuple[Part, ...]
+    documents: int
+    search_ms: float | None
+    """Median of one search of the slowest shard, as measured when the index was built."""
+    losses: tuple[str, ...]
+    """What the loss of one node costs, and what does not."""
+
+
+def plan(args: ServeArgs, encoder: Path) -> Plan:
+    """Raises ArtifactError when there is no index that can be served."""
+    index = ServedIndex.read(args.index)
+    manifest = Artifact.open(args.index, "index", verify=False).manifest
+    files = manifest.files
+
+    def of(shard: str, vectors: bool) -> int:
+        return sum(
+            entry.bytes
+            for name, entry in files.items()
+            if name.startswith(f"{shard}/") and name.endswith(".faiss") == vectors
+        )
+
+    weights = sum(p.stat().st_size for p in encoder.rglob("*.safetensors"))
+    shards = {name: (of(name, True), of(name, False)) for name in index.shard_rows}
+    measured = manifest.extra.get("latency_ms")
+    return Plan(
+        parts=tuple(_parts(args, weights, shards)),
+        documents=sum(index.shard_rows.values()),
+        search_ms=measured if isinstance(measured, int | float) else None,
+        losses=tuple(_losses(args, index)),
+    )
+
+
+def as_text(planned: Plan) -> str:
+    """The plan for people."""
+    lines = [f"{planned.documents} documents"]
+    for part in planned.parts:
+        changing = _gib(part.changing_bytes)
+        lines.append(
+            f"{part.replicas} x {part.name}: {part.cpus} CPU"
+            + (f", {part.gpus:g} GPU" if part.gpus else "")
+            + f", {_gib(part.bytes)} resident, {changing} while a generation changes, "
+            f"{_gib(part.mapped_bytes)} mapped"
+        )
+    total = sum(part.replicas * part.changing_bytes for part in planned.parts)
+    lines.append(f"in all: {_gib(total)} while a generation changes")
+    if planned.search_ms:
+        lines.append(
+            f"search alone: {planned.search_ms:g} ms on one core when the index was built; the "
+            "encoder comes on top"
+        )
+    return "\n".join([*lines, *planned.losses])
+
+
+def as_json(planned: Plan) -> dict[str, object]:
+    return asdict(planned)
+
+
+def _parts(args: ServeArgs, weights: int, shards: dict[str, tuple[int, int]]) -> list[Part]:
+    vectors = sum(size for size, _ in shards.values())
+    stored = sum(size for _, size in shards.values())
+    if args.topology == "replicate":
+        cpus = args.encoder_cpus + args.shard_cpus
+        one = weights + vectors
+        return [_part("replica", args.replicas, cpus, args.encoder_gpus, one, stored)]
+    return [
+        _part("gateway", 1, 1, 0, 0, 0),
+        _part("encoder", args.encoder_replicas, args.encoder_cpus, args.encoder_gpus, weights, 0),
+        *(
+            _part(name, args.replicas_per_shard, args.shard_cpus, 0, size, fields)
+            for name, (size, fields) in shards.items()
+        ),
+    ]
+
+
+def _part(name: str, replicas: int, cpus: int, gpus: float, held: int, mapped: int) -> Part:
+    # Current, previous and candidate; Python, torch and FAISS once.
+    return Part(
+        name, replicas, cpus, gpus, _RUNTIME_BYTES + held, _RUNTIME_BYTES + 3 * held, mapped
+    )
+
+
+def _losses(args: ServeArgs, index: ServedIndex) -> list[str]:
+    if args.topology == "replicate":
+        if args.replicas == 1:
+            return ["losing its node: nothing answers until the replica has loaded elsewhere"]
+        left = (args.replicas - 1) / args.replicas
+        return [f"losing a node with one replica: full coverage, {left:.0%} of the rate"]
+    losses = ["losing the gateway's node: nothing answers until it has started elsewhere"]
+    if args.encoder_replicas == 1:
+        losses.append("losing the encoder's node: 503 until it has loaded elsewhere")
+    total = sum(index.shard_rows.values())
+    most = max(index.shard_rows.values()) / total
+    if args.replicas_per_shard == 1:
+        losses.append(
+            f"losing a shard's node: coverage falls by up to {most:.0%} until it has loaded "
+            "elsewhere; answers say so, or are refused with allow_partial=false"
+        )
+    else:
+        losses.append(
+            "losing a shard's node: full coverage, if Ray put its replicas on different nodes"
+        )
+    return losses
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"

@@ -1,0 +1,162 @@
+"""Wire the deployments into an application, and start it.
+
+Each replica loads its own files: nothing but paths and fingerprints goes through Ray.
+"""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.serve
+from ray.serve.config import HTTPOptions
+from ray.serve.schema import LoggingConfig
+
+from bixse.models.encoder import encoder_fingerprint, resolve
+from serve.backend import CALLS_A_REPLICA
+from serve.gateway import FRONT, Gateway, Replica
+from serve.generation import Generations
+from serve.ledger import Ledger
+from serve.query_encoder import QueryEncoder
+from serve.settings import ServeArgs, ServedIndex
+from serve.shard import ShardServer, slot_name
+
+NAME = "bixse"
+
+_LOGGING = LoggingConfig(log_level="WARNING", enable_access_log=False)
+
+# A replica takes all that comes, and `serve.access.Door` refuses at once what is more than
+# `max_in_flight`; Ray's own queue fills while no replica is there at all.
+_TAKES_ALL = 100_000
+
+
+def build(args: ServeArgs) -> ray.serve.Application:
+    """The application, in the topology asked for; see `ServeArgs.topology`.
+
+    Raises ValueError when there is no index, or another encoder made it.
+    """
+    index = ServedIndex.read(args.index)
+    index.check_encoder(args.encoder, encoder_fingerprint(resolve(args.encoder)))
+    first = Generations.first(index, args.encoder)
+    if args.topology == "replicate":
+        return _replicate(args, first)
+    return _shard(args, first)
+
+
+def _replicate(args: ServeArgs, first: Generations) -> ray.serve.Application:
+    replica = _deployment(Replica).options(
+        num_replicas=args.replicas,
+        ray_actor_options={
+            "num_cpus": args.encoder_cpus + args.shard_cpus,
+            "num_gpus": args.encoder_gpus,
+        },
+        max_ongoing_requests=_TAKES_ALL,
+        max_queued_requests=args.max_in_flight,
+    )
+    application: ray.serve.Application = replica.bind(args, _ledger(first, (FRONT,)))
+    return application
+
+
+def _shard(args: ServeArgs, first: Generations) -> ray.serve.Application:
+    """A gateway over one encoder deployment and one deployment a shard."""
+    count = len(first.current.index.shard_rows)
+    slots = tuple(slot_name(slot) for slot in range(count))
+    ledger = _ledger(first, (FRONT, "encoder", *slots))
+    encoder = _deployment(QueryEncoder).options(
+        num_replicas=args.encoder_replicas,
+        # Two roles are batched apart, and two generations while one gives way to the next.
+        max_ongoing_requests=4 * CALLS_A_REPLICA * args.encoder_replicas,
+        ray_actor_options={"num_cpus": args.encoder_cpus, "num_gpus": args.encoder_gpus},
+    )
+    shard = _deployment(ShardServer).options(
+        num_replicas=args.replicas_per_shard,
+        max_ongoing_requests=2 * CALLS_A_REPLICA * args.replicas_per_shard,
+        ray_actor_options={"num_cpus": args.shard_cpus},
+    )
+    gateway = _deployment(Gateway).options(
+        # One: limits, batches and metrics are those of the process that holds them.
+        num_replicas=1,
+        ray_actor_options={"num_cpus": 1},
+        max_ongoing_requests=_TAKES_ALL,
+        max_queued_requests=args.max_in_flight,
+    )
+    application: ray.serve.Application = gateway.bind(
+        args,
+        ledger,
+        encoder.bind(ledger, args.encoder_cpus),
+        [
+            shard.options(name=name).bind(ledger, slot, count, args.shard_cpus)
+            for slot, name in enumerate(slots)
+        ],
+    )
+    return application
+
+
+def _ledger(first: Generations, slots: tuple[str, ...]) -> ray.serve.Application:
+    ledger = _deployment(Ledger).options(
+        # Each replica waits in a call of its own.
+        max_ongoing_requests=10_000,
+        ray_actor_options={"num_cpus": 0},
+    )
+    application: ray.serve.Application = ledger.bind(first, slots)
+    return application
+
+
+def _deployment(of: type) -> Any:
+    # Ray's own annotation knows `deployment` as a decorator with arguments only. What a deployment
+    # does not say of its log it does not take from Serve's: a line a request, on the request's way.
+    return ray.serve.deployment(of, logging_config=_LOGGING)
+
+
+def deploy(args: ServeArgs, application: ray.serve.Application) -> None:
+    """Start Serve on the connected cluster, and wait until every replica has loaded."""
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    ray.serve.start(
+        http_options=HTTPOptions(
+            host=args.host,
+            port=args.port,
+            ssl_certfile=args.tls_certificate,
+            ssl_keyfile=args.tls_key,
+            # A backstop: every request has a deadline of its own.
+            request_timeout_s=max(args.max_timeout_ms / 1e3, args.load_within_s) + 30,
+        ),
+        logging_config=_LOGGING,
+    )
+    ray.serve.run(application, name=NAME, route_prefix="/")
+
+
+def start_ray(args: ServeArgs) -> None:
+    """Join the cluster of RAY_ADDRESS, or start a local one with room for every replica."""
+    # Workers must find bixse and serve wherever the program was started from.
+    root = str(Path(__file__).resolve().parent.parent)
+    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    env = {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "TOKENIZERS_PARALLELISM": "false"}
+    options: dict[str, Any] = {
+        "runtime_env": {"env_vars": env},
+        "log_to_driver": False,
+        "logging_level": "warning",
+    }
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(address=os.environ["RAY_ADDRESS"], **options)
+        return
+    if args.topology == "replicate":
+        wanted = args.replicas * (args.encoder_cpus + args.shard_cpus)
+    else:
+        shards = len(ServedIndex.read(args.index).shard_rows)
+        wanted = 1 + args.encoder_cpus * args.encoder_replicas
+        wanted += args.shard_cpus * args.replicas_per_shard * shards
+    # On a laptop replicas share cores rather than wait for some that never come.
+    cpus = max(wanted, os.cpu_count() or 1)
+    ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
+
+
+def stop() -> None:
+    """Take the application down; a cluster that others use goes on."""
+    if "RAY_ADDRESS" in os.environ:
+        # Others may have applications there.
+        ray.serve.delete(NAME)
+    else:
+        # Ray leaves it without types.
+        ray.serve.shutdown()  # type: ignore[no-untyped-call]
+    ray.shutdown()

@@ -1,0 +1,101 @@
+"""The Python client: its retries on a transport of its own, then against the application."""
+
+import asyncio
+import time
+
+import httpx
+import numpy as np
+import pytest
+
+from serve.client import AsyncClient, Client, ServerError
+
+ANSWER = {
+    "hits": [{"doc_id": "a", "score": 0.5, "rank": 1, "title": "A"}],
+    "coverage": {"fraction": 1.0, "shards_ok": 1, "shards": 1, "degraded": []},
+    "index": {"generation": 3, "fingerprint": "f"},
+    "encoder": "e",
+    "timing_ms": {},
+}
+
+
+class Scripted:
+    """Answers with one status after the other, the last for ever."""
+
+    def __init__(self, *statuses: int, retry_after: str = "0") -> None:
+        self.statuses, self.retry_after, self.asked = statuses, retry_after, 0
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        status = self.statuses[min(self.asked, len(self.statuses) - 1)]
+        self.asked += 1
+        if status == 200:
+            return httpx.Response(200, json=ANSWER)
+        body = {"error": {"type": "some", "message": "why", "param": "k"}}
+        return httpx.Response(status, json=body, headers={"Retry-After": self.retry_after})
+
+
+def search(server: Scripted, retry_for_s: float = 5.0) -> object:
+    with Client(
+        "http://test", retry_for_s=retry_for_s, transport=httpx.MockTransport(server)
+    ) as client:
+        return client.search("x")
+
+
+def search_async(server: Scripted, retry_for_s: float = 5.0) -> object:
+    async def run() -> object:
+        transport = httpx.MockTransport(server)
+        async with AsyncClient(
+            "http://test", retry_for_s=retry_for_s, transport=transport
+        ) as client:
+            return await client.search("x")
+
+    return asyncio.run(run())
+
+
+both = pytest.mark.parametrize("ask", [search, search_async])
+
+
+@both
+def test_a_busy_server_is_asked_again(ask):
+    server = Scripted(429, 503, 200)
+    results = ask(server)
+    assert server.asked == 3
+    assert (results.hits[0].doc_id, results.generation, results.coverage) == ("a", 3, 1.0)
+
+
+@both
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422, 500, 504])
+def test_what_will_not_change_is_raised_at_once(ask, status):
+    server = Scripted(status)
+    with pytest.raises(ServerError, match=f"{status} some: why") as caught:
+        ask(server)
+    assert server.asked == 1
+    assert (caught.value.status, caught.value.param) == (status, "k")
+
+
+@both
+def test_retry_after_is_honoured_and_so_is_the_time_given(ask):
+    server = Scripted(503, 200, retry_after="1")
+    start = time.monotonic()
+    ask(server)
+    assert time.monotonic() - start >= 1
+    with pytest.raises(ServerError, match="503"):
+        ask(Scripted(503, retry_after="9"), retry_for_s=2)
+
+
+def test_against_the_application(served, encoder):
+    with Client(served.url, served.search_key) as client:
+        one = client.search("otter", k=3)
+        many = client.search_many(["otter", "heron"], k=3, include_text=False)
+        assert one.hits[0].text
+        assert [h.doc_id for h in one.hits] == [h.doc_id for h in many.rankings[0]]
+        assert one.index == served.index.fingerprint
+        vectors = client.embed(["otter"], "document")
+        assert vectors == pytest.approx(encoder.encode(["otter"], "document"), abs=1e-2)
+        assert vectors.dtype == np.float32
+        with pytest.raises(ServerError, match="422 invalid_request"):
+            client.search("")
+    with (
+        Client(served.url, "not-a-key-of-this-server") as client,
+        pytest.raises(ServerError, match="401 unauthorized"),
+    ):
+        client.search("otter")

@@ -1,0 +1,51 @@
+"""What serving will take, against the files that it will load."""
+
+import sys
+
+import pytest
+
+from bixse.models.encoder import resolve
+from bixse.models.settings import PACKAGED
+from serve.app import main
+from serve.plan import plan
+from serve.settings import ServeArgs
+
+
+def planned(index, **flags):
+    args = ServeArgs.model_validate({"index": index.url, "encoder": PACKAGED, **flags})
+    return plan(args, resolve(PACKAGED))
+
+
+def test_memory_follows_the_files(index):
+    whole = planned(index, topology="replicate", replicas=3)
+    (replica,) = whole.parts
+    parts = planned(index).parts
+    assert [part.name for part in parts] == ["gateway", "encoder", "shard-00000", "shard-00001"]
+    nothing = parts[0].bytes
+    held = sum(part.bytes - nothing for part in parts)
+    assert replica.bytes - nothing == held
+    # 200 vectors of 384 float32, and the weights of MiniLM.
+    assert held == pytest.approx(200 * 384 * 4 + 90.9e6, rel=0.01)
+    assert replica.changing_bytes - nothing == 3 * held
+    assert replica.replicas == 3
+    assert whole.documents == 200
+
+
+def test_what_a_lost_node_costs(index):
+    assert "67% of the rate" in planned(index, topology="replicate", replicas=3).losses[0]
+    assert "nothing answers" in planned(index, topology="replicate").losses[0]
+    alone = " ".join(planned(index).losses)
+    assert "falls by up to 50%" in alone
+    assert "losing the encoder's node" in alone
+    spread = " ".join(planned(index, replicas_per_shard=2, encoder_replicas=2).losses)
+    assert "full coverage" in spread
+    assert "encoder's node" not in spread
+
+
+def test_plan_starts_nothing_and_prints(index, monkeypatch, capsys):
+    flags = ["--index", index.url, "--encoder", PACKAGED, "--plan"]
+    monkeypatch.setattr(sys, "argv", ["serve.app", *flags])
+    main()
+    out = capsys.readouterr().out
+    assert out.startswith("200 documents\n1 x gateway")
+    assert "in all:" in out
