@@ -94,6 +94,9 @@ QUERIES = pa.schema(
     ]
 )
 
+DOCUMENTS = pa.schema([*CORPUS, ("query_id", pa.string()), ("target_grade", pa.float32())])
+"""Documents that were written for a query at a grade: rows of a corpus, and of what they are."""
+
 PAIRS = pa.schema(
     [
         ("query_id", pa.string()),

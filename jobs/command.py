@@ -29,6 +29,7 @@ from jobs.recipes.ranking import (
     triplet,
     wasserstein,
 )
+from jobs.recipes.written import customir, promptagator, promptodile, ssra, sycl
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "quickstart": quickstart,
@@ -44,6 +45,11 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "triplet": triplet,
     "wasserstein": wasserstein,
     "pairdistill": pairdistill,
+    "promptagator": promptagator,
+    "promptodile": promptodile,
+    "customir": customir,
+    "sycl": sycl,
+    "ssra": ssra,
 }
 
 

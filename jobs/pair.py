@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from bixse.artifacts import Artifact, begin
 from bixse.candidates.pools import pool, random_hits
@@ -46,7 +47,7 @@ def pair(
     rows = [
         row
         for artifact in queries
-        for row in artifact.table(["query_id", "text"]).to_pylist()
+        for row in artifact.table(["query_id", "text", "seed_doc_id"]).to_pylist()
         if row["query_id"] not in skip_query_ids
     ]
     if not rows:
@@ -93,7 +94,7 @@ class _Candidates:
                     f"{encoder} is {self._encoder.fingerprint}"
                 )
 
-    def pairs(self, rows: Sequence[dict[str, str]]) -> Iterator[list[Pair]]:
+    def pairs(self, rows: Sequence[dict[str, Any]]) -> Iterator[list[Pair]]:
         texts = [row["text"] for row in rows]
         dense = None
         if self._encoder is not None and self._embeddings is not None:
@@ -101,6 +102,8 @@ class _Candidates:
             dense = search_exact(self._embeddings, vectors, self._pools.dense)
         for number, row in enumerate(rows):
             rankings: dict[str, Sequence[Hit]] = {}
+            if self._pools.written_from and row["seed_doc_id"] is not None:
+                rankings["seed"] = [Hit(row["seed_doc_id"], 0.0, 1)]
             if self._lexical is not None:
                 rankings["bm25"] = self._lexical.search(row["text"], self._pools.bm25)
             if dense is not None:

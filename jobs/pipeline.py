@@ -35,12 +35,17 @@ class Pipeline:
         return self._once("ingest", lambda: ingest(self.run.data, self.recipe.ingest, self.out))
 
     def synthetic(self) -> "Artifact | None":
-        if self.recipe.synthesis is None:
+        """Queries that did not exist, repeats and whatever else the recipe sifts out apart."""
+        settings = self.recipe.synthesis
+        if settings is None or settings.kind == "graded_documents":
             return None
+        if settings.kind != "cloze":
+            from jobs.rounds import sifted_queries
+
+            return sifted_queries(self, settings)
         from jobs.synthesise import synthesise
 
-        settings, placement = self.recipe.synthesis, self.recipe.placement
-        data = self.data()
+        data, placement = self.data(), self.recipe.placement
         return self._once(
             "synthesise",
             lambda: synthesise(
@@ -48,20 +53,29 @@ class Pipeline:
             ),
         )
 
+    def documents(self) -> "Artifact | None":
+        """Documents written for given queries; training reads them beside the corpus."""
+        from jobs.rounds import written_documents
+
+        settings = self.recipe.synthesis
+        if settings is None or settings.kind != "graded_documents":
+            return None
+        return written_documents(self, settings)
+
     def all_queries(self) -> list["Artifact"]:
         synthetic = self.synthetic()
         return [self.data().queries, *([synthetic] if synthetic else [])]
 
     def pairs(self) -> "Artifact | None":
         """None where given judgments need no candidates."""
-        if self.recipe.judging.judge in ("human", "given"):
+        if self.recipe.judging.judge in ("human", "given", "written"):
             return None
         from jobs.pair import pair
 
         recipe = self.recipe
         queries = self.all_queries()
         dense = self.embeddings("base", self.start) if recipe.candidates.dense else None
-        held_out = self._held_out_query_ids()
+        held_out = self._held_out_query_ids(queries)
         return self._once(
             "pair",
             lambda: pair(
@@ -77,6 +91,22 @@ class Pipeline:
         )
 
     def judgments(self) -> "Artifact":
+        """What training learns from: all that was judged, or what of it is verified."""
+        judged, settings = self._judged(), self.recipe.verification
+        if settings is None:
+            return judged
+        from jobs.labels import verify
+
+        queries, corpus = self.all_queries(), self.data().corpus
+        out = self._path("judgments-verified")
+        return self._once("verify", lambda: verify(judged, queries, corpus, settings, out))
+
+    def _judged(self) -> "Artifact":
+        if self.recipe.judging.judge == "written":
+            from jobs.labels import label
+
+            synthetic, documents = self.synthetic(), self.documents()
+            return self._once("judge", lambda: label(synthetic, documents, self._path("judgments")))
         from jobs.judge import judge
 
         data, pairs, recipe = self.data(), self.pairs(), self.recipe
@@ -163,6 +193,10 @@ class Pipeline:
         calibration, preferences = self.calibration(), self.preferences()
         if recipe.judging.judge == "given":
             self._refuse_held_out(judgments)
+        # A round starts from the last one's encoder.
+        first = self._made.get("train first")
+        start = str(first.url) if first else self.start
+        documents = self.documents()
         artifact = self._once(
             "train",
             lambda: train(
@@ -170,11 +204,12 @@ class Pipeline:
                 queries,
                 self.data().corpus,
                 recipe.training,
-                self.start,
+                start,
                 recipe.placement,
                 self._path("encoder"),
                 calibration,
                 preferences,
+                documents,
             ),
         )
         return str(artifact.url)
@@ -234,7 +269,7 @@ class Pipeline:
             ),
         )
 
-    def _held_out_query_ids(self) -> frozenset[str]:
+    def _held_out_query_ids(self, artifacts: "list[Artifact]") -> frozenset[str]:
         """Queries of dev and test, and whatever other query has the text of one."""
         from bixse.records import text_hash
 
@@ -242,7 +277,7 @@ class Pipeline:
         held_out = {row["query_id"] for row in rows if row["split"] != "train"}
         queries = {
             row["query_id"]: text_hash(row["text"])
-            for artifact in self.all_queries()
+            for artifact in artifacts
             for row in artifact.table(["query_id", "text"]).to_pylist()
         }
         hashes = {queries[query_id] for query_id in held_out}
@@ -344,7 +379,7 @@ def _ingest(pipeline: Pipeline) -> dict[str, Any]:
 
 
 def _synthesise(pipeline: Pipeline) -> dict[str, Any]:
-    synthetic = pipeline.synthetic()
+    synthetic = pipeline.synthetic() or pipeline.documents()
     if synthetic is None:
         raise ValueError(f"recipe {pipeline.recipe.name} synthesises nothing")
     return _made("synthesise", synthetic)
@@ -354,7 +389,7 @@ def _pair(pipeline: Pipeline) -> dict[str, Any]:
     pairs = pipeline.pairs()
     if pairs is None:
         raise ValueError(
-            "--judging.judge human or given needs no candidates: choose features or vllm"
+            "--judging.judge human, given or written needs no candidates: choose features or vllm"
         )
     return _made("pair", pairs)
 

@@ -6,11 +6,11 @@ from pydantic import Field
 
 from bixse.candidates.settings import Pools
 from bixse.evaluation.settings import Evaluation
-from bixse.judging.settings import Audit, Judging
+from bixse.judging.settings import Audit, Judging, Verification
 from bixse.models.settings import PACKAGED
 from bixse.retrieval.settings import Lexical, Retrieval
 from bixse.settings import Settings
-from bixse.synthesis.settings import Cloze
+from bixse.synthesis.settings import Synthesis
 from bixse.training.settings import Training
 
 
@@ -62,10 +62,12 @@ class Recipe(Settings):
     start: str = PACKAGED
     """The base encoder: a directory, a hub id, or the packaged one."""
     ingest: Ingest = Ingest()
-    synthesis: Cloze | None = None
+    synthesis: Synthesis | None = None
     candidates: Pools = Pools()
     lexical: Lexical = Lexical()
     judging: Judging = Judging()
+    verification: Verification | None = None
+    """Train on verified judgments alone."""
     audit: Audit = Audit()
     training: Training = Training()
     retrieval: Retrieval = Retrieval()

@@ -59,10 +59,12 @@ def train(
     out: str,
     calibration: Artifact | None = None,
     preferences: Artifact | None = None,
+    documents: Artifact | None = None,
 ) -> Artifact:
     """Tune the encoder `start` on judgments; the finished encoder at `out`.
 
     The judgments are read through the map that `calibration` holds, if any, and stay as they are.
+    `documents` are written ones (jobs.writing), which judgments may name beside the corpus's.
     Goes on from the last checkpoint of an interrupted run. Raises ValueError when there is nothing
     to learn from (no judgments, all of relevance 0, fewer than two rows), when a judgment names a
     query or document that is not there, when the objective reads preferences and there are none,
@@ -88,6 +90,8 @@ def train(
         inputs["calibration"] = calibration.fingerprint
     if preferences is not None:
         inputs["preferences"] = preferences.fingerprint
+    if documents is not None:
+        inputs["documents"] = documents.fingerprint
     # How often it is saved does not change what is made, nor, but for rounding, how it is cut.
     config = settings.model_dump(mode="json", exclude={"checkpoint_every", "micro_batch_tokens"})
     from bixse.training import state
@@ -99,7 +103,7 @@ def train(
         state.clear(checkpoints)
         return finished
     # Before anything is written: what teaches nothing leaves nothing behind.
-    labels = read_labels(judgments, queries, corpus, calibration, preferences)
+    labels = read_labels(judgments, queries, corpus, calibration, preferences, documents)
     plan = plan_of(labels, settings)
     under_way = bool(checkpoints.names())
     draft = begin(place.url, "encoder", config=config, inputs=inputs, under_way=under_way)
@@ -125,6 +129,7 @@ def read_labels(
     corpus: Artifact,
     calibration: Artifact | None = None,
     preferences: Artifact | None = None,
+    documents: Artifact | None = None,
 ) -> "Labels":
     """The judgments with the texts that they name; of the corpus only judged documents are held.
 
@@ -132,7 +137,8 @@ def read_labels(
 
     Raises ValueError when a judgment names a query or document that is not there (judgments are
     made from this corpus and these queries: other inputs are a mistake, not rows to skip), when one
-    `query_id` has two texts, and as `group` and `calibration.relevance`.
+    `query_id` has two texts, when a written document has the `doc_id` of one of the corpus, and as
+    `group` and `calibration.relevance`.
     """
     from bixse.training.groups import Preferred, group
 
@@ -152,6 +158,10 @@ def read_labels(
         row["doc_id"]: document_text(row["title"], row["text"])
         for row in _rows_where(corpus, "doc_id", wanted, CORPUS.names)
     }
+    for row in _rows_where(documents, "doc_id", wanted, CORPUS.names) if documents else ():
+        if row["doc_id"] in document_texts:
+            raise ValueError(f"a written document has the id of another: {row['doc_id']!r}")
+        document_texts[row["doc_id"]] = document_text(row["title"], row["text"])
     _refuse_unknown("query", query_ids, query_texts, "the queries")
     _refuse_unknown("document", doc_ids, document_texts, "the corpus")
     relevance = _relevance(judgments, calibration, table)

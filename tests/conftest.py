@@ -1,5 +1,7 @@
 """What all tests share."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import settings
 
@@ -11,17 +13,29 @@ settings.load_profile("bixse")
 @pytest.fixture(scope="session")
 def tiny_llm(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A Qwen3-architecture model made on the spot: 0.4 M random weights, digits are tokens."""
+    return save_tiny_llm(tmp_path_factory.mktemp("tiny-llm"))
+
+
+@pytest.fixture(scope="session")
+def tiny_writer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same, with nothing to say but printable ASCII: held to a schema it writes JSON."""
+    ascii_ = [chr(c) for c in range(ord("!"), 127)]
+    return save_tiny_llm(tmp_path_factory.mktemp("tiny-writer"), [*ascii_, "\u0120", "\u010a"])
+
+
+def save_tiny_llm(folder: Path, alphabet: list[str] | None = None) -> str:
+    """Random weights over the characters of `alphabet` (all bytes), and words that tests use."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-    folder = tmp_path_factory.mktemp("tiny-llm")
-    bytes_ = pre_tokenizers.ByteLevel.alphabet()
-    tokens = Tokenizer(models.BPE())
+    bytes_ = alphabet or pre_tokenizers.ByteLevel.alphabet()
+    tokens = Tokenizer(models.BPE(unk_token="<|unknown|>" if alphabet else None))
     tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokens.decoder = decoders.ByteLevel()
+    special = ["<|start|>", "<|end|>", *(["<|unknown|>"] if alphabet else [])]
     trainer = trainers.BpeTrainer(
-        vocab_size=400, initial_alphabet=bytes_, special_tokens=["<|start|>", "<|end|>"],
+        vocab_size=400, initial_alphabet=bytes_, special_tokens=special,
         show_progress=False,
     )  # fmt: skip
     tokens.train_from_iterator(["query passage grade search tea water leaf"] * 3, trainer)

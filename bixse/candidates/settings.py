@@ -14,5 +14,7 @@ class Pools(Settings):
     """Best documents of the base encoder for each query."""
     random: int = Field(default=2, ge=0)
     """Documents drawn at random for each query: what the judge must call irrelevant."""
+    written_from: bool = False
+    """The document that a synthetic query was written from is a candidate too."""
     seed: int = 0
     """Of the random draw."""

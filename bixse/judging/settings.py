@@ -139,13 +139,24 @@ class CrossEncoder(Settings):
     """Weights and activations."""
 
 
+class Verification(Settings):
+    """Which judgments of written queries training may rely on: CustomIR, arXiv 2510.21729."""
+
+    positive: float = Field(default=0.5, ge=0, le=1)
+    """Relevance from which a document answers (ours). A query that its own does not is dropped."""
+    negative: float = Field(default=0.2, ge=0, le=1)
+    """Relevance below which it does not answer (ours); in between it is dropped."""
+    near_duplicate: float = Field(default=0.8, gt=0, le=1)
+    """A negative that shares this much of its words (Jaccard) with a positive is dropped."""
+
+
 class Judging(Settings):
     """The `judge` stage: one seam, several judges."""
 
-    judge: Literal["human", "features", "vllm", "given", "openai", "cross_encoder"] = "human"
+    judge: Literal["human", "features", "vllm", "given", "openai", "cross_encoder", "written"] = "human"
     """human: the qrels of the train split. features: the embedded model. vllm: a language model.
     given: the grades of a file. openai: a chat-completions endpoint. cross_encoder: a classifier of
-    pairs in vLLM."""
+    pairs in vLLM. written: the grade that a text was written at."""
     unit_pairs: int = Field(default=512, ge=1)
     """Pairs judged and written at a time: what an interruption can cost."""
     vllm: Pointwise = Pointwise()

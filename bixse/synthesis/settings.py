@@ -1,10 +1,13 @@
-"""Which queries are made, and from what."""
+"""Which texts are made, from what, and which of them stay."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from bixse.settings import Settings
+
+StyleName = Literal["question", "claim", "title", "keywords", "request"]
+TaskName = Literal["search", "question", "claim", "counterargument", "related"]
 
 
 class Cloze(Settings):
@@ -19,3 +22,117 @@ class Cloze(Settings):
     """Longer sentences are cut to this."""
     seed: int = 0
     """Of the draw."""
+
+
+class Generator(Settings):
+    """A language model in vLLM that writes; every answer is held to a JSON schema."""
+
+    model: str = "Qwen/Qwen3-4B-Instruct-2507"
+    """Hub id or directory of a causal language model."""
+    revision: str | None = None
+    """Commit of the hub model."""
+    temperature: float = Field(default=0.7, ge=0)
+    """Of sampling (Promptagator's); 0 takes the likeliest token."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Sample from the likeliest tokens that together have this probability."""
+    max_tokens: int = Field(default=256, ge=1)
+    """Longest answer; one that is cut off is asked for again, then rejected."""
+    attempts: int = Field(default=2, ge=1)
+    """Times a text is asked for before its request is rejected; each with a seed of its own."""
+    document_tokens: int = Field(default=512, ge=0)
+    """Cut documents to this many tokens before they are shown; 0 cuts none."""
+    max_model_len: int = Field(default=4096, ge=64)
+    """Longest prompt in tokens, the answer included; a longer one is rejected."""
+    unit_requests: int = Field(default=512, ge=1)
+    """Texts written and stored at a time: what an interruption can cost."""
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    """Share of the GPU that the engine takes."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Weights and activations."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    """GPUs that one engine spans."""
+
+
+class RoundTrip(Settings):
+    """Keep a query only if its document comes back: Promptagator, arXiv 2209.11755."""
+
+    retriever: Literal["bm25", "base", "trained"] = "trained"
+    """bm25; base: the encoder that training starts with; trained: one trained on all queries that
+    were written, from which the final training goes on (the paper's)."""
+    k: int = Field(default=1, ge=1)
+    """The document, or a copy of it, must stand among the first k of the whole corpus."""
+
+
+class FewShot(Settings):
+    """Queries written to the pattern of a few given pairs: Promptagator, arXiv 2209.11755."""
+
+    kind: Literal["few_shot"] = "few_shot"
+    task: TaskName = "search"
+    """What makes a document relevant to a query here; see `bixse.synthesis.prompts.TASKS`."""
+    examples: int = Field(default=8, ge=0, le=16)
+    """Best given pairs shown (train split, one a query and document); the paper has at most 8."""
+    documents: int = Field(default=10_000, ge=1)
+    """Documents asked, drawn over the corpus by a hash of `doc_id`."""
+    queries_per_document: int = Field(default=8, ge=1)
+    """Sampled for each document (the paper's 8)."""
+    near_duplicate: float = Field(default=0.8, gt=0, le=1)
+    """Two queries of one document that share this much of their words (Jaccard) are one."""
+    round_trip: RoundTrip | None = RoundTrip()
+    generator: Generator = Generator()
+    seed: int = 0
+    """Of the draw, the examples and the sampling."""
+
+
+class Styled(Settings):
+    """Queries in several styles, grounded in a passage: CustomIR, arXiv 2510.21729."""
+
+    kind: Literal["styled"] = "styled"
+    styles: tuple[StyleName, ...] = ("question", "claim", "title", "keywords", "request")
+    """Each document is asked in each of them (the mix of arXiv 2505.19274)."""
+    documents: int = Field(default=10_000, ge=1)
+    """Documents asked, drawn over the corpus by a hash of `doc_id`."""
+    queries_per_style: int = Field(default=1, ge=1)
+    """Sampled for each document and style."""
+    near_duplicate: float = Field(default=0.8, gt=0, le=1)
+    """Two queries of one document that share this much of their words (Jaccard) are one."""
+    generator: Generator = Generator()
+    seed: int = 0
+    """Of the draw and the sampling."""
+
+
+class GradedQueries(Settings):
+    """Queries of every grade for a passage, sifted by a scorer: SSRA, arXiv 2509.16717."""
+
+    kind: Literal["graded_queries"] = "graded_queries"
+    examples: int = Field(default=2, ge=0, le=8)
+    """Given pairs of each grade shown (train split), where there are any."""
+    documents: int = Field(default=10_000, ge=1)
+    """Documents asked, drawn over the corpus by a hash of `doc_id`."""
+    queries_per_grade: tuple[int, int, int, int] = (1, 2, 2, 1)
+    """Sampled for each document at grade 0, 1, 2, 3; the middle ones are rare and often miss."""
+    near_duplicate: float = Field(default=0.8, gt=0, le=1)
+    """Two queries of one document that share this much of their words (Jaccard) are one."""
+    tolerance: float = Field(default=0.1, ge=0)
+    """After balancing no grade has more than (1 + this) times the rows of the rarest."""
+    generator: Generator = Generator()
+    seed: int = 0
+    """Of the draw, the examples, the sampling and the balancing."""
+
+
+class GradedDocuments(Settings):
+    """Documents of every grade for a given query: SyCL, arXiv 2503.23239."""
+
+    kind: Literal["graded_documents"] = "graded_documents"
+    queries: int = Field(default=10_000, ge=1)
+    """Given queries written for, drawn by a hash of `query_id`; none that is held out."""
+    generator: Generator = Generator(max_tokens=1536)
+    seed: int = 0
+    """Of the draw, of length and difficulty, and of the sampling."""
+
+
+AsksDocuments = FewShot | Styled | GradedQueries
+"""Kinds that write queries for documents."""
+
+Synthesis = Annotated[
+    Cloze | FewShot | Styled | GradedQueries | GradedDocuments, Field(discriminator="kind")
+]

@@ -1,0 +1,123 @@
+"""What a generator answered -> the texts in it, strictly: an answer that breaks a rule is none.
+
+The pydantic models are both the JSON schema that the engine holds an answer to and what reads it.
+"""
+
+import re
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from bixse.records import text_hash
+from bixse.synthesis.prompts import WRITTEN, key_of
+
+MAX_QUERY_CHARACTERS = 400
+MAX_PASSAGE_CHARACTERS = 2000
+COPIED_WORDS = 6
+"""So many words or more that stand in the document as they are, are a copy of it (ours)."""
+
+
+class Unreadable(ValueError):
+    """An answer that holds no text to keep; its sentence is the reason of the rejection."""
+
+
+class WrittenQuery(BaseModel):
+    """The answer to every prompt that asks for a query."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    query: str = Field(min_length=1, max_length=MAX_QUERY_CHARACTERS)
+
+
+class Better(BaseModel):
+    """The answer to a comparison of two queries."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    better: Literal["first", "second"]
+
+
+_Passage = Field(min_length=1, max_length=MAX_PASSAGE_CHARACTERS)
+_GRADES = tuple(int(value) for value in reversed(WRITTEN.values))
+_FIELDS: dict[str, Any] = {key_of(grade): (str, _Passage) for grade in _GRADES}
+WrittenPassages = create_model(
+    "WrittenPassages", __config__=ConfigDict(extra="forbid", strict=True), **_FIELDS
+)
+"""One passage a grade, the best first."""
+
+# What models put before the words of the query though nobody asked for it.
+_PREFIX = re.compile(
+    r"(?i)^(?:\W*(?:search )?(?:query|question|claim|title|keywords|argument)\s*:|"
+    r"(?:[-*•]|\d+[.)])\s)"
+)
+_QUOTES = "\"'`\u201c\u201d\u2018\u2019\u00ab\u00bb"
+_GRADE_NAMED = re.compile(
+    r"(?i)\b(?:perfectly|highly)[ -]relevant\b|\birrelevant (?:passage|to the query)|"
+    r"\b(?:grade|relevance)[ _:]*[0-3]\b"
+)
+
+
+def read_query(response: str, document: str) -> str:
+    """The query of an answer, freed of prefixes and quotes.
+
+    Raises Unreadable when the answer is not the JSON that was asked for, when nothing with a letter
+    or digit is left, or when the query is a copy of `document` or of a stretch of it.
+    """
+    text = _read(WrittenQuery, response).query
+    text = " ".join(text.split())
+    text = _PREFIX.sub("", text, count=1).strip().strip(_QUOTES).strip()
+    if not any(c.isalnum() for c in text):
+        raise Unreadable("the query has no word")
+    if is_copy(text, document):
+        raise Unreadable("the query is copied from the document")
+    return text
+
+
+def is_copy(query: str, document: str) -> bool:
+    """Whether the query is the whole document, or a stretch of it of `COPIED_WORDS` words or more.
+
+    Case, punctuation and white space aside.
+    """
+    asked, said = _words(query), _words(document)
+    if asked == said:
+        return True
+    return len(asked) >= COPIED_WORDS and f" {' '.join(asked)} " in f" {' '.join(said)} "
+
+
+def read_passages(response: str, query: str) -> dict[int, str]:
+    """grade -> passage, every grade of `WRITTEN` once.
+
+    Raises Unreadable when the answer is not the JSON that was asked for, or when a passage is
+    empty, equals another, holds the whole query or names its grade.
+    """
+    answer = _read(WrittenPassages, response)
+    found = {grade: " ".join(getattr(answer, key_of(grade)).split()) for grade in _GRADES}
+    if len({text_hash(text) for text in found.values()}) < len(found):
+        raise Unreadable("two grades have the same passage")
+    asked = f" {' '.join(_words(query))} "
+    for grade, text in found.items():
+        if not any(c.isalnum() for c in text):
+            raise Unreadable(f"a passage has no word: grade {grade}")
+        if _GRADE_NAMED.search(text):
+            raise Unreadable(f"a passage names its grade: grade {grade}")
+        if asked.count(" ") >= 4 and asked in f" {' '.join(_words(text))} ":
+            raise Unreadable(f"a passage repeats the query: grade {grade}")
+    return found
+
+
+def read_better(response: str) -> Literal["first", "second"]:
+    """Which query is better. Raises Unreadable."""
+    better: Literal["first", "second"] = _read(Better, response).better
+    return better
+
+
+def _read(model: type[BaseModel], response: str) -> Any:
+    try:
+        return model.model_validate_json(response)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        detail = f"{where} {first['msg']}" if where else first["msg"]
+        raise Unreadable(f"not the JSON that was asked for: {detail}") from None
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())

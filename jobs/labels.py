@@ -1,0 +1,124 @@
+"""written texts -> judgments: a pair is worth what one side of it was written at; or verified.
+
+`label` asks no model: a query written for a document has that document as its answer, or at its
+target grade; a document written for a query has the grade it was written at. `verify` keeps of a
+judge's judgments those that training can rely on.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+
+from bixse.artifacts import Artifact, begin
+from bixse.judging.given import written
+from bixse.judging.settings import Verification
+from bixse.judging.verified import Judged, unverified
+from bixse.records import JUDGMENTS, Judgment, Rejection, document_text
+from bixse.scale import Scale, linear
+from jobs.parts import Texts, rejected_table, rows_of
+
+
+def label(queries: Artifact | None, documents: Artifact | None, out: str) -> Artifact:
+    """Judgments of written queries (artefact "queries") or written documents ("documents").
+
+    Raises ValueError when nothing was written that could be labelled.
+    """
+    artifact = queries if documents is None else documents
+    if artifact is None:
+        raise ValueError("--judging.judge written needs a recipe that writes queries or documents")
+    if not artifact.manifest.rows:
+        raise ValueError(
+            f"no written text is left to train on: {artifact.url} has {artifact.manifest.rejected} "
+            f"rejections, see rejected/ there ({_why(artifact)})"
+        )
+    draft = begin(
+        out, "judgments", config={"judge": "written"}, inputs={"written": artifact.fingerprint}
+    )
+    if isinstance(draft, Artifact):
+        return draft
+    column = "seed_doc_id" if documents is None else "doc_id"
+    scale = _scale(artifact)
+    for number, name in enumerate(artifact.parts()):
+        draft.write_part(number, rows_of(_judgments(artifact, name, column, scale), JUDGMENTS))
+    extra = {
+        "scale": {"name": scale.name, "values": list(scale.values)},
+        "origin": "synthetic",
+        "judges": [_judge(artifact)],
+    }
+    return draft.finish(extra=extra)
+
+
+def verify(
+    judgments: Artifact,
+    queries: Sequence[Artifact],
+    corpus: Artifact,
+    settings: Verification,
+    out: str,
+) -> Artifact:
+    """The judgments without those of `bixse.judging.verified.unverified`, which are rejected."""
+    inputs = {"judgments": judgments.fingerprint, "corpus": corpus.fingerprint}
+    inputs |= {f"queries-{number}": part.fingerprint for number, part in enumerate(queries)}
+    draft = begin(out, "judgments", config=settings.model_dump(), inputs=inputs)
+    if isinstance(draft, Artifact):
+        return draft
+    columns = ["query_id", "doc_id", "relevance"]
+    judged = [Judged(**row) for row in judgments.table(columns).to_pylist()]
+    seeds = {
+        row["query_id"]: row["seed_doc_id"]
+        for artifact in queries
+        for row in artifact.table(["query_id", "seed_doc_id"]).to_pylist()
+        if row["seed_doc_id"] is not None
+    }
+    doc_ids = sorted({row.doc_id for row in judged})
+    texts = {
+        doc_id: document_text(d.title, d.text)
+        for doc_id, d in zip(doc_ids, Texts(corpus).get(doc_ids), strict=True)
+    }
+    dropped = unverified(judged, seeds, texts, settings)
+    for number, name in enumerate(judgments.parts()):
+        table = judgments.part(name)
+        reasons = [dropped.get((r["query_id"], r["doc_id"])) for r in _keys(table)]
+        kept = table.filter(pa.array([reason is None for reason in reasons]))
+        rejected = [
+            Rejection(reason, query_id=row["query_id"], doc_id=row["doc_id"])
+            for row, reason in zip(_keys(table), reasons, strict=True)
+            if reason is not None
+        ]
+        draft.write_part(number, kept, rejected_table(rejected))
+    kinds = Counter(reason.split(":")[0] for reason in dropped.values())
+    return draft.finish(
+        extra={**judgments.manifest.extra, "unverified": dict(sorted(kinds.items()))}
+    )
+
+
+def _keys(table: pa.Table) -> list[dict[str, str]]:
+    rows: list[dict[str, str]] = table.select(["query_id", "doc_id"]).to_pylist()
+    return rows
+
+
+def _judgments(artifact: Artifact, name: str, column: str, scale: Scale) -> Iterator[Judgment]:
+    judge, prompt = _judge(artifact), str(artifact.manifest.extra.get("prompt", ""))
+    for row in artifact.part(name, ["query_id", column, "target_grade"]).to_pylist():
+        if row[column] is None:
+            raise ValueError(f"query {row['query_id']!r} names no document it was written from")
+        yield written(row["query_id"], row[column], row["target_grade"], scale, judge, prompt)
+
+
+def _scale(artifact: Artifact) -> Scale:
+    """Grades 0 to 3 where texts were written at grades; else 1 for the answer and 0."""
+    rows = artifact.batches(["target_grade"])
+    graded = any(grade is not None for b in rows for grade in b["target_grade"].to_pylist())
+    return linear(0, 3) if graded else linear(0, 1)
+
+
+def _judge(artifact: Artifact) -> str:
+    return f"written:{artifact.manifest.extra.get('generator', artifact.manifest.kind)}"
+
+
+def _why(artifact: Artifact) -> str:
+    """The commonest reason."""
+    rejected = artifact.rejected()
+    reasons = [] if rejected is None else rejected["reason"].to_pylist()
+    kinds = [reason.split(":")[0] for reason in reasons]
+    return max(sorted(set(kinds)), key=kinds.count) if kinds else "and there was nothing to write"

@@ -1,0 +1,127 @@
+"""Requests for texts: written down first, then handed out in units, and what they yielded.
+
+What is wanted stands in an artefact of its own, one row a text, so that each row becomes a text or
+a rejection and a rerun asks only for what is missing.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bixse.artifacts import REJECTED_DIR, Artifact, Draft, begin, part_name
+from bixse.records import Document, document_text
+from bixse.synthesis.requests import REQUESTS, Request
+from bixse.synthesis.settings import Generator
+from jobs.parts import Texts, row_units, run_units
+from jobs.recipe import Placement
+
+PART_ROWS = 10_000
+
+# Where a model runs and how much is stored at a time changes no text.
+_ELSEWHERE = {"model", "revision", "gpu_memory_utilization", "tensor_parallel"}
+
+
+def store_requests(
+    url: str,
+    inputs: Mapping[str, str],
+    config: Mapping[str, Any],
+    wanted: Callable[[], Iterable[Request]],
+) -> Artifact:
+    draft = begin(url, "requests", config=config, inputs=inputs)
+    if isinstance(draft, Artifact):
+        return draft
+    write_parts(draft, (asdict(request) for request in wanted()), REQUESTS)
+    return draft.finish()
+
+
+def write_parts(draft: Draft, rows: Iterable[dict[str, Any]], schema: pa.Schema) -> None:
+    """The rows in parts of `PART_ROWS`; one empty part when there is none."""
+    rows, number = iter(rows), 0
+    while (chunk := list(islice(rows, PART_ROWS))) or number == 0:
+        draft.write_part(number, pa.Table.from_pylist(chunk, schema=schema))
+        number += 1
+
+
+def run_requests(
+    draft: Draft,
+    wanted: Artifact,
+    work: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    rows: int,
+    placement: Placement,
+) -> None:
+    run_units(
+        draft,
+        row_units(wanted, rows),
+        work,
+        arguments,
+        label="write",
+        actors=placement.judge_actors,
+        cpus=placement.cpus_per_actor,
+        gpus=placement.gpus_per_actor,
+    )
+
+
+def ids_of(artifact: Artifact, column: str) -> Iterator[str]:
+    return (name for batch in artifact.batches([column]) for name in batch[column].to_pylist())
+
+
+def yields(draft: Draft, wanted: Artifact, written_from: str, asked_from: str) -> dict[str, Any]:
+    """Texts per document (or query) and why the others were rejected, for the manifest."""
+    texts = dict.fromkeys(ids_of(wanted, asked_from), 0)
+    reasons: dict[str, int] = {}
+    for number in sorted(draft.parts_done()):
+        for name in _column(draft, part_name(number), written_from):
+            texts[name] += 1
+        rejected = f"{REJECTED_DIR}/{part_name(number)}"
+        if draft.place.exists(rejected):
+            for reason in _column(draft, rejected, "reason"):
+                kind = reason.split(":")[0]
+                reasons[kind] = reasons.get(kind, 0) + 1
+    spread: dict[str, int] = {}
+    for count in texts.values():
+        spread[str(count)] = spread.get(str(count), 0) + 1
+    return {
+        "requests": wanted.manifest.rows,
+        "written_from": len(texts),
+        "texts_each": dict(sorted(spread.items(), key=lambda item: int(item[0]))),
+        "rejections": dict(sorted(reasons.items())),
+    }
+
+
+def cut_documents(
+    texts: Texts, doc_ids: Sequence[str], cut: Callable[[str], str]
+) -> dict[str, Document]:
+    """Each document once, cut to what a prompt shows of it."""
+    once = list(dict.fromkeys(doc_ids))
+    found = zip(once, texts.get(once), strict=True)
+    return {
+        doc_id: Document(doc_id, "", cut(document_text(d.title, d.text))) for doc_id, d in found
+    }
+
+
+def generator_config(generator: Generator) -> dict[str, Any]:
+    return generator.model_dump(mode="json", exclude=_ELSEWHERE)
+
+
+def check_gpus(generator: Generator, placement: Placement) -> None:
+    wanted, found = generator.tensor_parallel, placement.gpus_per_actor
+    if wanted > 1 and found < wanted:
+        raise ValueError(
+            f"--synthesis.generator.tensor-parallel {wanted} needs "
+            f"--placement.gpus-per-actor {wanted}, found {found:g}"
+        )
+
+
+def device(placement: Placement) -> str:
+    return "cuda" if placement.gpus_per_actor else "cpu"
+
+
+def _column(draft: Draft, name: str, column: str) -> list[Any]:
+    with draft.place.open(name) as handle:
+        values: list[Any] = pq.read_table(handle, columns=[column])[column].to_pylist()
+    return values

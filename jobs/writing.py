@@ -1,0 +1,266 @@
+"""corpus or queries -> queries, documents or comparisons that a language model writes.
+
+What is wanted is written down first, one row a text (`<out>-requests`). Ray Data hands the rows out
+in units, and each becomes a text or a rejection with what was received: rows and rejected of the
+result add up to the requests. What is written is kept as it came; `jobs.sifting` chooses from it,
+so that another filter costs no new text.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bixse.artifacts import Artifact, begin
+from bixse.records import DOCUMENTS, QUERIES, Query, Rejection, document_text
+from bixse.synthesis import prompts
+from bixse.synthesis.examples import MAX_CHARACTERS, GivenPair, choose
+from bixse.synthesis.prompts import Example
+from bixse.synthesis.reading import WrittenPassages, WrittenQuery
+from bixse.synthesis.requests import (
+    GRADES,
+    Request,
+    document_requests,
+    draw,
+    query_requests,
+)
+from bixse.synthesis.settings import (
+    AsksDocuments,
+    FewShot,
+    GradedDocuments,
+    GradedQueries,
+    Styled,
+)
+from bixse.synthesis.writing import (
+    WrittenDocument,
+    query_chat,
+    write_documents,
+    write_queries,
+)
+from jobs.generation import Writer, pin_generator
+from jobs.parts import Texts, rows_of
+from jobs.recipe import Placement
+from jobs.requests import (
+    check_gpus,
+    cut_documents,
+    device,
+    generator_config,
+    ids_of,
+    run_requests,
+    store_requests,
+    yields,
+)
+
+TRAIN = "train"
+
+_SIFTING = {"near_duplicate", "round_trip", "tolerance"}
+
+
+def ask_documents(
+    corpus: Artifact,
+    given: Artifact,
+    qrels: Artifact | None,
+    settings: AsksDocuments,
+    placement: Placement,
+    out: str,
+    skip_query_ids: frozenset[str] = frozenset(),
+    writer: Callable[..., Any] = Writer,
+) -> Artifact:
+    """Queries written for drawn documents of the corpus, each with its `seed_doc_id`.
+
+    Examples come from the train split of `qrels`, none of a query of `skip_query_ids`. Raises
+    ValueError when few-shot writing has no given pair to show, or as `pin_generator`.
+    """
+    generator, name = pin_generator(settings.generator)
+    check_gpus(generator, placement)
+    pairs = _given_pairs(qrels, settings, skip_query_ids)
+    examples = _examples(pairs, given, corpus)
+    schema = WrittenQuery.model_json_schema()
+    shown = query_prompt_hash(settings, examples)
+    draft = begin(
+        out,
+        "queries",
+        config={"synthesis": _config(settings), "prompt": shown},
+        inputs={"corpus": corpus.fingerprint, "generator": name},
+    )
+    if isinstance(draft, Artifact):
+        return draft
+    bound = settings.replace(generator=generator)
+    wanted = store_requests(
+        f"{out}-requests",
+        {"corpus": corpus.fingerprint},
+        _config(settings, generator=False),
+        lambda: query_requests(_drawn(corpus, "doc_id", settings.documents, settings.seed), bound),
+    )
+    arguments = (corpus, bound, examples, schema, writer)
+    run_requests(draft, wanted, QueryUnit, arguments, generator.unit_requests, placement)
+    extra = {"generator": name, "prompt": shown, "examples": [asdict(pair) for pair in pairs]}
+    return draft.finish(
+        device=device(placement),
+        extra={**extra, **yields(draft, wanted, "seed_doc_id", "doc_id")},
+    )
+
+
+def ask_queries(
+    queries: Artifact,
+    settings: GradedDocuments,
+    placement: Placement,
+    out: str,
+    skip_query_ids: frozenset[str] = frozenset(),
+    writer: Callable[..., Any] = Writer,
+) -> Artifact:
+    """Documents (kind "documents") written at every grade for given queries.
+
+    None for a query of `skip_query_ids`: those are held out. Raises ValueError when no query is
+    left, or as `pin_generator`.
+    """
+    generator, name = pin_generator(settings.generator)
+    check_gpus(generator, placement)
+    schema = WrittenPassages.model_json_schema()
+    chats = [
+        prompts.at_every_grade("{query}", length, difficulty)
+        for length in prompts.LENGTHS
+        for difficulty in prompts.DIFFICULTIES
+    ]
+    shown = prompts.prompt_hash(*chats, schema=schema)
+    skipped = hashlib.sha256("\n".join(sorted(skip_query_ids)).encode()).hexdigest()[:32]
+    inputs = {"queries": queries.fingerprint, "skipped queries": skipped}
+    query_ids = [name for name in ids_of(queries, "query_id") if name not in skip_query_ids]
+    if not query_ids:
+        raise ValueError("no given query to write documents for: put queries beside the corpus")
+    draft = begin(
+        out,
+        "documents",
+        config={"synthesis": _config(settings), "prompt": shown},
+        inputs={**inputs, "generator": name},
+    )
+    if isinstance(draft, Artifact):
+        return draft
+    bound = settings.replace(generator=generator)
+    wanted = store_requests(
+        f"{out}-requests",
+        inputs,
+        _config(settings, generator=False),
+        lambda: document_requests(draw(query_ids, settings.queries, settings.seed), bound),
+    )
+    rows = -(-generator.unit_requests // len(GRADES)) * len(GRADES)  # A unit holds whole queries.
+    run_requests(draft, wanted, DocumentUnit, (queries, bound, schema, writer), rows, placement)
+    extra = {"generator": name, "prompt": shown}
+    return draft.finish(
+        device=device(placement), extra={**extra, **yields(draft, wanted, "query_id", "query_id")}
+    )
+
+
+class QueryUnit:
+    """Reads: made_id, doc_id, style, target_grade. Adds: a query, or a rejection, for each."""
+
+    def __init__(
+        self,
+        corpus: Artifact,
+        settings: AsksDocuments,
+        examples: Sequence[Example],
+        schema: Mapping[str, Any],
+        writer: Callable[..., Any],
+    ) -> None:
+        self._texts = Texts(corpus)
+        self._settings = settings
+        self._writer = writer(settings.generator, schema)
+        self._examples = [replace(e, document=self._writer.cut(e.document)) for e in examples]
+
+    def __call__(self, rows: pa.Table) -> tuple[pa.Table, list[Rejection]]:
+        requests = [Request(**row) for row in rows.to_pylist()]
+        shown = cut_documents(self._texts, [r.doc_id or "" for r in requests], self._writer.cut)
+        made = write_queries(requests, shown, self._settings, self._examples, self._writer)
+        return _kept(made, QUERIES)
+
+
+class DocumentUnit:
+    """Reads: made_id, query_id, target_grade. Adds: a document, or a rejection, for each."""
+
+    def __init__(
+        self,
+        queries: Artifact,
+        settings: GradedDocuments,
+        schema: Mapping[str, Any],
+        writer: Callable[..., Any],
+    ) -> None:
+        rows = queries.table(["query_id", "text"]).to_pylist()
+        self._queries = {row["query_id"]: row["text"] for row in rows}
+        self._settings = settings
+        self._writer = writer(settings.generator, schema)
+
+    def __call__(self, rows: pa.Table) -> tuple[pa.Table, list[Rejection]]:
+        requests = [Request(**row) for row in rows.to_pylist()]
+        attempts, seed = self._settings.generator.attempts, self._settings.seed
+        made = write_documents(requests, self._queries, attempts, seed, self._writer)
+        return _kept(made, DOCUMENTS)
+
+
+def query_prompt_hash(settings: AsksDocuments, examples: Sequence[Example]) -> str:
+    """The hash of every chat that the settings can ask, the examples included."""
+    variants: list[Request] = [Request("")]
+    if isinstance(settings, Styled):
+        variants = [Request("", style=style) for style in settings.styles]
+    elif isinstance(settings, GradedQueries):
+        variants = [Request("", target_grade=grade) for grade in GRADES]
+    chats = [query_chat(settings, variant, examples, "{document}") for variant in variants]
+    return prompts.prompt_hash(*chats, schema=WrittenQuery.model_json_schema())
+
+
+def _given_pairs(
+    qrels: Artifact | None, settings: AsksDocuments, skip_query_ids: frozenset[str]
+) -> list[GivenPair]:
+    if isinstance(settings, Styled) or not settings.examples:
+        return []
+    pairs = [
+        GivenPair(row["query_id"], row["doc_id"], row["relevance"])
+        for batch in (qrels.batches(["split", "query_id", "doc_id", "relevance"]) if qrels else ())
+        for row in batch.filter(pc.equal(batch["split"], TRAIN)).to_pylist()
+        if row["query_id"] not in skip_query_ids
+    ]
+    chosen = choose(pairs, settings)
+    if not chosen and isinstance(settings, FewShot):
+        raise ValueError(
+            "few-shot writing shows given pairs and there is none: put queries and qrels/train.tsv "
+            "with two to eight good pairs beside the corpus, or set --synthesis.examples 0"
+        )
+    return chosen
+
+
+def _examples(pairs: Sequence[GivenPair], given: Artifact, corpus: Artifact) -> list[Example]:
+    if not pairs:
+        return []
+    wanted = {pair.query_id for pair in pairs}
+    queries = {
+        row["query_id"]: row["text"]
+        for batch in given.batches(["query_id", "text"])
+        for row in batch.to_pylist()
+        if row["query_id"] in wanted
+    }
+    documents = Texts(corpus).get([pair.doc_id for pair in pairs])
+    return [
+        Example(queries[p.query_id], document_text(d.title, d.text)[:MAX_CHARACTERS], p.grade)
+        for p, d in zip(pairs, documents, strict=True)
+    ]
+
+
+def _drawn(artifact: Artifact, column: str, count: int, seed: int) -> list[str]:
+    return draw(ids_of(artifact, column), count, seed)
+
+
+def _kept(
+    made: Sequence[Query | WrittenDocument | Rejection], schema: pa.Schema
+) -> tuple[pa.Table, list[Rejection]]:
+    kept = [item for item in made if not isinstance(item, Rejection)]
+    return rows_of(kept, schema), [item for item in made if isinstance(item, Rejection)]
+
+
+def _config(settings: AsksDocuments | GradedDocuments, generator: bool = True) -> dict[str, Any]:
+    """What shapes the texts; the weights are an input, and filters come later."""
+    shaping = settings.model_dump(mode="json", exclude=_SIFTING | {"generator"})
+    if generator:
+        shaping["generator"] = generator_config(settings.generator)
+    return shaping

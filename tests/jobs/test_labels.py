@@ -1,0 +1,120 @@
+"""Written texts as labels: their grade, their text in training, and what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from bixse.artifacts import Artifact, Draft, begin
+from bixse.judging.settings import Verification
+from bixse.records import CORPUS, DOCUMENTS, JUDGMENTS, QUERIES
+from jobs.labels import label, verify
+from jobs.train import read_labels
+
+
+def artifact(
+    at: Path, kind: str, parts: list[list[dict[str, Any]]], schema: pa.Schema, **extra: Any
+) -> Artifact:
+    draft = begin(str(at), kind, config={}, inputs={})
+    assert isinstance(draft, Draft)
+    for number, rows in enumerate(parts):
+        draft.write_part(number, pa.Table.from_pylist(rows, schema=schema))
+    return draft.finish(extra=extra)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Artifact:
+    rows = [{"doc_id": f"d{n}", "title": "", "text": f"text {n}"} for n in range(3)]
+    return artifact(tmp_path / "corpus", "corpus", [rows], CORPUS)
+
+
+@pytest.fixture
+def queries(tmp_path: Path) -> Artifact:
+    rows = [{"query_id": f"q{n}", "text": f"query {n}", "origin": "given"} for n in range(2)]
+    return artifact(tmp_path / "queries", "queries", [rows], QUERIES)
+
+
+def documents(at: Path, doc_id: str = "written:{q}:{g}") -> Artifact:
+    rows = [
+        {
+            "doc_id": doc_id.format(q=q, g=g), "title": "", "text": f"passage {q} {g}",
+            "query_id": q, "target_grade": g,
+        }
+        for q in ("q0", "q1")
+        for g in range(4)
+    ]  # fmt: skip
+    return artifact(at, "documents", [rows[:4], rows[4:]], DOCUMENTS, generator="m@1", prompt="p")
+
+
+def test_written_documents_train_at_the_grade_they_were_written_at(
+    tmp_path: Path, corpus: Artifact, queries: Artifact
+) -> None:
+    written = documents(tmp_path / "documents")
+    made = label(None, written, str(tmp_path / "judgments"))
+    rows = made.table().to_pylist()
+    assert [row["relevance"] for row in rows[:4]] == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    assert rows[2]["grade_probs"] == [0, 0, 1, 0]
+    assert {(r["judge"], r["prompt"], r["origin"]) for r in rows} == {
+        ("written:m@1", "p", "synthetic")
+    }
+    assert made.manifest.extra["scale"]["values"] == [0, 1, 2, 3]
+    labels = read_labels(made, [queries], corpus, documents=written)
+    texts = labels.document_text_D.to_pylist()
+    assert sorted(texts) == sorted(f"passage {q} {g}" for q in ("q0", "q1") for g in range(4))
+    found = {texts[d]: r for d, r in zip(labels.document_P, labels.relevance_P, strict=True)}
+    assert found["passage q1 2"] == pytest.approx(2 / 3)
+
+
+def test_without_the_documents_their_judgments_name_nothing(
+    tmp_path: Path, corpus: Artifact, queries: Artifact
+) -> None:
+    made = label(None, documents(tmp_path / "documents"), str(tmp_path / "judgments"))
+    with pytest.raises(ValueError, match="8 of 8 judgments name a document that the corpus lack"):
+        read_labels(made, [queries], corpus)
+
+
+def test_a_written_document_may_not_take_the_id_of_another(
+    tmp_path: Path, corpus: Artifact, queries: Artifact
+) -> None:
+    written = documents(tmp_path / "documents", doc_id="d{g}")
+    made = label(None, written, str(tmp_path / "judgments"))
+    with pytest.raises(ValueError, match="a written document has the id of another: 'd0'"):
+        read_labels(made, [queries], corpus, documents=written)
+
+
+def test_nothing_written_is_said_with_the_commonest_reason(tmp_path: Path) -> None:
+    from bixse.records import Rejection
+    from jobs.parts import rejected_table
+
+    draft = begin(str(tmp_path / "queries"), "queries", config={}, inputs={})
+    assert isinstance(draft, Draft)
+    rejected = [Rejection("cut off: 9"), Rejection("cut off: 8"), Rejection("no word")]
+    draft.write_part(0, QUERIES.empty_table(), rejected_table(rejected))
+    with pytest.raises(ValueError, match=r"no written text is left .* 3 rejections.*\(cut off\)"):
+        label(draft.finish(), None, str(tmp_path / "judgments"))
+    with pytest.raises(ValueError, match="needs a recipe that writes"):
+        label(None, None, str(tmp_path / "judgments"))
+    assert not (tmp_path / "judgments").exists()
+
+
+def test_verified_judgments_are_the_others_rejected(tmp_path: Path, corpus: Artifact) -> None:
+    asked = [{"query_id": "q", "text": "t", "origin": "synthetic", "seed_doc_id": "d0"}]
+    queries = artifact(tmp_path / "queries", "queries", [asked], QUERIES)
+    rows = [
+        {
+            "query_id": "q", "doc_id": f"d{n}", "grade_probs": [1 - z, z], "relevance": z,
+            "judge": "j", "prompt": "p", "origin": "llm",
+        }
+        for n, z in enumerate((0.9, 0.3, 0.1))
+    ]  # fmt: skip
+    judged = artifact(tmp_path / "judged", "judgments", [rows[:2], rows[2:]], JUDGMENTS, scale="s")
+    settings = Verification(near_duplicate=1.0)
+    made = verify(judged, [queries], corpus, settings, str(tmp_path / "verified"))
+    assert made.table().to_pylist() == [judged.table().to_pylist()[n] for n in (0, 2)]
+    rejected = made.rejected()
+    assert rejected is not None
+    assert rejected["doc_id"].to_pylist() == ["d1"]
+    assert made.manifest.extra == {"scale": "s", "unverified": {"neither answer nor none": 1}}
+    again = verify(judged, [queries], corpus, settings, str(tmp_path / "verified"))
+    assert again.fingerprint == made.fingerprint

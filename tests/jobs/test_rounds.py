@@ -1,0 +1,152 @@
+"""Each recipe whose text a language model writes, once from corpus to report, on the real engine.
+
+The models have random weights: they write noise that is held to a schema and grade at random. What
+is tested is that every row is accounted for and that the parts fit.
+"""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bixse.artifacts import Artifact
+from bixse.judging.settings import Judging, Pointwise, Verification
+from bixse.synthesis.settings import Generator, RoundTrip
+from jobs.command import RECIPES, Run
+from jobs.pipeline import Pipeline
+from jobs.recipe import Recipe
+from tests.encoders import save_tiny_encoder
+from tests.jobs.conftest import write_beir
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_beir(tmp_path_factory.mktemp("data"), documents=60, queries=20)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_tiny_encoder(tmp_path_factory.mktemp("encoder")))
+
+
+@pytest.fixture(scope="module")
+def generator(tiny_writer: str) -> Generator:
+    return Generator(
+        model=tiny_writer, dtype="float32", max_model_len=2048, max_tokens=500, unit_requests=16,
+        document_tokens=64,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def scorer(tiny_llm: str) -> Pointwise:
+    return Pointwise(model=tiny_llm, dtype="float32", max_model_len=2048, min_grade_mass=1e-6)
+
+
+def run(recipe: Recipe, start: str, data: Path, out: Path) -> tuple[dict[str, Any], Pipeline]:
+    training = recipe.training.replace(batch_size=4, epochs=1)
+    recipe = recipe.replace(start=start, training=training)
+    pipeline = Pipeline(Run(recipe=recipe, out=str(out), data=str(data)))
+    return pipeline.report().manifest.extra, pipeline
+
+
+def accounted(out: Path, name: str, before: int) -> Artifact:
+    """An artefact whose rows and rejected add up to the rows it came from."""
+    made = Artifact.open(str(out / name))
+    assert made.manifest.rows + made.manifest.rejected == before
+    return made
+
+
+def check(recipe: Recipe, start: str, data: Path, out: Path) -> None:
+    """Report and all; a rerun makes nothing again."""
+    extra, _ = run(recipe, start, data, out)
+    assert set(extra["ndcg@10"]) == {"bm25", "base", "trained"}
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    run(recipe, start, data, out)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_promptagator(data: Path, encoder: str, generator: Generator, tmp_path: Path) -> None:
+    recipe = RECIPES["promptagator"]()
+    synthesis = recipe.synthesis.replace(
+        generator=generator, documents=20, queries_per_document=2, examples=2,
+        round_trip=RoundTrip(retriever="trained", k=30),
+    )  # fmt: skip
+    check(recipe.replace(synthesis=synthesis), encoder, data, tmp_path)
+    written = accounted(tmp_path, "synthetic-written", 40)
+    unlike = accounted(tmp_path, "synthetic-unlike", written.manifest.rows)
+    kept = accounted(tmp_path, "synthetic", unlike.manifest.rows)
+    assert 0 < kept.manifest.rows < written.manifest.rows
+    assert [count["filter"] for count in kept.manifest.extra["filters"]] == [
+        "repeated", "round trip",
+    ]  # fmt: skip
+    first = Artifact.open(str(tmp_path / "encoder-first")).manifest.extra["encoder"]
+    trained = Artifact.open(str(tmp_path / "encoder")).manifest
+    assert trained.inputs["start"] == first != trained.extra["encoder"]
+
+
+def test_customir(
+    data: Path, encoder: str, generator: Generator, scorer: Pointwise, tmp_path: Path
+) -> None:
+    recipe = RECIPES["customir"]()
+    recipe = recipe.replace(
+        synthesis=recipe.synthesis.replace(generator=generator, documents=8),
+        candidates=recipe.candidates.replace(dense=4),
+        judging=Judging(judge="vllm", vllm=scorer),
+        # Random grades lie near the middle: the margin stands there too.
+        verification=Verification(positive=0.5, negative=0.5),
+    )
+    check(recipe, encoder, data, tmp_path)
+    written = accounted(tmp_path, "synthetic-written", 40)
+    kept = accounted(tmp_path, "synthetic", written.manifest.rows)
+    pairs = Artifact.open(str(tmp_path / "pairs")).table().to_pylist()
+    own = {row["query_id"]: row["doc_id"] for row in pairs if row["source"] == "seed"}
+    seeds = kept.table(["query_id", "seed_doc_id"]).to_pylist()
+    assert own == {row["query_id"]: row["seed_doc_id"] for row in seeds}
+    judged = accounted(tmp_path, "judgments", len(pairs))
+    verified = accounted(tmp_path, "judgments-verified", judged.manifest.rows)
+    assert sum(verified.manifest.extra["unverified"].values()) == verified.manifest.rejected
+
+
+def test_sycl(data: Path, encoder: str, generator: Generator, tmp_path: Path) -> None:
+    recipe = RECIPES["sycl"]()
+    generator = generator.replace(max_tokens=900, max_model_len=2048)
+    recipe = recipe.replace(synthesis=recipe.synthesis.replace(generator=generator))
+    check(recipe, encoder, data, tmp_path)
+    documents = accounted(tmp_path, "documents", 40)  # 10 queries of the train split
+    assert documents.manifest.rows > 0
+    rows = documents.table().to_pylist()
+    assert {int(row["query_id"][1:]) for row in rows} <= set(range(10))
+    grades = {row["doc_id"]: row["target_grade"] for row in rows}
+    judged = Artifact.open(str(tmp_path / "judgments")).table().to_pylist()
+    assert {row["doc_id"]: pytest.approx(row["relevance"] * 3) for row in judged} == grades
+
+
+def test_ssra(
+    data: Path, encoder: str, generator: Generator, scorer: Pointwise, tmp_path: Path
+) -> None:
+    recipe = RECIPES["ssra"]()
+    recipe = recipe.replace(
+        synthesis=recipe.synthesis.replace(generator=generator, documents=16, examples=1),
+        judging=Judging(judge="written", vllm=scorer),
+    )
+    check(recipe, encoder, data, tmp_path)
+    written = accounted(tmp_path, "synthetic-written", 16 * 6)
+    unlike = accounted(tmp_path, "synthetic-unlike", written.manifest.rows)
+    accounted(tmp_path, "scores", unlike.manifest.rows)
+    agreed = accounted(tmp_path, "synthetic-agreed", unlike.manifest.rows)
+    kept = accounted(tmp_path, "synthetic", agreed.manifest.rows)
+    compared = Artifact.open(str(tmp_path / "comparisons"))
+    assert (
+        compared.manifest.rows + compared.manifest.rejected
+        == compared.manifest.extra["comparisons"]
+    )
+    assert [count["filter"] for count in kept.manifest.extra["filters"]] == [
+        "repeated", "agreement", "contradiction", "balance",
+    ]  # fmt: skip
