@@ -153,7 +153,9 @@ class Verification(Settings):
 class Judging(Settings):
     """The `judge` stage: one seam, several judges."""
 
-    judge: Literal["human", "features", "vllm", "given", "openai", "cross_encoder", "written"] = "human"
+    judge: Literal["human", "features", "vllm", "given", "openai", "cross_encoder", "written"] = (
+        "human"
+    )
     """human: the qrels of the train split. features: the embedded model. vllm: a language model.
     given: the grades of a file. openai: a chat-completions endpoint. cross_encoder: a classifier of
     pairs in vLLM. written: the grade that a text was written at."""
