@@ -62,7 +62,7 @@ class Recipe(Settings):
     start: str = PACKAGED
     """The base encoder: a directory, a hub id, or the packaged one."""
     ingest: Ingest = Ingest()
-    synthesis: Synthesis | None = None
+    synthesis: Synthesis | None = Field(default=None, discriminator="kind")
     candidates: Pools = Pools()
     lexical: Lexical = Lexical()
     judging: Judging = Judging()

@@ -1,6 +1,6 @@
 """Which texts are made, from what, and which of them stay."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -133,6 +133,4 @@ class GradedDocuments(Settings):
 AsksDocuments = FewShot | Styled | GradedQueries
 """Kinds that write queries for documents."""
 
-Synthesis = Annotated[
-    Cloze | FewShot | Styled | GradedQueries | GradedDocuments, Field(discriminator="kind")
-]
+Synthesis = Cloze | FewShot | Styled | GradedQueries | GradedDocuments
