@@ -174,6 +174,12 @@ class Place:
         if self.exists(name):
             self._resolved[0].rm_file(self.path(name))
 
+    def clear(self) -> None:
+        """Remove the directory with all that is in it, if it is there."""
+        fs, root = self._resolved
+        if fs.exists(root):
+            fs.rm(root, recursive=True)
+
     def names(self) -> list[str]:
         """All files below, relative and sorted; leftovers of killed writers are not files."""
         fs, root = self._resolved

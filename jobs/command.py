@@ -66,6 +66,8 @@ class Run:
     """Evaluate, embed or index this encoder instead of training one: a directory or hub id."""
     split: Literal["train", "dev", "test"] = "test"
     """The split that is evaluated."""
+    plan: bool = False
+    """Only count what judging will take (pairs, tokens; with a price also hours and money)."""
     json: bool = False
     """Print the final summary as one JSON object on standard output; logs go to standard error."""
 

@@ -6,16 +6,30 @@ temperature and penalties do not touch them. Tokenisation is `bixse.judging.toke
 """
 
 import hashlib
+import itertools
 import os
+import queue
+import threading
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bixse.judging.asked import Usage
 from bixse.judging.pointwise import Logprobs
 from bixse.judging.settings import Pointwise
 
 CPU_KV_CACHE_GIB = 1
 """vLLM on a CPU would else take its share of the whole memory."""
+
+
+@dataclass(frozen=True)
+class Replies:
+    """What the engine says of each prompt, and what it took."""
+
+    logprobs: list[Logprobs]
+    usage: Usage
 
 
 class Engine:
@@ -60,29 +74,122 @@ class Engine:
         except ValueError as error:
             # pydantic's errors do not survive the way back from an actor.
             raise ValueError(f"vLLM refused {settings.model}: {_sentence(error)}") from None
+        self._waiting: queue.SimpleQueue[_Batch] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._names = itertools.count()
+        self._busy = 0.0
 
     @property
     def dtype(self) -> str:
         """What `auto` came to: bfloat16, float16 or float32."""
         return str(self._llm.model_config.dtype).removeprefix("torch.")
 
-    def logprobs(
-        self, prompts: Sequence[Sequence[int]], token_ids: Sequence[int]
-    ) -> list[Logprobs]:
-        """For each prompt, the log-probability of each of `token_ids` as the next token."""
-        from vllm import SamplingParams
+    def logprobs(self, prompts: Sequence[Sequence[int]], token_ids: Sequence[int]) -> Replies:
+        """For each prompt, the log-probability of each of `token_ids` as the next token.
 
+        Several threads may ask at a time: their prompts run side by side, so that the engine has
+        work while a thread prepares or writes. Raises what the engine raised for these prompts.
+        """
         if not prompts:
-            return []
+            return Replies([], Usage())
+        batch = _Batch(prompts, tuple(token_ids))
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._serve, daemon=True, name="engine")
+                self._thread.start()
+        self._waiting.put(batch)
+        return batch.wait()
+
+    def _serve(self) -> None:
+        """The only thread that touches the engine: takes what waits, steps, hands replies out."""
+        engine, batches = self._llm.llm_engine, {}
+        while True:
+            if not batches:
+                self._add(self._waiting.get(), batches)
+            while not self._waiting.empty():
+                self._add(self._waiting.get(), batches)
+            started = time.monotonic()
+            try:
+                replies = engine.step()
+            except Exception as error:  # noqa: BLE001
+                # Whoever waits must hear of it; nobody knows what state the engine is in.
+                self._fail(error, batches)
+                continue
+            self._busy += time.monotonic() - started
+            for reply in replies:
+                batch, row = batches.pop(reply.request_id)
+                if batch.answer(row, reply):
+                    batch.finish(self._busy)
+                    self._busy = 0.0
+
+    def _add(self, batch: "_Batch", batches: dict[str, tuple["_Batch", int]]) -> None:
+        from vllm import SamplingParams
+        from vllm.inputs import tokens_input
+        from vllm.sampling_params import RequestOutputKind
+
         params = SamplingParams(
-            max_tokens=1, temperature=0, logprob_token_ids=list(token_ids), detokenize=False
+            max_tokens=1,
+            temperature=0,
+            logprob_token_ids=list(batch.token_ids),
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        # Side by side, prompts that share a prefix find it in the cache before it is evicted.
-        order = sorted(range(len(prompts)), key=lambda row: list(prompts[row]))
-        requests = [{"prompt_token_ids": list(prompts[row])} for row in order]
-        replies = self._llm.generate(requests, params, use_tqdm=False)
-        found = dict(zip(order, replies, strict=True))
-        return [_select(found[row], token_ids) for row in range(len(prompts))]
+        added = []
+        try:
+            # Side by side, prompts that share a prefix find it in the cache before it is evicted.
+            for row in sorted(range(len(batch.prompts)), key=batch.prompts.__getitem__):
+                name = str(next(self._names))
+                self._llm.llm_engine.add_request(name, tokens_input(batch.prompts[row]), params)
+                batches[name] = (batch, row)
+                added.append(name)
+        except Exception as error:  # noqa: BLE001
+            self._llm.llm_engine.abort_request(added)
+            for name in added:
+                del batches[name]
+            batch.fail(error)
+
+    def _fail(self, error: Exception, batches: dict[str, tuple["_Batch", int]]) -> None:
+        for batch in {id(batch): batch for batch, _ in batches.values()}.values():
+            batch.fail(error)
+        self._llm.llm_engine.abort_request(list(batches))
+        batches.clear()
+
+
+class _Batch:
+    """The prompts of one caller, who waits for the last of them."""
+
+    def __init__(self, prompts: Sequence[Sequence[int]], token_ids: tuple[int, ...]) -> None:
+        self.prompts = [list(prompt) for prompt in prompts]
+        self.token_ids = token_ids
+        self._found: list[Logprobs] = [[] for _ in prompts]
+        self._left = len(prompts)
+        self._usage = Usage()
+        self._error: Exception | None = None
+        self._done = threading.Event()
+
+    def answer(self, row: int, reply: Any) -> bool:
+        """Keep one reply; says whether it was the last."""
+        self._found[row] = _select(reply, self.token_ids)
+        cached = reply.num_cached_tokens or 0
+        given = sum(len(output.token_ids) for output in reply.outputs)
+        self._usage += Usage(1, len(reply.prompt_token_ids), cached, given)
+        self._left -= 1
+        return not self._left
+
+    def finish(self, seconds: float) -> None:
+        self._usage += Usage(seconds=seconds)
+        self._done.set()
+
+    def fail(self, error: Exception) -> None:
+        self._error = error
+        self._done.set()
+
+    def wait(self) -> Replies:
+        self._done.wait()
+        if self._error is not None:
+            raise self._error
+        return Replies(self._found, self._usage)
 
 
 def _select(reply: Any, token_ids: Sequence[int]) -> Logprobs:

@@ -4,25 +4,29 @@ human copies the given grades of the train split. The others grade pairs in an a
 pairs in, judgments or rejections out (`jobs.parts`).
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bixse.artifacts import Artifact, Draft, begin, part_name
-from bixse.judging.asked import Asked, PairJudge
 from bixse.judging.given import given
+from bixse.judging.labels import Labels
 from bixse.judging.settings import Judging, config
-from bixse.records import JUDGMENTS, Judgment, Rejection, document_text
 from bixse.retrieval.settings import Lexical
 from jobs.grades import import_grades
+from jobs.judges.budget import Budget, shared
 from jobs.judges.chat import chat
 from jobs.judges.cross_encoder import cross_encoder
 from jobs.judges.embedded import embedded
 from jobs.judges.generative import generative
+from jobs.judges.order import ordered
+from jobs.judges.plan import plan as plan_of
 from jobs.judges.seam import Judge
-from jobs.parts import Texts, row_units, rows_of, run_units
+from jobs.judges.spending import Spending, spending
+from jobs.judges.unit import JudgeUnit
+from jobs.parts import Stopped, row_units, run_units, start_ray, usage
 from jobs.recipe import Placement
 
 TRAIN = "train"
@@ -53,28 +57,113 @@ def judge(
     chosen = choose(judging, corpus, embeddings, lexical, placement)
     inputs = {"pairs": pairs.fingerprint, "corpus": corpus.fingerprint, **chosen.inputs}
     inputs |= {f"queries-{n}": artifact.fingerprint for n, artifact in enumerate(queries)}
+    pairs, grouped = ordered(pairs, queries, corpus, chosen, f"{out}-order")
     shaping = {**config(judging), **chosen.config, "unit_pairs": judging.unit_pairs}
+    if grouped != "query":
+        shaping |= {"grouped": grouped}
     draft = begin(out, "judgments", config=shaping, inputs=inputs)
     if isinstance(draft, Artifact):
         return draft
-    run_units(
-        draft,
-        row_units(pairs, judging.unit_pairs),
-        JudgeUnit,
-        (list(queries), corpus, chosen.build, chosen.arguments),
-        label="judge",
-        actors=placement.judge_actors,
-        cpus=placement.cpus_per_actor,
-        gpus=placement.gpus_per_actor,
-    )
-    device = "cuda" if placement.gpus_per_actor else "cpu"
+    with spending(draft, placement, judging.price_per_gpu_hour) as spent:
+        unfinished = run_units(
+            draft,
+            row_units(pairs, judging.unit_pairs),
+            JudgeUnit,
+            (list(queries), corpus, chosen, judging.store, _budget(judging, draft, spent)),
+            label="judge",
+            actors=placement.judge_actors,
+            cpus=placement.cpus_per_actor,
+            gpus=placement.gpus_per_actor,
+            in_flight=chosen.in_flight,
+            note=spent.note,
+        )
+    took = summary(usage(draft), pairs.manifest.rows, judging.price_per_gpu_hour)
+    if unfinished:
+        raise Stopped(_stopped(draft, pairs.manifest.rows, took, judging))
+    if judging.store is not None and chosen.signature is not None:
+        Labels(judging.store, chosen.signature, load=False).compact()
     extra = {
         "scale": {"name": chosen.scale.name, "values": list(chosen.scale.values)},
         "origin": chosen.origin,
         "judges": _judges(draft),
         "pairs": pairs.manifest.rows,
+        "usage": took,
+        "store": judging.store if chosen.signature is not None else None,
     }
+    device = "cuda" if placement.gpus_per_actor else "cpu"
     return draft.finish(device=device, extra=extra)
+
+
+def summary(counts: Counter[str], pairs: int, price: float | None) -> dict[str, float]:
+    """What judging took, of all its sessions: the `usage` of the manifest.
+
+    `new` were asked; `known` were answered from the label store, or stood twice in a unit.
+    `pairs_s` and `prefill_tokens_s` are per engine, of the time that it was at work.
+    """
+    new, prompt_tokens = int(counts["new"]), int(counts["prompt_tokens"])
+    took: dict[str, float] = {
+        "new": new,
+        "known": max(0, pairs - new),
+        "prompt_tokens": prompt_tokens,
+        "cached_tokens": int(counts["cached_tokens"]),
+        "output_tokens": int(counts["output_tokens"]),
+        "device_seconds": round(counts["device_seconds"], 3),
+    }
+    if prompt_tokens:
+        took["cached_share"] = round(counts["cached_tokens"] / prompt_tokens, 4)
+    if seconds := counts["engine_seconds"]:
+        took["pairs_s"] = round(new / seconds, 3)
+        took["prefill_tokens_s"] = round((prompt_tokens - counts["cached_tokens"]) / seconds, 1)
+    if price is not None:
+        took["cost"] = round(counts["device_seconds"] / 3600 * price, 4)
+    return took
+
+
+def _budget(judging: Judging, draft: Draft, spent: Spending) -> Any:
+    """The actor that grants pairs, less what earlier sessions took; None without a limit."""
+    if judging.max_pairs is None and judging.max_cost is None:
+        return None
+    pairs, seconds = None, None
+    if judging.max_pairs is not None:
+        pairs = judging.max_pairs - int(usage(draft)["new"])
+    if judging.max_cost is not None and judging.price_per_gpu_hour:
+        held = judging.max_cost / judging.price_per_gpu_hour * 3600 - spent.earlier
+        seconds = held / spent.devices
+    start_ray()
+    return shared(Budget(pairs, seconds))
+
+
+def _stopped(draft: Draft, pairs: int, took: dict[str, float], judging: Judging) -> str:
+    """What a person reads when a budget is spent."""
+    by_pairs = judging.max_pairs is not None and took["new"] >= judging.max_pairs
+    flag = "--judging.max-pairs" if by_pairs else "--judging.max-cost"
+    cost = f" for {took['cost']:,.2f}" if "cost" in took else ""
+    return (
+        f"stopped at {flag}: {took['new']:,.0f} pairs asked{cost}, {len(draft.parts_done())} parts "
+        f"of {pairs:,} pairs finished; they stay, and the same command with a larger {flag} goes on"
+    )
+
+
+def plan(
+    pairs: Artifact | None,
+    queries: Sequence[Artifact],
+    corpus: Artifact,
+    judging: Judging,
+    lexical: Lexical,
+    embeddings: Artifact | None,
+    placement: Placement,
+    out: str,
+) -> dict[str, Any]:
+    """What judging would take (`jobs.judges.plan`); nothing is written at `out`.
+
+    With `judging.price_per_gpu_hour` a few pairs are judged to measure the rate; their labels go
+    to the store. Raises ValueError when there is nothing to plan.
+    """
+    if pairs is None:
+        raise ValueError(f"--judging.judge {judging.judge} costs nothing: no pair is judged")
+    chosen = choose(judging, corpus, embeddings, lexical, placement)
+    pairs, _ = ordered(pairs, queries, corpus, chosen, f"{out}-order")
+    return plan_of(pairs, queries, corpus, chosen, judging, placement, out)
 
 
 def choose(
@@ -112,41 +201,6 @@ def _judge_human(qrels: Artifact | None, judging: Judging, out: str) -> Artifact
         "judges": _judges(draft),
     }
     return draft.finish(extra=extra)
-
-
-class JudgeUnit:
-    """Reads: query_id, doc_id. Adds: the rest of a judgment."""
-
-    def __init__(
-        self,
-        queries: Sequence[Artifact],
-        corpus: Artifact,
-        build: Callable[..., PairJudge],
-        arguments: tuple[Any, ...],
-    ) -> None:
-        self._queries = _query_texts(queries)
-        self._texts = Texts(corpus)
-        self._judge = build(*arguments)
-
-    def __call__(self, rows: pa.Table) -> tuple[pa.Table, list[Rejection]]:
-        verdicts = self._judge(self._asked(rows)).verdicts
-        kept = [verdict for verdict in verdicts if isinstance(verdict, Judgment)]
-        rejected = [verdict for verdict in verdicts if isinstance(verdict, Rejection)]
-        return rows_of(kept, JUDGMENTS), rejected
-
-    def _asked(self, rows: pa.Table) -> list[Asked]:
-        query_ids, doc_ids = rows["query_id"].to_pylist(), rows["doc_id"].to_pylist()
-        documents = self._texts.get(doc_ids)
-        return [
-            Asked(query_id, doc.doc_id, self._queries[query_id], document_text(doc.title, doc.text))
-            for query_id, doc in zip(query_ids, documents, strict=True)
-        ]
-
-
-def _query_texts(queries: Sequence[Artifact]) -> dict[str, str]:
-    """All queries, by `query_id`."""
-    tables = [artifact.table(["query_id", "text"]) for artifact in queries]
-    return {row["query_id"]: row["text"] for table in tables for row in table.to_pylist()}
 
 
 def _judges(draft: Draft) -> list[str]:

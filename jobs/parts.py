@@ -9,16 +9,23 @@ Ray Data streams the units through an actor pool; an actor reads its rows, compu
 (rejected rows first, the part itself last, by rename) and returns counts only, so that no data
 passes through the driver. A rerun makes only the parts that are missing. Parts depend on the unit
 alone, not on how many actors ran or in what order.
+
+Work that counts what it took (tokens, seconds) returns the counts as a third value. They are kept
+beside the artefact, one file a part (`<out>-usage`), so that a run that was interrupted adds up
+what all its sessions took.
 """
 
+import json
 import logging
 import os
 import sys
 import tempfile
 import threading
+import uuid
 import warnings
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +35,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bixse.artifacts import Artifact, Draft
+from bixse.artifacts import Artifact, Draft, Place, part_name
 from bixse.records import CORPUS, REJECTED, Document, Rejection, documents_at
 
 RESTARTS = 3
@@ -61,10 +68,28 @@ class Unit:
         return table.slice(self.start - (first or 0), self.rows)
 
 
+Counts = Mapping[str, float]
+"""What a unit took, by name; counts of all units add up."""
+
+Made = tuple[pa.Table, list[Rejection]] | tuple[pa.Table, list[Rejection], Counts]
+
+
 class Work(Protocol):
     """What an actor does with a unit: one row out, or one rejection, for each row in."""
 
-    def __call__(self, rows: pa.Table) -> tuple[pa.Table, list[Rejection]]: ...
+    def __call__(self, rows: pa.Table) -> Made: ...
+
+
+class Unfinished(Exception):
+    """Raised by work that must stop (a budget is spent): no part is written, its counts are."""
+
+    def __init__(self, counts: Counts) -> None:
+        super().__init__(dict(counts))
+        self.counts = dict(counts)
+
+
+class Stopped(ValueError):
+    """A stage that stopped where it was told to, its finished parts kept."""
 
 
 def row_units(artifact: Artifact, rows: int) -> list[Unit]:
@@ -92,8 +117,14 @@ def run_units(
     actors: int,
     cpus: float,
     gpus: float,
-) -> None:
+    in_flight: int = 1,
+    note: Callable[[], str] | None = None,
+) -> int:
     """Make the parts that `draft` still lacks, on `actors` actors that each build `work` once.
+
+    An actor has `in_flight` units in hand at a time, each in a thread of its own: work that is
+    called so must bear it. `note` is what the progress line says beside rate and time left.
+    Returns how many units were left `Unfinished`.
 
     Raises RuntimeError when a part does not account for every row of its unit, or workers keep
     dying, and whatever `work` raises: a stage fails loudly and a rerun goes on from the finished
@@ -102,15 +133,22 @@ def run_units(
     done = draft.parts_done()
     todo = [unit for unit in units if unit.number not in done]
     total = sum(unit.rows for unit in units)
-    with progress(label, total) as advance:
+    unfinished = 0
+    with progress(label, total, note) as advance:
         advance(total - sum(unit.rows for unit in todo))
         if not todo:
-            return
+            return 0
         start_ray()
         import ray.data
         from ray.util.annotations import RayDeprecationWarning
 
-        pool = ray.data.ActorPoolStrategy(size=min(actors, len(todo)))
+        # Threads only where asked for: most work is not safe in several.
+        pool = ray.data.ActorPoolStrategy(
+            size=min(actors, len(todo)),
+            max_tasks_in_flight_per_actor=in_flight if in_flight > 1 else None,
+            max_concurrent_calls_per_actor=in_flight if in_flight > 1 else None,
+            enable_true_multi_threading=in_flight > 1,
+        )
         rows = ray.data.from_items([asdict(unit) for unit in todo], override_num_blocks=len(todo))
         with warnings.catch_warnings():
             # Ray 2.60 means to rename these two, and has no other name for them yet.
@@ -130,13 +168,17 @@ def run_units(
             for result in results.iter_rows():
                 if result["refusal"]:
                     raise ValueError(result["refusal"])
+                if result["unfinished"]:
+                    unfinished += 1
+                    continue
                 if result["rows"] + result["rejected"] != result["rows_in"]:
                     raise RuntimeError(
                         f"{label}: part {result['number']} got {result['rows_in']} rows, wrote "
                         f"{result['rows']} and rejected {result['rejected']}"
                     )
                 advance(int(result["rows_in"]))
-            if missing := {unit.number for unit in units} - draft.parts_done():
+            missing = {unit.number for unit in units} - draft.parts_done()
+            if len(missing) > unfinished:
                 raise RuntimeError(
                     f"{label}: {len(missing)} of {len(units)} parts are not at {draft.place.url}: "
                     "it must be storage that all nodes share"
@@ -145,6 +187,7 @@ def run_units(
             what = "could not start" if error.actor_init_failed else f"died {RESTARTS + 1} times"
             last = str(error).strip().splitlines()[-1]
             raise RuntimeError(f"{label}: a worker {what}: {last}") from None
+    return unfinished
 
 
 class _PartWriter:
@@ -157,17 +200,43 @@ class _PartWriter:
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         unit = Unit(**{key: _plain(values[0]) for key, values in batch.items()})
         try:
-            table, rejections = self._work(unit.read())
+            table, rejections, *counts = self._work(unit.read())
+            for took in counts:
+                self._count(Path(part_name(unit.number)).stem, took)
             self._draft.write_part(unit.number, table, rejected_table(rejections))
+        except Unfinished as stop:
+            if any(stop.counts.values()):
+                self._count(f"cut-{uuid.uuid4().hex}", stop.counts)
+            return _result(unit, 0, 0, unfinished=True)
         except (ValueError, OSError) as error:
             # Ray Data keeps no cause: the sentence for the user travels as a value.
-            return {**_counts(unit, 0, 0), "refusal": [str(error)]}
-        return _counts(unit, table.num_rows, len(rejections))
+            return _result(unit, 0, 0, refusal=str(error))
+        return _result(unit, table.num_rows, len(rejections))
+
+    def _count(self, name: str, took: Counts) -> None:
+        usage_place(self._draft).write(f"{name}.json", json.dumps(dict(took)).encode())
 
 
-def _counts(unit: Unit, rows: int, rejected: int) -> dict[str, list[Any]]:
+def usage_place(draft: Draft) -> Place:
+    """Where the counts of a draft's parts are kept."""
+    return Place(f"{draft.place.url}-usage")
+
+
+def usage(draft: Draft) -> Counter[str]:
+    """What all sessions so far took for the parts of this draft, added up."""
+    place = usage_place(draft)
+    total: Counter[str] = Counter()
+    for name in place.names():
+        total.update(json.loads(place.read(name)))
+    return total
+
+
+def _result(
+    unit: Unit, rows: int, rejected: int, *, refusal: str = "", unfinished: bool = False
+) -> dict[str, list[Any]]:
     counts = {"number": unit.number, "rows_in": unit.rows, "rows": rows, "rejected": rejected}
-    return {**{name: [count] for name, count in counts.items()}, "refusal": [""]}
+    said = {"refusal": [refusal], "unfinished": [unfinished]}
+    return {**{name: [count] for name, count in counts.items()}, **said}
 
 
 def _plain(value: Any) -> Any:
@@ -202,8 +271,13 @@ def start_ray() -> None:
 
 
 @contextmanager
-def progress(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar with rate and time left on standard error; gives the function that advances it."""
+def progress(
+    label: str, total: int | None, note: Callable[[], str] | None = None
+) -> Iterator[Callable[[int], None]]:
+    """A bar with rate and time left on standard error; gives the function that advances it.
+
+    `note` is asked at every refresh for what else there is to say (money so far).
+    """
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -220,61 +294,109 @@ def progress(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
         def render(self, task: Task) -> Text:
             return Text(f"{task.finished_speed or task.speed or 0:,.1f}/s")
 
+    class Note(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(note() if note else "")
+
     columns = (
         TextColumn("{task.description:<10}"),
         BarColumn(),
         MofNCompleteColumn(),
         Rate(),
         TimeRemainingColumn(),
+        Note(),
     )
     with Progress(*columns, console=Console(file=sys.stderr)) as bar:
         task = bar.add_task(label, total=total)
         yield lambda rows: bar.advance(task, rows)
 
 
-class Texts:
-    """Documents of a corpus by `doc_id`, in memory-mapped files: memory does not follow its size.
+class _Mapped:
+    """Rows of artefacts by id, in memory-mapped files: memory does not follow their number.
 
-    The files are made once a node and corpus, in the temporary directory, and shared by all actors:
-    the documents in their own order, and the order of their ids.
+    The files are made once a node and content, in the temporary directory, and shared by all
+    actors: the rows in their own order, and the order of their ids.
     """
 
-    def __init__(self, corpus: Artifact) -> None:
+    def __init__(self, artifacts: Sequence[Artifact], schema: pa.Schema) -> None:
+        self._id = schema.names[0]
         folder = Path(tempfile.gettempdir()) / f"bixse-{os.getuid()}"
-        documents = folder / f"{corpus.fingerprint}.arrow"
-        order = folder / f"{corpus.fingerprint}.order.npy"
+        name = "-".join(artifact.fingerprint for artifact in artifacts)
+        rows, order = folder / f"{name}.arrow", folder / f"{name}.order.npy"
         if not order.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            _write_ordered(corpus, documents, order)
-        self._table = pa.ipc.open_file(pa.memory_map(str(documents))).read_all()
-        self._doc_ids = self._table["doc_id"]
+            _write_ordered(artifacts, schema, rows, order)
+        self.table = pa.ipc.open_file(pa.memory_map(str(rows))).read_all()
+        self._ids = self.table[self._id]
         self._order = np.load(order, mmap_mode="r")
+
+    def row(self, key: str) -> int | None:
+        """Where the row with this id stands."""
+        place = bisect_left(self._order, key, key=lambda row: self._ids[int(row)].as_py())
+        if place < len(self._order):
+            row = int(self._order[place])
+            if self._ids[row].as_py() == key:
+                return row
+        return None
+
+
+class Texts:
+    """Documents of a corpus by `doc_id`; memory does not follow the size of the corpus."""
+
+    def __init__(self, corpus: Artifact) -> None:
+        self._mapped = _Mapped([corpus], CORPUS)
 
     def get(self, doc_ids: Sequence[str]) -> list[Document]:
         """The documents, in the order asked for. Raises KeyError naming an unknown `doc_id`."""
-        return documents_at(self._table, [self._row(doc_id) for doc_id in doc_ids])
+        return self.at([self.row(doc_id) for doc_id in doc_ids])
 
-    def _row(self, doc_id: str) -> int:
-        place = bisect_left(self._order, doc_id, key=lambda row: self._doc_ids[int(row)].as_py())
-        if place < len(self._order):
-            row = int(self._order[place])
-            if self._doc_ids[row].as_py() == doc_id:
-                return row
-        raise KeyError(f"no document {doc_id!r} in the corpus")
+    def at(self, rows: Iterable[int]) -> list[Document]:
+        """The documents that stand in these rows."""
+        return documents_at(self._mapped.table, rows)
+
+    def row(self, doc_id: str) -> int:
+        """Where the document stands in the corpus. Raises KeyError."""
+        row = self._mapped.row(doc_id)
+        if row is None:
+            raise KeyError(f"no document {doc_id!r} in the corpus")
+        return row
 
 
-def _write_ordered(corpus: Artifact, documents: Path, order: Path) -> None:
-    """Stream the corpus into one Arrow file; of all documents only the ids are held."""
+class QueryTexts:
+    """Texts of queries by `query_id`; memory does not follow their number."""
+
+    def __init__(self, queries: Sequence[Artifact]) -> None:
+        self._mapped = _Mapped(queries, QUERY_TEXTS)
+
+    def get(self, query_ids: Sequence[str]) -> list[str]:
+        """The texts, in the order asked for. Raises KeyError naming an unknown `query_id`."""
+        return [self._text(query_id) for query_id in query_ids]
+
+    def _text(self, query_id: str) -> str:
+        row = self._mapped.row(query_id)
+        if row is None:
+            raise KeyError(f"no query {query_id!r} among the queries")
+        return str(self._mapped.table["text"][row].as_py())
+
+
+QUERY_TEXTS = pa.schema([("query_id", pa.string()), ("text", pa.string())])
+
+
+def _write_ordered(
+    artifacts: Sequence[Artifact], schema: pa.Schema, rows: Path, order: Path
+) -> None:
+    """Stream the artefacts into one Arrow file; of all rows only the ids are held."""
     mark = f".{os.getpid()}.{threading.get_ident()}.tmp"
-    aside, order_aside = Path(f"{documents}{mark}"), Path(f"{order}{mark}")
-    doc_ids: list[str] = []
-    with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, CORPUS) as writer:
-        for batch in corpus.batches(CORPUS.names, rows=4096):
-            writer.write_batch(batch)
-            doc_ids += batch["doc_id"].to_pylist()
+    aside, order_aside = Path(f"{rows}{mark}"), Path(f"{order}{mark}")
+    ids: list[str] = []
+    with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for artifact in artifacts:
+            for batch in artifact.batches(schema.names, rows=4096):
+                writer.write_batch(batch)
+                ids += batch[schema.names[0]].to_pylist()
     with open(order_aside, "wb") as handle:
-        np.save(handle, np.array(sorted(range(len(doc_ids)), key=doc_ids.__getitem__), np.int64))
-    aside.replace(documents)
+        np.save(handle, np.array(sorted(range(len(ids)), key=ids.__getitem__), np.int64))
+    aside.replace(rows)
     order_aside.replace(order)
 
 

@@ -110,10 +110,7 @@ class Pipeline:
         from jobs.judge import judge
 
         data, pairs, recipe = self.data(), self.pairs(), self.recipe
-        queries, vectors = self.all_queries(), None
-        if recipe.judging.judge == "features":
-            # Under the judge's own encoder, which need not be the one that is trained.
-            vectors = self.embeddings("base" if self.start == PACKAGED else "judge", PACKAGED)
+        queries, vectors = self.all_queries(), self._judge_vectors()
         return self._once(
             "judge",
             lambda: judge(
@@ -121,7 +118,7 @@ class Pipeline:
                 queries,
                 data.corpus,
                 data.qrels,
-                recipe.judging,
+                self._judging(),
                 recipe.lexical,
                 vectors,
                 recipe.placement,
@@ -182,6 +179,33 @@ class Pipeline:
                 self._path("audit"),
             ),
         )
+
+    def plan(self) -> dict[str, Any]:
+        """What judging will take, counted without judging."""
+        from jobs.judge import plan
+
+        recipe = self.recipe
+        return plan(
+            self.pairs(),
+            self.all_queries(),
+            self.data().corpus,
+            self._judging(),
+            recipe.lexical,
+            self._judge_vectors(),
+            recipe.placement,
+            self._path("judgments"),
+        )
+
+    def _judge_vectors(self) -> "Artifact | None":
+        """The corpus under the encoder of the features judge, which need not be the trained one."""
+        if self.recipe.judging.judge != "features":
+            return None
+        return self.embeddings("base" if self.start == PACKAGED else "judge", PACKAGED)
+
+    def _judging(self) -> Any:
+        """Judging with its label store: the one that is named, or one of this run."""
+        judging = self.recipe.judging
+        return judging.replace(store=_absolute(judging.store or self._path("labels")))
 
     def encoder(self) -> str:
         """The encoder that `--encoder` names, or the one that is trained."""
@@ -310,16 +334,21 @@ class Pipeline:
 
 
 def main(verb: str = "pipeline", argv: list[str] | None = None) -> None:
-    """Run a verb from the command line; bad input is one sentence and exit status 1 or 2."""
+    """Run a verb from the command line; bad input is one sentence and exit status 1 or 2, a budget
+    that is spent one sentence and 3.
+    """
     argv = sys.argv[1:] if argv is None else argv
     if verb == "pipeline" and argv == ["--list"]:
         list_recipes()
         return
     run = parse(verb, argv)
+    if run.plan and verb not in ("judge", "pipeline"):
+        refuse(f"--plan is of judge and pipeline: {verb} asks no judge")
+    made = _plan if run.plan else VERBS[verb]
     try:
-        summary_line(VERBS[verb](Pipeline(run)), run.json)
+        summary_line(made(Pipeline(run)), run.json)
     except _expected() as error:
-        refuse(_sentence(error), status=1)
+        refuse(_sentence(error), status=_status(error))
     except KeyboardInterrupt:
         refuse("interrupted: the same command goes on from the finished parts", status=130)
 
@@ -329,6 +358,12 @@ def _expected() -> tuple[type[BaseException], ...]:
     errors = (ValueError, OSError, RuntimeError, ImportError)
     ray = sys.modules.get("ray.exceptions")
     return (*errors, ray.RayError) if ray else errors
+
+
+def _status(error: BaseException) -> int:
+    """3 where a budget is spent and more of it would go on; 1 for everything else."""
+    parts = sys.modules.get("jobs.parts")
+    return 3 if parts and isinstance(error, parts.Stopped) else 1
 
 
 def _absolute(path: str) -> str:
@@ -405,6 +440,20 @@ def _audit(pipeline: Pipeline) -> dict[str, Any]:
     return _made("audit", made, checks=made.manifest.extra["checks"])
 
 
+def _plan(pipeline: Pipeline) -> dict[str, Any]:
+    return {"verb": "plan", **pipeline.plan()}
+
+
+def _judge(pipeline: Pipeline) -> dict[str, Any]:
+    judgments = pipeline.judgments()
+    extra = judgments.manifest.extra
+    # Tokens are of judges that have some.
+    more = {k: v for k, v in extra.get("usage", {}).items() if v or k in ("new", "known")}
+    if extra.get("store"):
+        more["store"] = extra["store"]
+    return _made("judge", judgments, **more)
+
+
 def _train(pipeline: Pipeline) -> dict[str, Any]:
     if pipeline.run.encoder is not None:
         raise ValueError("train makes an encoder: --start names the one to begin with")
@@ -449,7 +498,7 @@ VERBS: dict[str, Callable[[Pipeline], dict[str, Any]]] = {
     "ingest": _ingest,
     "synthesise": _synthesise,
     "pair": _pair,
-    "judge": lambda pipeline: _made("judge", pipeline.judgments()),
+    "judge": _judge,
     "audit": _audit,
     "train": _train,
     "embed": _embed,

@@ -34,6 +34,8 @@ class Usage:
     """As the engine read them; those found in its prefix cache included."""
     cached_tokens: int = 0
     output_tokens: int = 0
+    seconds: float = 0.0
+    """That an engine of ours was at work on them."""
 
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(
@@ -41,6 +43,7 @@ class Usage:
             self.prompt_tokens + other.prompt_tokens,
             self.cached_tokens + other.cached_tokens,
             self.output_tokens + other.output_tokens,
+            self.seconds + other.seconds,
         )
 
 
@@ -60,3 +63,21 @@ class PairJudge(Protocol):
     """
 
     def __call__(self, asked: Sequence[Asked]) -> Answers: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What asking one pair will take, counted without asking."""
+
+    prompt_tokens: int
+    shared_tokens: int
+    """Of those, the prefix that the prompt asked just before has too."""
+    output_tokens: int
+    fits: bool = True
+    """False: the pair will be rejected unasked, and takes nothing."""
+
+
+class Planner(Protocol):
+    """A judge's arithmetic: the cost of each pair, in their order, if all are asked together."""
+
+    def __call__(self, asked: Sequence[Asked]) -> Sequence[Cost]: ...

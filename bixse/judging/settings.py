@@ -5,7 +5,7 @@ import re
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from bixse.settings import Settings
 
@@ -161,6 +161,15 @@ class Judging(Settings):
     pairs in vLLM. written: the grade that a text was written at."""
     unit_pairs: int = Field(default=512, ge=1)
     """Pairs judged and written at a time: what an interruption can cost."""
+    store: str | None = None
+    """Label store (directory or fsspec URL) that jobs may share: a pair of texts that this judge
+    has graded before is not paid for again. Unset: `labels` under --out."""
+    max_pairs: int | None = Field(default=None, ge=0)
+    """Stop once this many pairs have been asked for these judgments, known ones aside."""
+    max_cost: float | None = Field(default=None, ge=0)
+    """Stop before the workers have cost this much, by price_per_gpu_hour."""
+    price_per_gpu_hour: float | None = Field(default=None, ge=0)
+    """Price of one GPU for an hour (of one worker, where there are no GPUs), in your currency."""
     vllm: Pointwise = Pointwise()
     given: Given = Given()
     preferences: str | None = None
@@ -171,6 +180,12 @@ class Judging(Settings):
     calibration: str | None = None
     """Read the judgments through the map of this artefact (`jobs.audit` fits one); they stay as
     they are."""
+
+    @model_validator(mode="after")
+    def _priced(self) -> "Judging":
+        if self.max_cost is not None and not self.price_per_gpu_hour:
+            raise ValueError("max_cost needs price_per_gpu_hour")
+        return self
 
 
 class Audit(Settings):

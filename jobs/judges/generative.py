@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from bixse.judging.asked import Answers, Asked, Usage
+from bixse.judging.asked import Answers, Asked, Cost
 from bixse.judging.pointwise import judgment, refuse_unreadable, too_long
 from bixse.judging.prompts import ORDERS, PROMPTS
 from bixse.judging.settings import Pointwise
@@ -10,6 +10,9 @@ from bixse.judging.tokens import PromptTokenizer
 from jobs.engine import Engine, judge_name, pin
 from jobs.judges.seam import Judge
 from jobs.recipe import Placement
+
+IN_FLIGHT = 3
+"""Units a worker: one in the engine, one being tokenised, one being written (ours)."""
 
 
 def generative(settings: Pointwise, placement: Placement) -> Judge:
@@ -35,6 +38,9 @@ def generative(settings: Pointwise, placement: Placement) -> Judge:
             "document_tokens": pinned.document_tokens,
             "min_grade_mass": pinned.min_grade_mass,
         },
+        in_flight=IN_FLIGHT,
+        plan=GenerativePlan,
+        prefixes=("query", "document")[: pinned.orders],
     )
 
 
@@ -42,35 +48,77 @@ class GenerativeJudge:
     """Prompts, tokens, one prefill each, and the reading of the answers."""
 
     def __init__(self, settings: Pointwise, identity: str) -> None:
-        self._settings = settings
-        self._tokens = PromptTokenizer.load(settings)
+        self._prompts = _Prompts(settings)
         self._engine = Engine(settings)
         judge = judge_name(settings, identity, self._engine.dtype)
-        self._signature = (self._tokens.prompt, judge, settings.min_grade_mass)
+        self._signature = (self._prompts.tokens.prompt, judge, settings.min_grade_mass)
 
     def __call__(self, asked: Sequence[Asked]) -> Answers:
-        # One list an order, one prompt a pair.
-        queries, passages = [pair.query for pair in asked], [pair.passage for pair in asked]
-        orders = ORDERS[: self._settings.orders]
-        prompts = [self._tokens.encode(queries, passages, order) for order in orders]
-        lengths = [max(map(len, of_pair)) for of_pair in zip(*prompts, strict=True)]
-        limit = self._settings.max_model_len - 1  # The answer takes a token too.
-        fitting = [row for row, length in enumerate(lengths) if length <= limit]
+        prompts, lengths, fitting = self._prompts(asked)
         sent = [of_order[row] for of_order in prompts for row in fitting]
-        answers = self._engine.logprobs(sent, self._tokens.label_ids)
+        replies = self._engine.logprobs(sent, self._prompts.tokens.label_ids)
         # Order after order, so that every len(fitting)-th answer is of the same pair.
+        answers = replies.logprobs
         answers_of = {row: answers[at :: len(fitting)] for at, row in enumerate(fitting)}
         read = {
             row: judgment(asked[row].query_id, asked[row].doc_id, found, *self._signature)
             for row, found in answers_of.items()
         }
         refuse_unreadable(list(read.values()))
+        limit = self._prompts.limit
         verdicts = [
             read[row] if row in read else too_long(pair.query_id, pair.doc_id, lengths[row], limit)
             for row, pair in enumerate(asked)
         ]
-        usage = Usage(len(sent), sum(map(len, sent)), 0, len(sent))
-        return Answers(verdicts, usage)
+        return Answers(verdicts, replies.usage)
+
+
+class GenerativePlan:
+    """Counts what `GenerativeJudge` would send, token for token, and answers nothing."""
+
+    def __init__(self, settings: Pointwise, identity: str) -> None:
+        self._prompts = _Prompts(settings)
+
+    def __call__(self, asked: Sequence[Asked]) -> list[Cost]:
+        prompts, lengths, fitting = self._prompts(asked)
+        tokens, shared = [0] * len(asked), [0] * len(asked)
+        sent = sorted((of_order[row], row) for of_order in prompts for row in fitting)
+        before: Sequence[int] = ()
+        for prompt, row in sent:
+            tokens[row] += len(prompt)
+            shared[row] += _common(before, prompt)
+            before = prompt
+        fits = set(fitting)
+        return [
+            Cost(tokens[row], shared[row], len(prompts) * (row in fits), row in fits)
+            for row in range(len(lengths))
+        ]
+
+
+class _Prompts:
+    """The prompts of pairs in every order, and which of them fit."""
+
+    def __init__(self, settings: Pointwise) -> None:
+        self.tokens = PromptTokenizer.load(settings)
+        self._orders = ORDERS[: settings.orders]
+        self.limit = settings.max_model_len - 1  # The answer takes a token too.
+
+    def __call__(
+        self, asked: Sequence[Asked]
+    ) -> tuple[list[list[list[int]]], list[int], list[int]]:
+        """One list an order with one prompt a pair; the longest prompt of each pair; the rows of
+        the pairs that fit."""
+        queries, passages = [pair.query for pair in asked], [pair.passage for pair in asked]
+        prompts = [self.tokens.encode(queries, passages, order) for order in self._orders]
+        lengths = [max(map(len, of_pair)) for of_pair in zip(*prompts, strict=True)]
+        return prompts, lengths, [row for row, n in enumerate(lengths) if n <= self.limit]
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the common prefix."""
+    return next(
+        (at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+    )
 
 
 def _check_gpus(settings: Pointwise, placement: Placement) -> None:

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from bixse.judging.asked import PairJudge
+from bixse.judging.asked import PairJudge, Planner
 from bixse.scale import Scale
 
 
@@ -30,3 +30,7 @@ class Judge:
     signature: Mapping[str, Any] | None = None
     in_flight: int = 1
     """Units that one worker has in hand at a time, each in a thread of its own."""
+    prefixes: tuple[Literal["query", "document"], ...] = ("query",)
+    """What stands first in its prompts, in some order or other: where sharing can be found."""
+    plan: Callable[..., Planner] | None = None
+    """Builds, from the same arguments, what counts tokens for `--plan`; None counts pairs only."""

@@ -56,9 +56,9 @@ def test_log_probabilities_equal_a_plain_forward_pass(
     expected = forward(tiny_llm, prompts, tokens.label_ids, torch.float32)
     assert expected.std() > 0.1  # The prompts do differ.
     assert engine.dtype == "float32"
-    assert engine.logprobs([], tokens.label_ids) == []
+    assert engine.logprobs([], tokens.label_ids).logprobs == []
     for _ in range(2):
-        found = torch.tensor(engine.logprobs(prompts, tokens.label_ids))
+        found = torch.tensor(engine.logprobs(prompts, tokens.label_ids).logprobs)
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
@@ -90,4 +90,4 @@ def ask(
     settings: Pointwise, prompts: Sequence[list[int]], ids: Sequence[int]
 ) -> tuple[str, list[Logprobs]]:
     engine = Engine(settings)
-    return engine.dtype, engine.logprobs(prompts, ids)
+    return engine.dtype, engine.logprobs(prompts, ids).logprobs

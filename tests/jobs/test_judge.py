@@ -20,7 +20,8 @@ from bixse.models.settings import PACKAGED
 from bixse.records import CORPUS, JUDGMENTS, PAIRS, QRELS, QUERIES, document_text
 from bixse.retrieval.settings import Lexical
 from jobs.engine import pin
-from jobs.judge import judge
+from jobs.judge import judge, plan
+from jobs.parts import Stopped
 from jobs.recipe import Placement
 
 DOCS = [
@@ -245,3 +246,48 @@ def test_another_model_in_the_same_directory_is_not_reused(tmp_path: Path, tiny_
     template = copy / "chat_template.jinja"
     template.write_text(template.read_text() + " ")
     assert pin(settings)[1] != pin(Pointwise(model=tiny_llm))[1]
+
+
+@pytest.mark.timeout(900)
+def test_planned_stopped_resumed_and_not_paid_for_twice(
+    tmp_path: Path, corpus: Artifact, queries: list[Artifact], pairs: Artifact, vllm: Judging
+) -> None:
+    """The plan's tokens are those that the engine reads; a stop loses none; a copy costs none."""
+    store, out = str(tmp_path / "labels"), tmp_path / "out"
+    judging = vllm.replace(store=store, unit_pairs=5)
+
+    def planned(of: list[Artifact]) -> dict[str, Any]:
+        arguments = (of, corpus, judging, Lexical(), None, Placement())
+        return plan(pairs, *arguments, str(out))
+
+    expected = planned(queries)
+    assert not out.exists()
+    assert (expected["pairs"], expected["new"], expected["known"]) == (24, 24, 0)
+    assert expected["too_long"] == 4
+    assert expected["output_tokens"] == 40
+    assert 0 < expected["shared_tokens"] < expected["prompt_tokens"]
+
+    with pytest.raises(Stopped, match=r"stopped at --judging\.max-pairs: 13 pairs asked"):
+        vllm_run(corpus, queries, pairs, judging.replace(max_pairs=13), out)
+    assert not (out / MANIFEST).exists()
+    made = vllm_run(corpus, queries, pairs, judging.replace(max_pairs=1000), out)
+    took = made.manifest.extra["usage"]
+    assert made.manifest.rows + made.manifest.rejected == 24
+    for name in ("prompt_tokens", "output_tokens"):
+        assert took[name] == expected[name]
+    assert planned(queries)["new"] == 4  # Rejected pairs are asked again.
+
+    # Other ids, the same texts, and one pair that is new.
+    rows = [{"query_id": f"x{q}", "text": f" {text}", "origin": "given"}
+            for q, text in {**QUERY_TEXTS, "q0": "something else"}.items()]  # fmt: skip
+    asked = [{"query_id": f"x{q}", "doc_id": doc[0], "source": "bm25", "rank": 1, "score": 1.0}
+             for q in ("q1", "q2", "q0") for doc in DOCS[:1]]  # fmt: skip
+    others = [artifact(tmp_path / "others", "queries", rows, QUERIES)]
+    wanted = artifact(tmp_path / "wanted", "pairs", asked, PAIRS)
+    again = vllm_run(corpus, others, wanted, judging, tmp_path / "again")
+    took = again.manifest.extra["usage"]
+    assert (took["new"], took["known"], again.manifest.rejected) == (1, 2, 0)
+    before = rows_by_pair(made)
+    for (query_id, doc_id), row in rows_by_pair(again).items():
+        if query_id != "xq0":
+            assert row["grade_probs"] == before[query_id[1:], doc_id]["grade_probs"]

@@ -1,0 +1,63 @@
+"""How many more pairs may be asked, decided in one place for all workers of a job."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+FIRST = 32
+"""Pairs granted at a time while nobody knows how long one takes (ours)."""
+
+
+@dataclass
+class Budget:
+    """A job's allowance: pairs, seconds of all workers together, or neither.
+
+    Seconds are bought from the moment the budget is made: loading an engine is paid for too. Before
+    they run out, pairs are granted by the rate at which pairs have been judged so far.
+    """
+
+    pairs: int | None = None
+    seconds: float | None = None
+    clock: Callable[[], float] = time.monotonic
+    _started: float = field(init=False)
+    _first: float | None = field(default=None, init=False)
+    _granted: int = field(default=0, init=False)
+    _judged: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self._started = self.clock()
+
+    def take(self, wanted: int) -> int:
+        """How many of `wanted` pairs may be asked now; they count as asked."""
+        allowed = wanted
+        if self.pairs is not None:
+            allowed = min(allowed, self.pairs - self._granted)
+        if self.seconds is not None:
+            allowed = min(allowed, self._affordable())
+        allowed = max(allowed, 0)
+        self._granted += allowed
+        if self._first is None and allowed:
+            self._first = self.clock()
+        return allowed
+
+    def settle(self, judged: int) -> None:
+        """These pairs are done: what the rate is taken from."""
+        self._judged += judged
+
+    def _affordable(self) -> int:
+        assert self.seconds is not None
+        left = self.seconds - (self.clock() - self._started)
+        if left <= 0:
+            return 0
+        if not self._judged or self._first is None:
+            return FIRST
+        rate = self._judged / max(self.clock() - self._first, 1e-9)
+        return int(left * rate) - (self._granted - self._judged)
+
+
+def shared(budget: Budget) -> Any:
+    """The budget as an actor that all workers of a job ask; it needs no CPU."""
+    import ray
+
+    return ray.remote(num_cpus=0)(Budget).remote(budget.pairs, budget.seconds)

@@ -1,0 +1,187 @@
+"""What judging will take, counted before anything is spent.
+
+Every pair is read, looked up in the label store and, if it is new, tokenised as the judge would;
+only then is there a number. The counts pass through a scratch artefact beside `out`, which is
+removed again; the judgments themselves are not touched.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from bixse.artifacts import Artifact, Draft, Place, begin, part_name
+from bixse.judging.asked import Cost
+from bixse.judging.labels import Labels, label_key
+from bixse.judging.settings import Judging
+from jobs.judges.budget import Budget, shared
+from jobs.judges.seam import Judge
+from jobs.judges.spending import devices
+from jobs.judges.unit import JudgeUnit, asked_pairs
+from jobs.parts import Made, QueryTexts, Texts, Unit, row_units, run_units, start_ray, usage
+from jobs.recipe import Placement
+
+COSTS = pa.schema(
+    [
+        ("known", pa.bool_()),
+        ("fits", pa.bool_()),
+        ("head", pa.uint64()),
+        ("prompt_tokens", pa.int64()),
+        ("shared_tokens", pa.int64()),
+        ("output_tokens", pa.int64()),
+    ]
+)
+"""Of one pair; `head` is the beginning of its key, which equal texts share."""
+
+PROBE_PAIRS = 128
+"""New pairs that are judged to measure the rate, their labels kept (ours)."""
+
+
+def plan(
+    pairs: Artifact,
+    queries: Sequence[Artifact],
+    corpus: Artifact,
+    judge: Judge,
+    judging: Judging,
+    placement: Placement,
+    out: str,
+) -> dict[str, Any]:
+    """pairs, known, new, tokens; with a price also GPU-hours and cost at the rate of a probe."""
+    units = row_units(pairs, judging.unit_pairs)
+    scratch = _scratch(f"{out}-plan")
+    try:
+        run_units(
+            scratch,
+            units,
+            PlanUnit,
+            (list(queries), corpus, judge, judging.store),
+            label="plan",
+            actors=placement.judge_actors,
+            cpus=placement.cpus_per_actor,
+            gpus=0.0,
+        )
+        found, with_new = _summed(scratch, units)
+    finally:
+        scratch.place.clear()
+    summary: dict[str, Any] = {"pairs": pairs.manifest.rows, **found}
+    if judging.price_per_gpu_hour is not None and judge.plan is not None and with_new:
+        rate = _probe(with_new, queries, corpus, judge, judging, placement, f"{out}-probe")
+        fresh = found["prompt_tokens"] - found["shared_tokens"]
+        hours = fresh / rate / 3600 * (placement.gpus_per_actor or 1)
+        summary["prefill_tokens_s"] = round(rate, 1)
+        summary["gpu_hours"] = round(hours, 4)
+        summary["hours"] = round(hours / devices(placement), 4)
+        summary["cost"] = round(hours * judging.price_per_gpu_hour, 4)
+    return summary
+
+
+class PlanUnit:
+    """Reads: query_id, doc_id. Adds: what asking the pair will take."""
+
+    def __init__(
+        self, queries: Sequence[Artifact], corpus: Artifact, judge: Judge, store: str | None
+    ) -> None:
+        self._queries, self._texts = QueryTexts(queries), Texts(corpus)
+        self._signature = judge.signature or {}
+        self._labels = None
+        if store is not None and judge.signature is not None:
+            self._labels = Labels(store, judge.signature)
+        self._planner = judge.plan(*judge.arguments) if judge.plan else None
+
+    def __call__(self, rows: pa.Table) -> Made:
+        asked = asked_pairs(rows, self._queries, self._texts)
+        keys = [label_key(self._signature, pair.query, pair.passage) for pair in asked]
+        labels = self._labels.find(keys) if self._labels else [None] * len(keys)
+        # As the worker does: equal texts are asked once, known ones not at all.
+        firsts: dict[bytes, int] = {}
+        for at, (key, label) in enumerate(zip(keys, labels, strict=True)):
+            if label is None:
+                firsts.setdefault(key, at)
+        new = [asked[at] for at in firsts.values()]
+        costs = self._planner(new) if self._planner and new else []
+        of_row: dict[int, Cost] = dict(zip(firsts.values(), costs, strict=False))
+        nothing, asked_rows = Cost(0, 0, 0), set(firsts.values())
+        table = [
+            {
+                "known": at not in asked_rows,
+                "head": int.from_bytes(key[:8], "big"),
+                "fits": of_row.get(at, nothing).fits,
+                "prompt_tokens": of_row.get(at, nothing).prompt_tokens,
+                "shared_tokens": of_row.get(at, nothing).shared_tokens,
+                "output_tokens": of_row.get(at, nothing).output_tokens,
+            }
+            for at, key in enumerate(keys)
+        ]
+        return pa.Table.from_pylist(table, schema=COSTS), []
+
+
+def _scratch(url: str) -> Draft:
+    """An empty draft, whatever a killed run has left there."""
+    Place(url).clear()
+    draft = begin(url, "plan", config={}, inputs={})
+    assert isinstance(draft, Draft)
+    return draft
+
+
+def _summed(scratch: Draft, units: Sequence[Unit]) -> tuple[dict[str, Any], list[Unit]]:
+    """The totals, and the units that have something to ask."""
+    total = {"known": 0, "new": 0, "too_long": 0}
+    tokens = dict.fromkeys(("prompt_tokens", "shared_tokens", "output_tokens"), 0)
+    seen = np.empty(0, np.uint64)
+    with_new = []
+    for unit in units:
+        with scratch.place.open(part_name(unit.number)) as handle:
+            table = pq.read_table(handle)
+        new = table.filter(pc.invert(table["known"]))
+        # Equal texts in two units are asked once: the second finds the label of the first.
+        repeated = np.isin(new["head"].to_numpy(), seen)
+        seen = np.union1d(seen, new["head"].to_numpy())
+        new = new.filter(pa.array(~repeated))
+        if new.num_rows:
+            with_new.append(unit)
+        total["known"] += table.num_rows - new.num_rows
+        total["new"] += new.num_rows
+        total["too_long"] += new.num_rows - (pc.sum(new["fits"]).as_py() or 0)
+        for name in tokens:
+            tokens[name] += pc.sum(new[name]).as_py() or 0
+    share = tokens["shared_tokens"] / tokens["prompt_tokens"] if tokens["prompt_tokens"] else 0.0
+    return {**total, **tokens, "shared_share": round(share, 4)}, with_new
+
+
+def _probe(
+    units: Sequence[Unit],
+    queries: Sequence[Artifact],
+    corpus: Artifact,
+    judge: Judge,
+    judging: Judging,
+    placement: Placement,
+    out: str,
+) -> float:
+    """Prompt tokens a second that one engine computes, those in its cache aside."""
+    chosen = [
+        Unit(number, unit.url, unit.name, unit.start, unit.rows)
+        for number, unit in enumerate(units[: 1 + PROBE_PAIRS // judging.unit_pairs])
+    ]
+    scratch = _scratch(out)
+    start_ray()
+    try:
+        run_units(
+            scratch,
+            chosen,
+            JudgeUnit,
+            (list(queries), corpus, judge, judging.store, shared(Budget(pairs=PROBE_PAIRS))),
+            label="probe",
+            actors=1,
+            cpus=placement.cpus_per_actor,
+            gpus=placement.gpus_per_actor,
+        )
+        took = usage(scratch)
+    finally:
+        scratch.place.clear()
+        Place(f"{out}-usage").clear()
+    if not took["engine_seconds"]:
+        raise ValueError("the probe judged nothing: no pair fits the judge")
+    return float((took["prompt_tokens"] - took["cached_tokens"]) / took["engine_seconds"])

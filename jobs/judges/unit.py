@@ -1,0 +1,169 @@
+"""What a judging worker does with a unit of pairs: read, look up, ask, file, answer."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+
+from bixse.artifacts import Artifact
+from bixse.judging.asked import Asked, PairJudge, Usage, Verdict
+from bixse.judging.labels import Label, Labels, label_key
+from bixse.records import JUDGMENTS, Judgment, Rejection, document_text
+from jobs.judges.seam import Judge
+from jobs.parts import Made, QueryTexts, Texts, Unfinished, rows_of
+
+REFRESH_SHARE = 0.1
+"""Of the time that goes into looking for labels that other jobs have added."""
+
+
+class JudgeUnit:
+    """Reads: query_id, doc_id. Adds: the rest of a judgment.
+
+    Pairs whose texts this judge has graded before, here or in another job, are answered from the
+    label store; equal texts in a unit are asked once. The judge itself is loaded when the first
+    pair must be asked. Called by several threads.
+    """
+
+    def __init__(
+        self,
+        queries: Sequence[Artifact],
+        corpus: Artifact,
+        judge: Judge,
+        store: str | None,
+        budget: Any = None,
+    ) -> None:
+        """`budget` is an actor (`jobs.judges.budget`); None asks without end."""
+        self._queries = QueryTexts(queries)
+        self._texts = Texts(corpus)
+        self._signature = judge.signature or {}
+        self._ask = _Budgeted(_Once(judge.build, judge.arguments), budget)
+        self._known = None
+        if store is not None and judge.signature is not None:
+            self._known = _Known(Labels(store, judge.signature))
+
+    def __call__(self, rows: pa.Table) -> Made:
+        asked = asked_pairs(rows, self._queries, self._texts)
+        if self._known is None:
+            verdicts, usage = self._ask(asked)
+            counts = _counts(len(verdicts), 0, usage)
+            if len(verdicts) < len(asked):
+                raise Unfinished(counts)
+        else:
+            verdicts, counts = self._through_store(asked, self._known)
+        kept = [verdict for verdict in verdicts if isinstance(verdict, Judgment)]
+        rejected = [verdict for verdict in verdicts if isinstance(verdict, Rejection)]
+        return rows_of(kept, JUDGMENTS), rejected, counts
+
+    def _through_store(
+        self, asked: Sequence[Asked], known: "_Known"
+    ) -> tuple[list[Verdict], dict[str, float]]:
+        keys = [label_key(self._signature, pair.query, pair.passage) for pair in asked]
+        found = known.find(keys)
+        # Equal texts under several ids are one question.
+        firsts: dict[bytes, Asked] = {}
+        for key, label, pair in zip(keys, found, asked, strict=True):
+            if label is None:
+                firsts.setdefault(key, pair)
+        answers, usage = self._ask(list(firsts.values()))
+        fresh = dict(zip(firsts, answers, strict=False))
+        known.labels.add(
+            [Label.of(key, new) for key, new in fresh.items() if isinstance(new, Judgment)]
+        )
+        counts = _counts(len(fresh), len(asked) - len(firsts), usage)
+        if len(fresh) < len(firsts):
+            raise Unfinished({**counts, "known": 0})
+        verdicts = [
+            label.judgment(pair.query_id, pair.doc_id)
+            if label is not None
+            else replace(fresh[key], query_id=pair.query_id, doc_id=pair.doc_id)
+            for key, label, pair in zip(keys, found, asked, strict=True)
+        ]
+        return verdicts, counts
+
+
+def asked_pairs(rows: pa.Table, queries: QueryTexts, texts: Texts) -> list[Asked]:
+    """The pairs with what stands under their ids."""
+    query_ids, doc_ids = rows["query_id"].to_pylist(), rows["doc_id"].to_pylist()
+    documents = texts.get(doc_ids)
+    return [
+        Asked(query_id, document.doc_id, query, document_text(document.title, document.text))
+        for query_id, query, document in zip(
+            query_ids, queries.get(query_ids), documents, strict=True
+        )
+    ]
+
+
+def _counts(new: int, known: int, usage: Usage) -> dict[str, float]:
+    return {
+        "new": new,
+        "known": known,
+        "prompt_tokens": usage.prompt_tokens,
+        "cached_tokens": usage.cached_tokens,
+        "output_tokens": usage.output_tokens,
+        "engine_seconds": usage.seconds,
+    }
+
+
+class _Once:
+    """Builds the judge at the first call, whichever thread makes it."""
+
+    def __init__(self, build: Callable[..., PairJudge], arguments: tuple[Any, ...]) -> None:
+        self._build, self._arguments = build, arguments
+        self._lock = threading.Lock()
+        self._judge: PairJudge | None = None
+
+    def __call__(self) -> PairJudge:
+        with self._lock:
+            if self._judge is None:
+                self._judge = self._build(*self._arguments)
+            return self._judge
+
+
+class _Budgeted:
+    """Asks as many of the pairs as the budget allows, in their order."""
+
+    def __init__(self, judge: _Once, budget: Any) -> None:
+        self._judge, self._budget = judge, budget
+
+    def __call__(self, asked: Sequence[Asked]) -> tuple[list[Verdict], Usage]:
+        verdicts: list[Verdict] = []
+        usage = Usage()
+        while len(verdicts) < len(asked):
+            rest = asked[len(verdicts) :]
+            allowed = self._take(len(rest))
+            if not allowed:
+                break
+            answers = self._judge()(rest[:allowed])
+            verdicts += answers.verdicts
+            usage += answers.usage
+            if self._budget is not None:
+                self._budget.settle.remote(allowed)
+        return verdicts, usage
+
+    def _take(self, wanted: int) -> int:
+        if self._budget is None:
+            return wanted
+        import ray
+
+        return int(ray.get(self._budget.take.remote(wanted)))
+
+
+class _Known:
+    """Labels, looked at again before each unit as long as that takes little of the time."""
+
+    def __init__(self, labels: Labels) -> None:
+        self.labels = labels
+        self._lock = threading.Lock()
+        self._ended, self._took = time.monotonic(), 0.0
+
+    def find(self, keys: Sequence[bytes]) -> list[Label | None]:
+        with self._lock:
+            started = time.monotonic()
+            if started - self._ended >= self._took / REFRESH_SHARE:
+                self.labels.refresh()
+                self._ended = time.monotonic()
+                self._took = self._ended - started
+        return self.labels.find(keys)

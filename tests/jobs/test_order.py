@@ -1,0 +1,67 @@
+"""Pairs are asked in the order that shares most, and none is lost on the way."""
+
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from bixse.artifacts import Artifact
+from bixse.records import PAIRS
+from bixse.scale import UMBRELA
+from jobs.judges import order
+from jobs.judges.order import ordered, sharing
+from jobs.judges.seam import Judge
+from jobs.parts import QueryTexts, Texts
+from tests.jobs.test_judge import artifact
+from tests.jobs.test_store import corpus_of, queries_of
+
+
+def pairs_of(at: Path, keys: list[tuple[str, str]]) -> Artifact:
+    rows = [
+        {"query_id": q, "doc_id": d, "source": "bm25", "rank": rank, "score": 1.0}
+        for rank, (q, d) in enumerate(keys, start=1)
+    ]
+    return artifact(at, "pairs", rows, PAIRS)
+
+
+def judge(*prefixes: Literal["query", "document"]) -> Judge:
+    build = order.Sharing  # Never built here.
+    return Judge(build=build, arguments=(), scale=UMBRELA, origin="llm", prefixes=prefixes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rows_at_a_time", [1 << 18, 7, 1])
+def test_grouped_by_document_where_that_shares_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_at_a_time: int
+) -> None:
+    """Three queries of 3 characters, each with all of ten passages of 20 characters."""
+    monkeypatch.setattr(order, "BUCKET_ROWS", rows_at_a_time)
+    corpus = corpus_of(tmp_path / "corpus", {f"d{n}": "x" * 20 for n in reversed(range(10))})
+    queries = queries_of(tmp_path / "queries", {f"q{n}": "ask" for n in range(3)})
+    keys = [(f"q{q}", f"d{d}") for q in range(3) for d in range(10)]
+    pairs = pairs_of(tmp_path / "pairs", keys)
+    found = sharing(pairs, QueryTexts(queries), Texts(corpus), 10)
+    assert (found.query, found.document) == (3 * 9 * 3, 10 * 2 * 20)
+
+    made, grouped = ordered(
+        pairs, queries, corpus, judge("query", "document"), str(tmp_path / "out")
+    )
+    assert grouped == "document"
+    rows = made.table().to_pylist()
+    assert [row["doc_id"] for row in rows] == [f"d{n}" for n in reversed(range(10)) for _ in "abc"]
+    assert [row["query_id"] for row in rows] == ["q0", "q1", "q2"] * 10
+    assert sorted(rows, key=lambda row: row["rank"]) == pairs.table().to_pylist()
+
+    # Prompts that never begin with the passage share nothing by it.
+    assert ordered(pairs, queries, corpus, judge("query"), str(tmp_path / "no")) == (
+        pairs,
+        "query",
+    )
+
+
+def test_left_as_they_came_where_documents_do_not_recur(tmp_path: Path) -> None:
+    corpus = corpus_of(tmp_path / "corpus", {f"d{n}": "x" * 20 for n in range(10)})
+    queries = queries_of(tmp_path / "queries", {"q0": "ask", "q1": "ask"})
+    pairs = pairs_of(tmp_path / "pairs", [(f"q{n // 5}", f"d{n}") for n in range(10)])
+    found = ordered(pairs, queries, corpus, judge("query", "document"), str(tmp_path / "out"))
+    assert found == (pairs, "query")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,212 @@
+"""Nothing is paid for twice: what a worker asks, what the store answers, where a budget ends."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from bixse.artifacts import Artifact
+from bixse.judging.asked import Answers, Asked, Cost, Usage
+from bixse.records import CORPUS, QUERIES, Judgment, Rejection
+from bixse.scale import UMBRELA
+from jobs.judges.budget import FIRST, Budget
+from jobs.judges.seam import Judge
+from jobs.judges.unit import JudgeUnit
+from jobs.parts import Unfinished
+from tests.jobs.test_judge import artifact
+
+PAIR = pa.schema([("query_id", pa.string()), ("doc_id", pa.string())])
+
+
+class LengthJudge:
+    """Grades by the length of the passage and keeps what it was asked; refuses empty ones."""
+
+    def __init__(self, log: str) -> None:
+        self._log = Path(log)
+
+    def __call__(self, asked: Sequence[Asked]) -> Answers:
+        with open(self._log, "a") as handle:
+            handle.writelines(f"{pair.query}\t{pair.passage}\n" for pair in asked)
+        return Answers([self._verdict(pair) for pair in asked], Usage(requests=len(asked)))
+
+    def _verdict(self, pair: Asked) -> Judgment | Rejection:
+        if not pair.passage:
+            return Rejection("nothing to read", query_id=pair.query_id, doc_id=pair.doc_id)
+        share = min(1.0, len(pair.passage) / 64)
+        probs = (1 - share, 0.0, 0.0, share)
+        return Judgment(pair.query_id, pair.doc_id, probs, share, "length", "", "llm")
+
+
+class WordPlan:
+    """A token a word."""
+
+    def __init__(self, log: str) -> None:
+        pass
+
+    def __call__(self, asked: Sequence[Asked]) -> list[Cost]:
+        return [Cost(len(f"{p.query} {p.passage}".split()), 0, 1) for p in asked]
+
+
+def judge_of(log: Path) -> Judge:
+    return Judge(
+        build=LengthJudge,
+        arguments=(str(log),),
+        scale=UMBRELA,
+        origin="llm",
+        signature={"judge": "length"},
+        plan=WordPlan,
+    )
+
+
+def asked_in(log: Path) -> list[str]:
+    return log.read_text().splitlines() if log.exists() else []
+
+
+def corpus_of(at: Path, texts: dict[str, str]) -> Artifact:
+    rows = [{"doc_id": doc_id, "title": "", "text": text} for doc_id, text in texts.items()]
+    return artifact(at, "corpus", rows, CORPUS)
+
+
+def queries_of(at: Path, texts: dict[str, str]) -> list[Artifact]:
+    rows = [{"query_id": q, "text": text, "origin": "given"} for q, text in texts.items()]
+    return [artifact(at, "queries", rows, QUERIES)]
+
+
+def rows(*pairs: tuple[str, str]) -> pa.Table:
+    return pa.Table.from_pylist([{"query_id": q, "doc_id": d} for q, d in pairs], schema=PAIR)
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Any:
+    corpus = corpus_of(tmp_path / "corpus", {f"d{n}": "word " * n for n in range(6)})
+    queries = queries_of(tmp_path / "queries", {"q0": "tea", "q1": "water"})
+
+    def build(budget: Any = None) -> JudgeUnit:
+        store = str(tmp_path / "labels")
+        return JudgeUnit(queries, corpus, judge_of(tmp_path / "log"), store, budget)
+
+    return build
+
+
+def test_only_new_pairs_are_asked(tmp_path: Path, worker: Any) -> None:
+    """A second job with one new pair in ten asks that one; its rows are those of one job."""
+    pairs = [(f"q{n % 2}", f"d{1 + n // 2}") for n in range(10)]
+    first, _, counts = worker()(rows(*pairs[:9]))
+    assert (counts["new"], counts["known"]) == (9, 0)
+    again, _, counts = worker()(rows(*pairs))
+    assert (counts["new"], counts["known"]) == (1, 9)
+    assert len(asked_in(tmp_path / "log")) == 10
+    assert again.slice(0, 9) == first
+    assert again["query_id"].to_pylist() == [query_id for query_id, _ in pairs]
+
+
+def test_equal_texts_under_other_ids_are_known(tmp_path: Path, worker: Any) -> None:
+    worker()(rows(("q0", "d1"), ("q1", "d2")))
+    corpus = corpus_of(tmp_path / "other", {"x": " word", "y": "word  word", "z": "word word"})
+    queries = queries_of(tmp_path / "asked", {"a": "tea ", "b": "water", "c": "coffee"})
+    log = tmp_path / "log"
+    unit = JudgeUnit(queries, corpus, judge_of(log), str(tmp_path / "labels"))
+    # The last two are one question of equal texts that nobody has asked before.
+    table, _, counts = unit(rows(("a", "x"), ("b", "y"), ("c", "y"), ("c", "z")))
+    assert (counts["new"], counts["known"]) == (1, 3)
+    assert table["doc_id"].to_pylist() == ["x", "y", "y", "z"]
+    assert table["query_id"].to_pylist() == ["a", "b", "c", "c"]
+    assert len(asked_in(log)) == 3
+
+
+def test_rejections_are_not_stored(tmp_path: Path, worker: Any) -> None:
+    for _ in range(2):
+        table, rejected, _ = worker()(rows(("q0", "d0"), ("q0", "d1")))
+        assert table["doc_id"].to_pylist() == ["d1"]
+        assert [(r.query_id, r.doc_id, r.reason) for r in rejected] == [
+            ("q0", "d0", "nothing to read")
+        ]
+    assert len(asked_in(tmp_path / "log")) == 3
+
+
+def test_two_jobs_at_once_see_what_the_other_has_finished(tmp_path: Path, worker: Any) -> None:
+    one, other = worker(), worker()
+    one(rows(("q0", "d1"), ("q0", "d2")))
+    _, _, counts = other(rows(("q0", "d2"), ("q0", "d3")))
+    assert (counts["new"], counts["known"]) == (1, 1)
+    _, _, counts = one(
+        rows(
+            ("q0", "d3"),
+        )
+    )
+    assert counts["new"] == 0
+
+
+def test_a_known_unit_loads_no_judge(tmp_path: Path, worker: Any) -> None:
+    first, _, _ = worker()(rows(("q0", "d1")))
+    corpus = corpus_of(tmp_path / "again", {"d1": "word"})
+    queries = queries_of(tmp_path / "asked", {"q0": "tea"})
+    none = Judge(
+        build=lambda: pytest.fail("loaded"), arguments=(), scale=UMBRELA, origin="llm",
+        signature={"judge": "length"},
+    )  # fmt: skip
+    table, _, _ = JudgeUnit(queries, corpus, none, str(tmp_path / "labels"))(rows(("q0", "d1")))
+    assert table == first
+
+
+class Method:
+    """`actor.method.remote(...)`, here and now."""
+
+    def __init__(self, call: Any) -> None:
+        self.remote = call
+
+
+class Granting:
+    """A budget asked as an actor is asked."""
+
+    def __init__(self, budget: Budget) -> None:
+        self.take, self.settle = Method(budget.take), Method(budget.settle)
+
+
+def test_what_a_budget_cuts_off_is_not_lost(
+    tmp_path: Path, worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three of five pairs are asked and filed; with more money the other two are."""
+    import ray
+
+    monkeypatch.setattr(ray, "get", lambda value: value)
+    five = rows(*(("q0", f"d{n}") for n in range(1, 6)))
+    with pytest.raises(Unfinished) as stop:
+        worker(Granting(Budget(pairs=3)))(five)
+    assert stop.value.counts["new"] == 3
+    assert len(asked_in(tmp_path / "log")) == 3
+    table, _, counts = worker(Granting(Budget(pairs=2)))(five)
+    assert (counts["new"], table.num_rows) == (2, 5)
+    assert len(set(asked_in(tmp_path / "log"))) == 5
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_budget_of_time_ends_before_it_is_overdrawn() -> None:
+    """10 pairs/s after 5 s of loading, 20 s in all: about 150 pairs, the last within the time."""
+    clock = Clock()
+    budget = Budget(seconds=20, clock=clock)
+    clock.now = 5.0
+    asked = 0
+    while allowed := budget.take(64):
+        asked += allowed
+        clock.now += allowed / 10
+        budget.settle(allowed)
+    assert clock.now <= 20
+    assert 140 <= asked <= 150
+    assert budget.take(1) == 0
+
+
+def test_before_the_rate_is_known_little_is_granted() -> None:
+    budget = Budget(seconds=100, clock=Clock())
+    assert budget.take(10_000) == FIRST
+    assert Budget(pairs=7).take(10_000) == 7
+    assert Budget().take(10_000) == 10_000
+    assert Budget(pairs=-1).take(1) == 0
