@@ -64,6 +64,12 @@ class Run:
     """The corpus, with queries and qrels if any: a directory or a file."""
     encoder: str | None = None
     """Evaluate, embed or index this encoder instead of training one: a directory or hub id."""
+    base_index: str | None = None
+    """Make a new generation of this index: its documents stay, those of `--data` are added, or put
+    in place of those of the same doc_id. Without `--data` nothing is added. The encoder must be the
+    index's own; name it with `--encoder`. For `index` only."""
+    delete: str | None = None
+    """With `--base-index`: a file of doc_ids, one a line, that the new generation leaves out."""
     split: Literal["train", "dev", "test"] = "test"
     """The split that is evaluated."""
     plan: bool = False

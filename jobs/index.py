@@ -1,185 +1,399 @@
-"""embeddings, corpus -> index: one task a shard, which returns counts and measurements only."""
+"""embeddings, corpus -> index: one task a shard, which returns counts and measurements only.
+
+    structure  decided by rule for small corpora, else on a sample of the embeddings
+    trained/   centroids and codes, trained once on a sample and shared by all shards
+    shard-*/   gathered in the order of `doc_id` and built, each by a task of its own
+    search     the cheapest search that finds enough, tuned over all shards against exact search
+
+A new generation of an index (`base`) holds the base's documents, less what is deleted, with the
+documents of the corpus added or put in place of those of the same `doc_id`. It is a whole index
+again, compact, in a directory of its own; the base stays as it is. Nothing is encoded or trained
+twice: vectors come from the base's shards, centroids from its `trained/`.
+"""
 
 import hashlib
+import json
+import shutil
 import tempfile
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from bixse.artifacts import Artifact, Draft, begin
 from bixse.models.encoder import Encoder, encoder_fingerprint, resolve
 from bixse.records import Hit, document_text
-from bixse.retrieval.settings import Retrieval
+from bixse.retrieval.merge import merge
+from bixse.retrieval.settings import Retrieval, Search
+from bixse.retrieval.sources import Source, shard_name
+from bixse.retrieval.structures import TRAINED, resident_bytes
+from bixse.retrieval.structures import resolve as resolve_structure
+from bixse.retrieval.tuning import Point, Requirements, Tuning, grid, relevant, table, tune
 from jobs.parts import progress, start_ray
 from jobs.recipe import Placement
 
 RECALL_AT = 10
+PLAN = "plan.json"
+QUERIES = "queries.json"
+_BUILT = "built.json"
+_KEPT = ("structure", "shards", "shard_rows", "hnsw_m", "ef_construction", "nlist", "pq_m",
+         "rabitq_bits", "stored", "train_rows", "tune_rows")  # fmt: skip
+"""Settings that a new generation has from its base."""
+
+Vectors = np.ndarray[Any, Any]
 
 
 def index(
-    embeddings: Artifact,
-    corpus: Artifact,
+    embeddings: Artifact | None,
+    corpus: Artifact | None,
     queries: Sequence[Artifact],
     encoder: str,
     settings: Retrieval,
     placement: Placement,
     out: str,
+    base: Artifact | None = None,
+    deleted: frozenset[str] = frozenset(),
 ) -> Artifact:
     """Shards under `out`, with recall@10 against exact search and latency in the manifest.
 
-    Recall is measured on up to `truth_queries` of `queries`, or on titles where there are none.
-    Raises ValueError when the embeddings are of another encoder or lack a document.
+    Recall is measured on up to `truth_queries` of `queries`, else on those of the base, else on
+    titles of the corpus; the manifest says which.
+    Raises ValueError when the embeddings are of another encoder or lack a document, when there are
+    too few vectors to train on, or when what is asked for cannot be reached.
     """
     fingerprint = encoder_fingerprint(resolve(encoder))
-    made_by = embeddings.manifest.extra.get("encoder")
-    if made_by != fingerprint:
-        raise ValueError(f"{embeddings.url} is of encoder {made_by}, {encoder} is {fingerprint}")
-    if embeddings.manifest.rows != corpus.manifest.rows:
-        raise ValueError(
-            f"{embeddings.manifest.rows} embeddings for {corpus.manifest.rows} documents"
-        )
-    inputs = {"embeddings": embeddings.fingerprint, "corpus": corpus.fingerprint}
+    _check(embeddings, corpus, encoder, fingerprint, base)
+    source = Source(embeddings, corpus, base, deleted)
+    inputs = {
+        name: artifact.fingerprint
+        for name, artifact in (("embeddings", embeddings), ("corpus", corpus), ("base", base))
+        if artifact
+    }
+    inputs |= {f"queries-{n}": artifact.fingerprint for n, artifact in enumerate(queries)}
+    if deleted:
+        inputs["deleted"] = hashlib.sha256(json.dumps(sorted(deleted)).encode()).hexdigest()[:32]
     draft = begin(out, "index", config=settings.model_dump(mode="json"), inputs=inputs)
     if isinstance(draft, Artifact):
         return draft
-    texts = _truth_queries(queries, corpus, settings.truth_queries)
-    vectors = Encoder.load(encoder).encode(texts, "query")
-    shards = _build(draft, embeddings, corpus, vectors, settings, placement)
-    measured = _measure(shards, texts)
+    asked = _once(draft, QUERIES, lambda: _truth_queries(queries, corpus, base, settings))
+    vectors_QD = Encoder.load(encoder).encode(asked["texts"], "query")
+    start_ray()
+    run = _Run(draft, source, vectors_QD, placement)
+    plan = _once(draft, PLAN, lambda: _plan(run, settings))
+    chosen = Retrieval.model_validate(plan["settings"])
+    run.train(chosen)
+    built = run.build(chosen)
+    rows = sum(shard["rows"] for shard in built)
+    if not rows:
+        raise ValueError("no document is left: an index holds at least one")
+    tuning, best = run.tune(chosen, built, rows)
+    _check_memory(draft, chosen)
+    if chosen.structure != "exact":
+        for shard in built:
+            name = f"{shard['name']}/search.json"
+            draft.write_file(name, tuning.chosen.search.model_dump_json().encode())
+    changes = ("added", "replaced", "deleted")
     extra = {
         "encoder": fingerprint,
-        "dim": int(vectors.shape[1]),
-        "structure": settings.structure,
-        "shards": [shard["name"] for shard in shards],
-        "shard_rows": [shard["rows"] for shard in shards],
-        **measured,
+        "dim": int(vectors_QD.shape[1]),
+        "structure": chosen.structure,
+        "search": relevant(chosen.structure, tuning.chosen.search),
+        "shards": [shard["name"] for shard in built],
+        "shard_rows": [shard["rows"] for shard in built],
+        f"recall@{RECALL_AT}": tuning.chosen.recall,
+        "latency_ms": round(tuning.chosen.latency_ms, 3),
+        "measured_queries": len(asked["texts"]),
+        "measured_on": asked["source"],
+        "tuning": table(tuning.points),
+        "structures": plan["structures"],
+        "settings": plan["settings"],
+        "changes": {name: sum(shard[name] for shard in built) for name in changes},
+        "canary": {"query": asked["texts"][0], "doc_id": best.doc_id, "score": best.score},
     }
-    return draft.finish(rows=sum(extra["shard_rows"]), extra=extra)
+    return draft.finish(rows=rows, extra=extra)
 
 
-def shard_name(number: int) -> str:
-    return f"shard-{number:05d}"
+def _check(
+    embeddings: Artifact | None,
+    corpus: Artifact | None,
+    encoder: str,
+    fingerprint: str,
+    base: Artifact | None,
+) -> None:
+    for artifact in (embeddings, base):
+        made_by = artifact.manifest.extra.get("encoder") if artifact else fingerprint
+        if artifact and made_by != fingerprint:
+            raise ValueError(f"{artifact.url} is of encoder {made_by}, {encoder} is {fingerprint}")
+    if base and "settings" not in base.manifest.extra:
+        raise ValueError(f"{base.url} was made before indexes had generations: make it again")
+    if embeddings and corpus and embeddings.manifest.rows != corpus.manifest.rows:
+        raise ValueError(
+            f"{embeddings.manifest.rows} embeddings for {corpus.manifest.rows} documents"
+        )
+    if not embeddings and not base:
+        raise ValueError("an index is made from embeddings, from a base index, or from both")
 
 
-def shard_of(doc_id: str, shards: int) -> int:
-    """The shard a document lives in: a hash of its id, whatever the corpus."""
-    digest = hashlib.blake2b(doc_id.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") % shards
+def _once(draft: Draft, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a killed run has decided stays decided."""
+    if not draft.place.exists(name):
+        draft.write_file(name, json.dumps(make(), indent=1).encode())
+    found: dict[str, Any] = json.loads(draft.place.read(name))
+    return found
 
 
-def _truth_queries(queries: Sequence[Artifact], corpus: Artifact, count: int) -> list[str]:
-    """Texts to measure with, the first by a hash of their id."""
+def _truth_queries(
+    queries: Sequence[Artifact], corpus: Artifact | None, base: Artifact | None, settings: Retrieval
+) -> dict[str, Any]:
+    """Texts to measure with, the first by a hash of their id, and where they are from."""
+    count, source = settings.truth_queries, "given queries"
     found = [
         (row["query_id"], row["text"])
         for artifact in queries
         for row in artifact.table(["query_id", "text"]).to_pylist()
     ]
-    if not found:
-        for batch in corpus.batches(["doc_id", "title", "text"], rows=count):
+    if not found and base:
+        kept: dict[str, Any] = json.loads(base.place.read(QUERIES))
+        return {"source": kept["source"], "texts": kept["texts"][:count]}
+    if not found and corpus:
+        source = "titles or opening words of sampled documents"
+        for batch in corpus.batches(["doc_id", "title", "text"]):
             rows = batch.to_pylist()
-            found = [(r["doc_id"], r["title"] or document_text("", r["text"])[:200]) for r in rows]
-            break
-    found.sort(key=lambda row: hashlib.blake2b(row[0].encode(), digest_size=8).digest())
-    return [text for _, text in found[:count]]
+            found += [(r["doc_id"], r["title"] or document_text("", r["text"])[:200]) for r in rows]
+            found = sorted(found, key=_rank)[:count]
+    if not found:
+        raise ValueError("there is neither a query nor a document to measure recall with")
+    return {"source": source, "texts": [text for _, text in sorted(found, key=_rank)[:count]]}
+
+
+def _rank(row: tuple[str, str]) -> bytes:
+    return hashlib.blake2b(row[0].encode(), digest_size=8).digest()
+
+
+def _plan(run: "_Run", settings: Retrieval) -> dict[str, Any]:
+    """The settings with everything decided, and how the structures compared if they did."""
+    base, embeddings = run.source.base, run.source.embeddings
+    dim, compared = int(run.vectors_QD.shape[1]), []
+    if base:
+        kept = base.manifest.extra["settings"]
+        for name in ("structure", "shards"):
+            asked = getattr(settings, name)
+            if asked not in (None, "auto", kept[name]):
+                raise ValueError(f"{base.url} has {name} {kept[name]}, {asked} was asked for")
+        settings = settings.replace(**{name: kept[name] for name in _KEPT})
+    else:
+        assert embeddings is not None
+        rows = embeddings.manifest.rows
+        settings = resolve_structure(settings, rows, dim)
+        if settings.structure == "auto":
+            compared = run.compare(settings)
+            structure = next(row["structure"] for row in compared if row["chosen"])
+            settings = resolve_structure(settings.replace(structure=structure), rows, dim)
+        needed = resident_bytes(settings, settings.structure, rows, dim) / 1e6
+        if settings.memory_budget_mb is not None and needed > settings.memory_budget_mb:
+            raise ValueError(
+                f"{settings.structure} of {rows} takes about {needed:.0f} MB, more than the "
+                f"budget of {settings.memory_budget_mb:g}; ivf_rabitq takes least"
+            )
+    return {"settings": settings.model_dump(mode="json"), "structures": compared}
+
+
+def _check_memory(draft: Draft, settings: Retrieval) -> None:
+    if settings.memory_budget_mb is None:
+        return
+    names = [name for name in draft.place.names() if name.endswith("/index.faiss")]
+    size = sum(draft.place.entry(name).bytes for name in names if name.startswith("shard-")) / 1e6
+    if size > settings.memory_budget_mb:
+        raise ValueError(
+            f"the index takes {size:.0f} MB, more than --retrieval.memory-budget-mb "
+            f"{settings.memory_budget_mb:g}: ivf_rabitq takes least"
+        )
+
+
+class _Run:
+    """The Ray tasks of one index."""
+
+    def __init__(
+        self, draft: Draft, source: Source, vectors_QD: Vectors, placement: Placement
+    ) -> None:
+        import ray
+
+        self.draft = draft
+        self.source = source
+        self.vectors_QD = vectors_QD
+        self._asked = ray.put(vectors_QD)
+        self._options = {"num_cpus": placement.cpus_per_actor, "max_retries": 3}
+
+    def compare(self, settings: Retrieval) -> list[dict[str, Any]]:
+        """The structures on a sample, a row each, the chosen one marked."""
+        return self._each(_compare, "compare", [(self.source, settings, self._asked)])[0]
+
+    def train(self, settings: Retrieval) -> None:
+        """`trained/index.faiss`, unless the structure has nothing to train."""
+        name = "trained/index.faiss"
+        if settings.structure not in TRAINED or self.draft.place.exists(name):
+            return
+        if self.source.base:
+            self.source.base.verify(under=name)
+            self.draft.write_file(name, self.source.base.place.read(name))
+            return
+        self._each(_train, "train", [(self.draft, self.source, settings)])
+
+    def build(self, settings: Retrieval) -> list[dict[str, Any]]:
+        shards = range(settings.shards or 1)
+        dim = int(self.vectors_QD.shape[1])
+        return self._each(
+            _build,
+            "index",
+            [(self.draft, self.source, number, dim, self._asked, settings) for number in shards],
+        )
+
+    def tune(
+        self, settings: Retrieval, built: Sequence[dict[str, Any]], rows: int
+    ) -> tuple[Tuning, Hit]:
+        """The tuned search of all shards, and its first hit of the first query."""
+        import ray
+
+        from bixse.retrieval.measuring import Seen, doc_ids_of, point
+
+        of_queries = zip(*(shard["truth"] for shard in built), strict=True)
+        truth = doc_ids_of([merge(_hits(of_query), RECALL_AT) for of_query in of_queries])
+        true, known = ray.put(truth), sum(map(len, truth))
+        best: dict[Search, list[Hit]] = {}
+
+        def measure(searches: Sequence[Search]) -> list[Point]:
+            seen: list[list[Seen]] = self._each(
+                _measure,
+                "tune",
+                [(self.draft, s["name"], settings, searches, self._asked, true) for s in built],
+            )
+            for search, of_shards in zip(searches, zip(*seen, strict=True), strict=True):
+                best[search] = merge([[s.best] for s in of_shards if s.best], 1)
+            return [
+                point(settings.structure, search, of_shards, known)
+                for search, of_shards in zip(searches, zip(*seen, strict=True), strict=True)
+            ]
+
+        wanted = Requirements.of(settings)
+        tuning = tune(grid(settings, rows, RECALL_AT), measure, wanted)
+        found = best[tuning.chosen.search]
+        if not found:
+            raise ValueError("the first measured query finds nothing: raise --retrieval.nprobe")
+        return tuning, found[0]
+
+    def _each(
+        self, work: Callable[..., Any], label: str, arguments: Sequence[tuple[Any, ...]]
+    ) -> list[Any]:
+        """The results of one task for each tuple of arguments, in their order."""
+        import ray
+
+        task = ray.remote(**self._options)(work)
+        pending = [task.remote(*each) for each in arguments]
+        order = {reference: place for place, reference in enumerate(pending)}
+        results: dict[int, Any] = {}
+        with progress(label, len(pending)) as advance:
+            while pending:
+                ready, pending = ray.wait(pending)
+                results |= {order[reference]: ray.get(reference) for reference in ready}
+                advance(len(ready))
+        return [results[place] for place in range(len(results))]
+
+
+def _hits(rankings: Sequence[Sequence[Sequence[Any]]]) -> list[list[Hit]]:
+    return [[Hit(*fields) for fields in ranking] for ranking in rankings]
+
+
+def _compare(source: Source, settings: Retrieval, vectors_QD: Vectors) -> list[dict[str, Any]]:
+    from bixse.retrieval.comparing import compare
+    from bixse.retrieval.sources import sample
+
+    assert source.embeddings is not None
+    doc_ids, vectors_ND = sample(source.embeddings, settings.tune_rows, "tune")
+    rows = source.embeddings.manifest.rows
+    return compare(doc_ids, vectors_ND, vectors_QD, settings, rows, RECALL_AT)
+
+
+def _train(draft: Draft, source: Source, settings: Retrieval) -> int:
+    import faiss
+
+    from bixse.retrieval.sources import sample
+    from bixse.retrieval.structures import trained
+
+    assert source.embeddings is not None
+    _, vectors_ND = sample(source.embeddings, settings.train_rows, "train")
+    with tempfile.TemporaryDirectory() as folder:
+        faiss.write_index(trained(settings, vectors_ND), f"{folder}/index.faiss")
+        draft.add_directory(Path(folder), under="trained/")
+    return len(vectors_ND)
 
 
 def _build(
     draft: Draft,
-    embeddings: Artifact,
-    corpus: Artifact,
-    vectors_QD: np.ndarray[Any, Any],
-    settings: Retrieval,
-    placement: Placement,
-) -> list[dict[str, Any]]:
-    start_ray()
-    import ray
-
-    build = ray.remote(num_cpus=placement.cpus_per_actor, max_retries=3)(_build_shard)
-    truth = ray.put(vectors_QD)
-    pending = [
-        build.remote(draft, embeddings, corpus, number, truth, settings)
-        for number in range(settings.shards)
-    ]
-    shards = []
-    with progress("index", settings.shards) as advance:
-        while pending:
-            ready, pending = ray.wait(pending)
-            shards += ray.get(ready)
-            advance(len(ready))
-    return sorted(shards, key=lambda shard: str(shard["name"]))
-
-
-def _build_shard(
-    draft: Draft,
-    embeddings: Artifact,
-    corpus: Artifact,
+    source: Source,
     number: int,
-    vectors_QD: np.ndarray[Any, Any],
+    dim: int,
+    vectors_QD: Vectors,
     settings: Retrieval,
 ) -> dict[str, Any]:
-    """Build, write and measure one shard. Only its own documents are held."""
+    """Gather, build and write one shard, unless an earlier run has; its counts and its truth."""
     # FAISS before torch would be loaded: one OpenMP runtime a process.
-    from bixse.retrieval.exact import vectors_of
-    from bixse.retrieval.shard import Shard, build_shard
+    import faiss
 
-    def mine(table: pa.Table) -> pa.Table:
-        rows = [
-            row
-            for row, doc_id in enumerate(table["doc_id"].to_pylist())
-            if shard_of(doc_id, settings.shards) == number
-        ]
-        return table.take(pa.array(rows, pa.int64()))
+    from bixse.retrieval.shard import write_vectors
+    from bixse.retrieval.sources import exact_hits, gather
+    from bixse.retrieval.structures import empty
 
-    vectors = pa.concat_tables([mine(embeddings.part(name)) for name in embeddings.parts()])
-    documents = pa.concat_tables([mine(corpus.part(name)) for name in corpus.parts()])
-    vectors, documents = vectors.sort_by("doc_id"), documents.sort_by("doc_id")
-    if vectors["doc_id"].to_pylist() != documents["doc_id"].to_pylist():
-        raise ValueError(f"{embeddings.url} and {corpus.url} hold different documents")
+    name = shard_name(number)
+    if draft.place.exists(f"{name}/{_BUILT}"):
+        built: dict[str, Any] = json.loads(draft.place.read(f"{name}/{_BUILT}"))
+        return built
+    with tempfile.TemporaryDirectory() as aside, tempfile.TemporaryDirectory() as folder:
+        gathered = gather(source, number, settings.shards or 1, dim, Path(aside))
+        if settings.structure in TRAINED:
+            (Path(aside) / "trained.faiss").write_bytes(draft.place.read("trained/index.faiss"))
+            template = faiss.read_index(f"{aside}/trained.faiss")
+        else:
+            template = empty(settings, dim)
+        write_vectors(Path(folder), gathered.vectors_ND, settings, template)
+        shutil.move(Path(aside) / "documents.arrow", folder)
+        built = {
+            "name": name,
+            "rows": len(gathered.doc_ids),
+            "added": gathered.added,
+            "replaced": gathered.replaced,
+            "deleted": gathered.deleted,
+            "truth": [
+                [[hit.doc_id, hit.score, hit.rank] for hit in hits]
+                for hits in exact_hits(gathered, vectors_QD, RECALL_AT)
+            ],
+        }
+        draft.add_directory(Path(folder), under=f"{name}/")
+    # Last: the mark that the shard is whole.
+    draft.write_file(f"{name}/{_BUILT}", json.dumps(built).encode())
+    return built
+
+
+def _measure(
+    draft: Draft,
+    name: str,
+    settings: Retrieval,
+    searches: Sequence[Search],
+    vectors_QD: Vectors,
+    true: Sequence[frozenset[str]],
+) -> list[Any]:
+    from bixse.retrieval.measuring import watch
+    from bixse.retrieval.shard import Shard
+
     with tempfile.TemporaryDirectory() as folder:
-        build_shard(Path(folder), documents, vectors_of(vectors), settings)
-        draft.add_directory(Path(folder), under=f"{shard_name(number)}/")
-        shard = Shard.load(Path(folder))
-        found, latencies = [], []
-        for row in range(len(vectors_QD)):
-            started = time.perf_counter()
-            found += shard.search(vectors_QD[row : row + 1], RECALL_AT)
-            latencies.append((time.perf_counter() - started) * 1000)
-        truth = found
-        if settings.structure != "exact":
-            exact = Retrieval(structure="exact")
-            build_shard(Path(folder), documents, vectors_of(vectors), exact)
-            truth = Shard.load(Path(folder)).search(vectors_QD, RECALL_AT)
-    return {
-        "name": shard_name(number),
-        "rows": documents.num_rows,
-        "found": found,
-        "truth": truth,
-        "latency_ms": float(np.median(latencies)),
-    }
-
-
-def _measure(shards: Sequence[dict[str, Any]], texts: Sequence[str]) -> dict[str, Any]:
-    """Recall of the merged answer, the slowest shard's median latency, and a canary."""
-    from bixse.retrieval.exact import recall
-    from bixse.retrieval.merge import merge
-
-    def merged(kind: str) -> list[list[Hit]]:
-        return [
-            merge(of_query, RECALL_AT) for of_query in zip(*(s[kind] for s in shards), strict=True)
-        ]
-
-    found, truth = merged("found"), merged("truth")
-    best = found[0][0]
-    return {
-        f"recall@{RECALL_AT}": recall(found, truth),
-        "latency_ms": round(max(shard["latency_ms"] for shard in shards), 3),
-        "measured_queries": len(texts),
-        "canary": {"query": texts[0], "doc_id": best.doc_id, "score": best.score},
-    }
+        directory = Path(draft.place.path(name))
+        if not draft.place.is_local:
+            directory = Path(folder)
+            for file in draft.place.names():
+                if file.startswith(f"{name}/"):
+                    (directory / file.split("/", 1)[1]).write_bytes(draft.place.read(file))
+        shard = Shard.load(directory)
+        return watch(shard, settings, searches, vectors_QD, true, RECALL_AT)
 
 
 if __name__ == "__main__":

@@ -278,6 +278,10 @@ class Pipeline:
     def index(self) -> "Artifact":
         from jobs.index import index
 
+        if self.run.base_index is not None:
+            return self._generation(self.run.base_index)
+        if self.run.delete is not None:
+            raise ValueError("--delete needs --base-index: the index whose documents go")
         data, recipe, encoder = self.data(), self.recipe, self.encoder()
         embeddings = self.embeddings("trained", encoder)
         return self._once(
@@ -290,6 +294,33 @@ class Pipeline:
                 recipe.retrieval,
                 recipe.placement,
                 self._path("index"),
+            ),
+        )
+
+    def _generation(self, base: str) -> "Artifact":
+        """A new index from one that stands, the documents of `--data` if any, less `--delete`."""
+        from bixse.artifacts import Artifact
+        from jobs.index import index
+
+        if self.run.encoder is None:
+            raise ValueError("--base-index needs --encoder: the encoder that the index is of")
+        if self.run.data is None and self.run.delete is None:
+            raise ValueError("--base-index needs --data to add, --delete to leave out, or both")
+        before, encoder = Artifact.open(_absolute(base), "index"), self.encoder()
+        data = None if self.run.data is None else self.data()
+        embeddings = None if data is None else self.embeddings("trained", encoder)
+        return self._once(
+            "index",
+            lambda: index(
+                embeddings,
+                None if data is None else data.corpus,
+                [data.queries] if data is not None and data.queries.manifest.rows else [],
+                encoder,
+                self.recipe.retrieval,
+                self.recipe.placement,
+                self._path("index"),
+                before,
+                _doc_ids(self.run.delete),
             ),
         )
 
@@ -342,6 +373,8 @@ def main(verb: str = "pipeline", argv: list[str] | None = None) -> None:
         list_recipes()
         return
     run = parse(verb, argv)
+    if verb != "index" and (run.base_index or run.delete):
+        refuse("--base-index and --delete are for jobs.index")
     if run.plan and verb not in ("judge", "pipeline"):
         refuse(f"--plan is of judge and pipeline: {verb} asks no judge")
     made = _plan if run.plan else VERBS[verb]
@@ -369,6 +402,14 @@ def _status(error: BaseException) -> int:
 def _absolute(path: str) -> str:
     """Workers run in directories of their own, on nodes of their own; a URL stays as it is."""
     return path.rstrip("/") if "://" in path else os.path.abspath(path)
+
+
+def _doc_ids(path: str | None) -> frozenset[str]:
+    """The lines of a file, white space at the ends taken off."""
+    if path is None:
+        return frozenset()
+    with open(path, encoding="utf-8") as lines:
+        return frozenset(filter(None, map(str.strip, lines)))
 
 
 def _encoder(name: str) -> str:
@@ -477,7 +518,8 @@ def _evaluate(pipeline: Pipeline) -> dict[str, Any]:
 
 def _index(pipeline: Pipeline) -> dict[str, Any]:
     index = pipeline.index()
-    return _made("index", index, **{"recall@10": index.manifest.extra["recall@10"]})
+    made = ("structure", "search", "recall@10", "latency_ms")
+    return _made("index", index, **{name: index.manifest.extra[name] for name in made})
 
 
 def _pipeline(pipeline: Pipeline) -> dict[str, Any]:

@@ -29,10 +29,11 @@ def search_exact(embeddings: Artifact, vectors_QD: Vectors, k: int) -> list[list
     return best
 
 
-def vectors_of(embeddings: pa.Table) -> Vectors:
+def vectors_of(embeddings: pa.Table | pa.RecordBatch) -> Vectors:
     """The `vector` column as an array [rows, dim], float32."""
     column = embeddings["vector"]
-    flat: npt.NDArray[Any] = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    flat: npt.NDArray[Any] = whole.flatten().to_numpy(zero_copy_only=False)
     return np.ascontiguousarray(flat.reshape(-1, column.type.list_size), np.float32)
 
 

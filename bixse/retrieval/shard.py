@@ -1,15 +1,24 @@
 """One FAISS shard: build, save, load, search.
 
-A shard is a directory: `index.faiss` (inner product of unit vectors, so cosine) and
-`documents.arrow` (doc_id, title, text; Arrow IPC, memory-mapped). Rows stand in the order of
-`doc_id`, so that the row number breaks ties. Scores are recomputed from the stored vectors in
-float64, which makes them equal whatever the shard, the batch or the BLAS kernel: sharded equals
-whole.
+A shard is a directory:
 
-Shapes: Q queries, K hits, D dimensions.
+    index.faiss       the structure, inner product of unit vectors, so cosine
+    vectors.npy       whole vectors for scoring again, where index.faiss holds codes only
+    scales.npy        what each row of int8 vectors is multiplied with
+    documents.arrow   doc_id, title, text (Arrow IPC)
+    search.json       how wide to search; approximate structures only
+
+All of it is memory-mapped and read only: processes that serve the same shard share its pages. Rows
+stand in the order of `doc_id`, so that the row number breaks ties. Scores are recomputed from the
+stored vectors in float64, which makes them equal whatever the shard, the batch or the BLAS kernel:
+sharded equals whole.
+
+Shapes: Q queries, K hits, D dimensions, N documents, C candidates of all queries.
 """
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -17,24 +26,37 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from bixse.records import CORPUS, Document, Hit, documents_at
-from bixse.retrieval.settings import Retrieval
+from bixse.retrieval.settings import Retrieval, Search
+from bixse.retrieval.structures import CODED, TRAINED, parameters, resolve, trained
 
 INDEX_FILE = "index.faiss"
+VECTORS_FILE = "vectors.npy"
+SCALES_FILE = "scales.npy"
 DOCUMENTS_FILE = "documents.arrow"
+SEARCH_FILE = "search.json"
 
 # Two float32 inner products of the same unit vectors differ by less than this between kernels.
 _ROUNDING = 1e-5
 _SPARE = 16
+_BLOCK = 8192
+_SCORED_AT_ONCE = 1 << 16
 
+Rows = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.float32]
 
 
 def build_shard(
-    directory: Path, documents: pa.Table, vectors_ND: Vectors, settings: Retrieval
+    directory: Path,
+    documents: pa.Table,
+    vectors_ND: Vectors,
+    settings: Retrieval,
+    template: faiss.Index | None = None,
 ) -> None:
-    """Write a shard into an existing directory.
+    """Write a shard of documents in any order into an existing directory.
 
-    Raises ValueError when vectors and documents differ in number or a `doc_id` stands twice.
+    Without a `template` the structure is trained on these vectors alone.
+    Raises ValueError when vectors and documents differ in number, a `doc_id` stands twice, or there
+    are too few vectors to train on.
     """
     if len(vectors_ND) != documents.num_rows:
         raise ValueError(f"{documents.num_rows} documents with {len(vectors_ND)} vectors")
@@ -42,59 +64,127 @@ def build_shard(
     order = np.argsort(doc_ids, kind="stable")
     if (doc_ids[order][1:] == doc_ids[order][:-1]).any():
         raise ValueError("a doc_id stands twice in one shard")
-    dim = vectors_ND.shape[1]
-    index: faiss.Index
-    if settings.structure == "exact":
-        index = faiss.IndexFlatIP(dim)
-    else:
-        index = faiss.IndexHNSWFlat(dim, settings.hnsw_m, faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efConstruction = settings.ef_construction
-        index.hnsw.efSearch = settings.ef_search
-    index.add(np.ascontiguousarray(vectors_ND[order], np.float32))
-    faiss.write_index(index, str(directory / INDEX_FILE))
+    settings = resolve(settings, *vectors_ND.shape)
+    vectors = np.ascontiguousarray(vectors_ND[order], np.float32)
+    if template is None:
+        template = trained(settings, vectors[: settings.train_rows])
+    write_vectors(directory, vectors, settings, template)
     table = documents.select(CORPUS.names).take(pa.array(order)).cast(CORPUS)
+    write_documents(directory, table.to_batches(max_chunksize=4096))
+    if settings.structure in TRAINED or settings.structure == "hnsw":
+        write_search(directory, asked_search(settings))
+
+
+def write_vectors(
+    directory: Path, vectors_ND: Vectors, settings: Retrieval, template: faiss.Index
+) -> None:
+    """Write the structure of vectors that stand in the order of `doc_id`, a block at a time.
+
+    `vectors_ND` may be a memory-mapped array; `template` is trained and empty, and is filled.
+    """
+    for block in _blocks(vectors_ND):
+        template.add(block)
+    if settings.structure == "ivf_flat":
+        lists: Any = template
+        lists.make_direct_map(True)
+    faiss.write_index(template, str(directory / INDEX_FILE))
+    if settings.structure in CODED:
+        _write_stored(directory, vectors_ND, settings.stored)
+
+
+def write_documents(directory: Path, batches: Iterable[pa.RecordBatch]) -> None:
+    """Write the stored fields; the batches must be in the order of `doc_id`."""
     path = str(directory / DOCUMENTS_FILE)
     with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, CORPUS) as writer:
-        writer.write_table(table, max_chunksize=4096)
+        for batch in batches:
+            writer.write_batch(batch)
+
+
+def write_search(directory: Path, search: Search) -> None:
+    (directory / SEARCH_FILE).write_text(search.model_dump_json())
+
+
+def asked_search(settings: Retrieval) -> Search:
+    """The search parameters that the settings name, defaults where they name none."""
+    names = ("ef_search", "nprobe", "refine_factor")
+    asked = {name: getattr(settings, name) for name in names}
+    return Search(**{name: value for name, value in asked.items() if value is not None})
+
+
+def _write_stored(directory: Path, vectors_ND: Vectors, stored: str) -> None:
+    shape = vectors_ND.shape
+    npy: Any = np.lib.format
+    out = npy.open_memmap(directory / VECTORS_FILE, "w+", dtype=stored, shape=shape)
+    scales = np.zeros(len(vectors_ND) if stored == "int8" else 0, np.float32)
+    start = 0
+    for block in _blocks(vectors_ND):
+        end = start + len(block)
+        if stored == "int8":
+            # Each row by its own largest number, so that nothing is clipped.
+            scales[start:end] = np.abs(block).max(axis=1) / 127
+            block = np.rint(block / np.maximum(scales[start:end, None], np.float32(1e-30)))
+        out[start:end] = block
+        start = end
+    out.flush()
+    if stored == "int8":
+        np.save(directory / SCALES_FILE, scales)
+
+
+def _blocks(vectors_ND: Vectors) -> Iterator[Vectors]:
+    for start in range(0, len(vectors_ND), _BLOCK):
+        yield np.ascontiguousarray(vectors_ND[start : start + _BLOCK], np.float32)
 
 
 class Shard:
     """A loaded shard; safe for one search at a time."""
 
-    def __init__(self, index: faiss.Index, documents: pa.Table) -> None:
+    def __init__(
+        self,
+        index: faiss.Index,
+        documents: pa.Table,
+        search: Search | None = None,
+        stored_ND: npt.NDArray[Any] | None = None,
+        scales_N: Vectors | None = None,
+    ) -> None:
         self._index = index
-        self._documents = documents
+        self.table = documents
+        self._stored_ND = stored_ND
+        self._scales_N = scales_N
+        self.width = search or Search()
         self.size = int(index.ntotal)
         self.dim = int(index.d)
 
     @classmethod
     def load(cls, directory: Path) -> "Shard":
-        """Open a shard whose files have been verified (`Artifact.verify`).
+        """Map a shard whose files have been verified (`Artifact.verify`).
 
-        Raises ValueError when the two files disagree.
+        Raises ValueError when its files disagree.
         """
-        path = directory / INDEX_FILE
-        # A damaged header must not ask for more memory than the file can hold.
-        faiss.set_deserialization_vector_byte_limit(path.stat().st_size)
-        index = faiss.read_index(str(path))
+        index = read_index(directory / INDEX_FILE)
         documents = pa.ipc.open_file(pa.memory_map(str(directory / DOCUMENTS_FILE))).read_all()
-        if index.ntotal != documents.num_rows:
-            raise ValueError(
-                f"{directory} holds {index.ntotal} vectors and {documents.num_rows} documents"
-            )
-        return cls(index, documents)
+        search, stored, scales = None, None, None
+        if (directory / SEARCH_FILE).exists():
+            search = Search.model_validate_json((directory / SEARCH_FILE).read_bytes())
+        if (directory / VECTORS_FILE).exists():
+            stored = np.load(directory / VECTORS_FILE, mmap_mode="r").view(np.ndarray)
+        if (directory / SCALES_FILE).exists():
+            scales = np.load(directory / SCALES_FILE)
+        for name, held in (("documents", documents), ("stored vectors", stored)):
+            if held is not None and len(held) != index.ntotal:
+                raise ValueError(f"{directory} holds {index.ntotal} vectors and {len(held)} {name}")
+        return cls(index, documents, search, stored, scales)
 
-    def search(self, vectors_QD: Vectors, k: int) -> list[list[Hit]]:
-        """The best `k` of this shard for each query, ties by `doc_id`; fewer if it holds fewer.
+    def search(self, vectors_QD: Vectors, k: int, width: Search | None = None) -> list[list[Hit]]:
+        """The best `k` of this shard for each query, ties by `doc_id`; fewer if it finds fewer.
 
         Raises ValueError for another dimension or numbers that are not finite.
         """
-        rows, scores = self.search_rows(vectors_QD, k)
+        rows, scores = self.search_rows(vectors_QD, k, width)
         return [self._hits(r, s) for r, s in zip(rows, scores, strict=True)]
 
     def search_rows(
-        self, vectors_QD: Vectors, k: int
-    ) -> tuple[list[npt.NDArray[np.int64]], list[npt.NDArray[np.float32]]]:
+        self, vectors_QD: Vectors, k: int, width: Search | None = None
+    ) -> tuple[list[Rows], list[Vectors]]:
         """As `search`, in row numbers of this shard and their scores, one array a query."""
         vectors = np.ascontiguousarray(vectors_QD, np.float32)
         if vectors.ndim != 2 or vectors.shape[1] != self.dim:
@@ -103,59 +193,87 @@ class Shard:
             raise ValueError("a query vector is not finite")
         if k < 1:
             raise ValueError(f"k must be 1 or more, found {k}")
-        fetch = min(self.size, k + _SPARE)
-        found = self._fetch(vectors, fetch)
-        rows, scores = [], []
-        for query, (query_rows, query_scores) in enumerate(found):
-            width = fetch
-            # A tie at the k-th place must be whole before `doc_id` can decide it.
-            while width < self.size and _cut_in_a_tie(query_scores, k):
-                width = min(self.size, width * 4)
-                query_rows, query_scores = self._fetch(vectors[query : query + 1], width)[0]
-                if len(query_rows) < width:
-                    break
-            exact = self._exact(vectors[query], query_rows)
-            order = np.lexsort((query_rows, -exact))[:k]
-            rows.append(query_rows[order])
-            scores.append(exact[order])
-        return rows, scores
+        width = width or self.width
+        found = self._candidates(vectors, k, width)
+        queries_C = np.repeat(np.arange(len(vectors)), [len(rows) for rows in found])
+        rows_C = np.concatenate([*found, np.zeros(0, np.int64)])
+        scores_C = self._score(vectors, queries_C, rows_C)
+        order = np.lexsort((rows_C, -scores_C, queries_C))
+        ends = np.cumsum([len(rows) for rows in found])[:-1]
+        heads = [part[:k] for part in np.split(order, ends)]
+        return [rows_C[head] for head in heads], [scores_C[head] for head in heads]
 
-    def doc_ids(self, rows: npt.NDArray[np.int64]) -> list[str]:
-        doc_ids = self._documents["doc_id"]
+    def doc_ids(self, rows: Rows) -> list[str]:
+        doc_ids = self.table["doc_id"]
         return [str(doc_ids[row].as_py()) for row in rows.tolist()]
 
-    def documents(self, rows: npt.NDArray[np.int64]) -> list[Document]:
+    def documents(self, rows: Rows) -> list[Document]:
         """The stored fields of rows of this shard."""
-        return documents_at(self._documents, rows.tolist())
+        return documents_at(self.table, rows.tolist())
 
-    def vectors(self, rows: npt.NDArray[np.int64]) -> Vectors:
+    def vectors(self, rows: Rows) -> Vectors:
         """The stored vectors of rows of this shard, [len(rows), D]."""
-        store = self._index.storage if hasattr(self._index, "storage") else self._index
-        return np.asarray(store.reconstruct_batch(rows), np.float32)
+        if self._stored_ND is None:
+            store = self._index.storage if hasattr(self._index, "storage") else self._index
+            return np.asarray(store.reconstruct_batch(rows), np.float32)
+        vectors = self._stored_ND[rows].astype(np.float32)
+        return vectors if self._scales_N is None else vectors * self._scales_N[rows, None]
 
-    def _fetch(
-        self, vectors_QD: Vectors, fetch: int
-    ) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+    def _candidates(self, vectors_QD: Vectors, k: int, width: Search) -> list[Rows]:
+        """Rows that hold the best `k` of each query, as far as the structure finds them."""
+        fetch = k + _SPARE
+        if self._stored_ND is not None:
+            fetch = max(fetch, k * width.refine_factor)
+        fetch = min(self.size, fetch)
         if fetch == 0:
-            return [(np.zeros(0, np.int64), np.zeros(0, np.float32))] * len(vectors_QD)
-        params = None
-        if isinstance(self._index, faiss.IndexHNSW):
-            width = max(int(self._index.hnsw.efSearch), fetch)
-            # A class of faiss 1.15 that its type stubs leave out.
-            params = faiss.SearchParametersHNSW(efSearch=width)  # type: ignore[attr-defined]
-        scores_QK, rows_QK = self._index.search(vectors_QD, fetch, params=params)
-        # FAISS fills what a graph search did not find with row -1.
-        return [(r[r >= 0], s[r >= 0]) for r, s in zip(rows_QK, scores_QK, strict=True)]
+            return [np.zeros(0, np.int64)] * len(vectors_QD)
+        scores_QK, rows_QK = self._ask(vectors_QD, k, fetch, width)
+        found = []
+        for query in range(len(vectors_QD)):
+            rows, scores, wide = rows_QK[query], scores_QK[query], fetch
+            # A tie at the k-th place must be whole before `doc_id` can decide it. Scores of codes
+            # decide nothing.
+            while self._stored_ND is None and wide < self.size and _cut_in_a_tie(rows, scores, k):
+                wide = min(self.size, wide * 4)
+                again = self._ask(vectors_QD[query : query + 1], k, wide, width)
+                scores, rows = again[0][0], again[1][0]
+            # FAISS fills what it did not find with row -1.
+            found.append(rows[rows >= 0])
+        return found
 
-    def _exact(self, vector_D: Vectors, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        products = self.vectors(rows).astype(np.float64) * vector_D.astype(np.float64)
-        scores: Vectors = products.sum(axis=1).astype(np.float32)
-        return scores
+    def _ask(
+        self, vectors_QD: Vectors, k: int, fetch: int, width: Search
+    ) -> tuple[npt.NDArray[np.float32], Rows]:
+        params = parameters(self._index, width, k, fetch)
+        scores, rows = self._index.search(vectors_QD, fetch, params=params)
+        return scores, rows
 
-    def _hits(self, rows: npt.NDArray[np.int64], scores: npt.NDArray[np.float32]) -> list[Hit]:
+    def _score(self, vectors_QD: Vectors, queries_C: Rows, rows_C: Rows) -> Vectors:
+        """Cosine of candidates in float64, some at a time so that memory does not follow k."""
+        scores_C = np.empty(len(rows_C), np.float32)
+        step = max(1, _SCORED_AT_ONCE // max(1, self.dim // 16))
+        for start in range(0, len(rows_C), step):
+            part = slice(start, start + step)
+            products = self.vectors(rows_C[part]).astype(np.float64)
+            products *= vectors_QD[queries_C[part]]
+            scores_C[part] = products.sum(axis=1)
+        return scores_C
+
+    def _hits(self, rows: Rows, scores: Vectors) -> list[Hit]:
         found = zip(self.doc_ids(rows), scores.tolist(), strict=True)
         return [Hit(doc_id, score, rank) for rank, (doc_id, score) in enumerate(found, start=1)]
 
 
-def _cut_in_a_tie(scores: npt.NDArray[np.float32], k: int) -> bool:
-    return len(scores) > k - 1 and bool(scores[-1] >= scores[k - 1] - _ROUNDING)
+def read_index(path: Path) -> faiss.Index:
+    """A FAISS file, mapped and read only; it must have been verified."""
+    # A damaged header must not ask for more memory than the file can hold.
+    faiss.set_deserialization_vector_byte_limit(path.stat().st_size)
+    index: faiss.Index = faiss.read_index(
+        str(path), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY
+    )
+    return index
+
+
+def _cut_in_a_tie(rows: Rows, scores: Vectors, k: int) -> bool:
+    """Whether the last of a full ranking may score as the k-th does."""
+    return rows[-1] >= 0 and len(scores) >= k and bool(scores[-1] >= scores[k - 1] - _ROUNDING)

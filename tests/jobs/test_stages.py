@@ -13,8 +13,9 @@ from bixse.retrieval.exact import search_exact, vectors_of
 from bixse.retrieval.merge import merge
 from bixse.retrieval.settings import Lexical, Retrieval
 from bixse.retrieval.shard import Shard
+from bixse.retrieval.sources import shard_of
 from jobs.embed import embed
-from jobs.index import index, shard_of
+from jobs.index import index
 from jobs.ingest import Ingested, ingest
 from jobs.pair import pair
 from jobs.parts import Texts

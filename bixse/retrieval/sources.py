@@ -1,0 +1,213 @@
+"""Which documents a shard holds, and their vectors and fields in the order of `doc_id`.
+
+The documents of a new index come from embeddings and a corpus; those of a new generation also from
+the shards of the index before it, less what was deleted or replaced. Vectors and texts pass through
+files, a block at a time: of all the documents of a shard only the ids are in memory.
+
+Shapes: N documents of the shard, D dimensions, Q queries.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from bixse.artifacts import Artifact
+from bixse.records import CORPUS, Document, Hit, documents_at
+from bixse.retrieval.exact import vectors_of
+from bixse.retrieval.merge import merge
+from bixse.retrieval.shard import Shard, Vectors, write_documents
+
+_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Source:
+    """What an index is made of. `embeddings` and `corpus` hold the same documents, or are None."""
+
+    embeddings: Artifact | None
+    corpus: Artifact | None
+    base: Artifact | None = None
+    deleted: frozenset[str] = frozenset()
+
+    def base_shard(self, name: str) -> Shard | None:
+        """A shard of the generation before, its files verified first."""
+        if self.base is None:
+            return None
+        directory = self.base.local_directory(under=f"{name}/")
+        Artifact.open(str(directory), "index", verify=False).verify(under=f"{name}/")
+        return Shard.load(directory / name)
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """The documents of one shard: their vectors, mapped from a file, and what became of whom."""
+
+    doc_ids: list[str]
+    vectors_ND: Vectors
+    added: int
+    replaced: int
+    deleted: int
+
+
+def shard_name(number: int) -> str:
+    return f"shard-{number:05d}"
+
+
+def shard_of(doc_id: str, shards: int) -> int:
+    """The shard a document lives in: a hash of its id, whatever the corpus."""
+    return _hash(doc_id) % shards
+
+
+def gather(source: Source, number: int, shards: int, dim: int, folder: Path) -> Gathered:
+    """Write the documents of shard `number` into `folder`, and give their vectors.
+
+    Raises ValueError when embeddings and corpus hold different documents, a `doc_id` stands twice,
+    or one that is to be deleted is not in the base or comes again in the corpus.
+    """
+    new = [
+        doc_id for ids, _ in _own(source.embeddings, ["doc_id"], number, shards) for doc_id in ids
+    ]
+    fresh = set(new)
+    if len(fresh) != len(new):
+        raise ValueError("a doc_id stands twice in one shard")
+    base = source.base_shard(shard_name(number))
+    old = base.doc_ids(np.arange(base.size)) if base else []
+    deleted = {doc_id for doc_id in source.deleted if shard_of(doc_id, shards) == number}
+    _refuse_deletes(deleted, set(old), fresh)
+    kept_rows = np.array(
+        [row for row, doc_id in enumerate(old) if doc_id not in deleted and doc_id not in fresh],
+        np.int64,
+    )
+    doc_ids = sorted([*(old[row] for row in kept_rows.tolist()), *new])
+    place = {doc_id: position for position, doc_id in enumerate(doc_ids)}
+    raw, shape = folder / "vectors.f32", (len(doc_ids), dim)
+    with raw.open("wb") as handle:
+        for vectors, ids in _all_vectors(source.embeddings, base, kept_rows, old, number, shards):
+            if vectors.shape[1] != dim:
+                raise ValueError(f"a vector of {vectors.shape[1]} numbers among those of {dim}")
+            for vector, doc_id in zip(vectors, ids, strict=True):
+                os.pwrite(handle.fileno(), vector.tobytes(), place[doc_id] * dim * 4)
+    _gather_documents(source, base, doc_ids, fresh, number, shards, folder)
+    vectors_ND = np.memmap(raw, np.float32, "r", shape=shape) if doc_ids else np.zeros(shape, "f4")
+    return Gathered(
+        doc_ids,
+        vectors_ND,
+        added=len(fresh.difference(old)),
+        replaced=len(fresh.intersection(old)),
+        deleted=len(deleted),
+    )
+
+
+def exact_hits(gathered: Gathered, vectors_QD: Vectors, k: int) -> list[list[Hit]]:
+    """The best `k` documents of each query by comparing all, ties by `doc_id`: the truth."""
+    best: list[list[Hit]] = [[] for _ in vectors_QD]
+    for start in range(0, len(gathered.doc_ids), _ROWS):
+        part = slice(start, start + _ROWS)
+        index = faiss.IndexFlatIP(gathered.vectors_ND.shape[1])
+        index.add(np.ascontiguousarray(gathered.vectors_ND[part]))
+        ids = pa.table({"doc_id": gathered.doc_ids[part]})
+        found = Shard(index, ids).search(vectors_QD, k)
+        best = [merge(both, k) for both in zip(best, found, strict=True)]
+    return best
+
+
+def sample(embeddings: Artifact, count: int, salt: str) -> tuple[list[str], Vectors]:
+    """The `count` documents with the smallest hash, in that order; equal whatever the parts."""
+    found: list[tuple[int, str, Vectors]] = []
+    limit = 1 << 64
+    for batch in embeddings.batches(["doc_id", "vector"], _ROWS):
+        vectors = vectors_of(batch)
+        for row, doc_id in enumerate(batch["doc_id"].to_pylist()):
+            if (key := _hash(salt + doc_id)) < limit:
+                found.append((key, doc_id, vectors[row].copy()))
+        if len(found) > 2 * count:
+            found = sorted(found, key=lambda item: item[:2])[:count]
+            limit = found[-1][0]
+    found = sorted(found, key=lambda item: item[:2])[:count]
+    if not found:
+        return [], np.zeros((0, 0), np.float32)
+    return [doc_id for _, doc_id, _ in found], np.stack([vector for _, _, vector in found])
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def _refuse_deletes(deleted: set[str], old: set[str], fresh: set[str]) -> None:
+    if unknown := deleted - old:
+        raise ValueError(f"{min(unknown)!r} is to be deleted and is not in the base index")
+    if both := deleted & fresh:
+        raise ValueError(f"{min(both)!r} is to be deleted and stands in the corpus")
+
+
+def _own(
+    artifact: Artifact | None, columns: Sequence[str], number: int, shards: int
+) -> Iterator[tuple[list[str], pa.RecordBatch]]:
+    """The rows of an artefact that live in this shard, a batch at a time."""
+    for batch in artifact.batches(columns, _ROWS) if artifact else ():
+        doc_ids = batch["doc_id"].to_pylist()
+        rows = [row for row, doc_id in enumerate(doc_ids) if shard_of(doc_id, shards) == number]
+        if rows:
+            yield [doc_ids[row] for row in rows], batch.take(pa.array(rows))
+
+
+def _all_vectors(
+    embeddings: Artifact | None,
+    base: Shard | None,
+    kept_rows: npt.NDArray[np.int64],
+    old: Sequence[str],
+    number: int,
+    shards: int,
+) -> Iterator[tuple[Vectors, list[str]]]:
+    for ids, batch in _own(embeddings, ["doc_id", "vector"], number, shards):
+        yield vectors_of(batch), ids
+    for start in range(0, len(kept_rows) if base else 0, _ROWS):
+        rows = kept_rows[start : start + _ROWS]
+        assert base is not None
+        yield base.vectors(rows), [old[row] for row in rows.tolist()]
+
+
+def _gather_documents(
+    source: Source,
+    base: Shard | None,
+    doc_ids: Sequence[str],
+    fresh: set[str],
+    number: int,
+    shards: int,
+    folder: Path,
+) -> None:
+    """Stream the new documents into one file, then write all in order from there and the base."""
+    aside = folder / "unsorted.arrow"
+    row_of: dict[str, int] = {}
+    with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, CORPUS) as writer:
+        for ids, batch in _own(source.corpus, CORPUS.names, number, shards):
+            for doc_id in ids:
+                row_of[doc_id] = len(row_of)
+            writer.write_batch(batch.select(CORPUS.names))
+    if row_of.keys() != fresh:
+        names = [artifact.url for artifact in (source.embeddings, source.corpus) if artifact]
+        raise ValueError(f"{' and '.join(names)} hold different documents")
+    new = pa.ipc.open_file(pa.memory_map(str(aside))).read_all()
+    old = base.doc_ids(np.arange(base.size)) if base else []
+    rows_of = [(new, row_of), (base.table if base else new, {d: row for row, d in enumerate(old)})]
+    write_documents(folder, _in_order(doc_ids, rows_of))
+    aside.unlink()
+
+
+def _in_order(
+    doc_ids: Sequence[str], tables: Sequence[tuple[pa.Table, dict[str, int]]]
+) -> Iterator[pa.RecordBatch]:
+    """Each document from the first table that has it."""
+    for start in range(0, len(doc_ids), _ROWS):
+        rows: list[Document] = []
+        for doc_id in doc_ids[start : start + _ROWS]:
+            table, row_of = next(found for found in tables if doc_id in found[1])
+            rows += documents_at(table, [row_of[doc_id]])
+        yield pa.RecordBatch.from_pylist([asdict(row) for row in rows], schema=CORPUS)

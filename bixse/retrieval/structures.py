@@ -1,0 +1,186 @@
+"""What a shard is in FAISS: made, trained, asked and weighed, a structure at a time.
+
+    exact        every vector; nothing to train
+    hnsw         a graph over whole vectors (arXiv 1603.09320); nothing to train
+    ivf_flat     lists of whole vectors under their nearest centroid
+    ivf_pq       the same lists of 4-bit product codes, scanned in registers (arXiv 1704.07355)
+    ivf_rabitq   the same of RaBitQ codes, after a random rotation (arXiv 2405.12497)
+
+What is trained is trained once on a sample of the whole corpus and shared by all shards, so that
+equal `nprobe` scans equal lists whatever the number of shards. The product is the inner product of
+unit vectors. Shapes: N vectors, D dimensions.
+"""
+
+import math
+from typing import Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from bixse.retrieval.settings import EXACT_BELOW, Retrieval, Search
+
+Vectors = npt.NDArray[np.float32]
+
+POINTS_A_CENTROID = 39
+"""Fewer training vectors a centroid and FAISS warns (`ClusteringParameters`)."""
+_PQ_CENTROIDS = 16
+
+TRAINED = frozenset({"ivf_flat", "ivf_pq", "ivf_rabitq"})
+CODED = frozenset({"ivf_pq", "ivf_rabitq"})
+"""Structures whose candidates are scored again from vectors stored beside the codes."""
+_STORED_BYTES = {"float32": 4, "float16": 2, "int8": 1}
+
+
+def resolve(settings: Retrieval, rows: int, dim: int) -> Retrieval:
+    """The settings with `structure`, `shards`, `nlist` and `pq_m` decided for a corpus of `rows`.
+
+    `auto` is decided where it is exact; beyond that it is left to `jobs.index`.
+    Raises ValueError when there are too few vectors to train on, or `pq_m` does not divide `dim`.
+    """
+    shards = settings.shards or min(4096, max(1, math.ceil(rows / settings.shard_rows)))
+    settings = settings.replace(shards=shards)
+    if settings.structure == "auto" and rows <= EXACT_BELOW and _fits_exact(settings, rows, dim):
+        settings = settings.replace(structure="exact")
+    if settings.structure not in TRAINED:
+        return settings
+    sample = min(rows, settings.train_rows)
+    enough = sample // POINTS_A_CENTROID
+    name, needed = f"{settings.structure} of {settings.nlist} lists", settings.nlist or 1
+    if settings.structure == "ivf_pq":
+        needed = max(needed, _PQ_CENTROIDS)
+    if settings.nlist is None:
+        name = settings.structure
+    if enough < needed:
+        ways = [f"--retrieval.nlist {enough}"] if enough >= _PQ_CENTROIDS and settings.nlist else []
+        if rows > sample:
+            ways.append(f"--retrieval.train-rows {needed * POINTS_A_CENTROID} or more")
+        ways.append("--retrieval.structure exact")
+        raise ValueError(
+            f"{name} needs {needed * POINTS_A_CENTROID} training vectors, there are {sample}: "
+            f"choose {', or '.join(ways)}"
+        )
+    if settings.nlist is None:
+        lists = min(4 * math.sqrt(rows), enough)
+        settings = settings.replace(nlist=2 ** int(math.log2(lists)))
+    if settings.structure == "ivf_pq":
+        pq_m = settings.pq_m or (dim // 2 if dim % 2 == 0 else dim)
+        if dim % pq_m:
+            raise ValueError(f"--retrieval.pq-m {pq_m} does not divide the dimension {dim}")
+        settings = settings.replace(pq_m=pq_m)
+    return settings
+
+
+def _fits_exact(settings: Retrieval, rows: int, dim: int) -> bool:
+    budget = settings.memory_budget_mb
+    return budget is None or resident_bytes(settings, "exact", rows, dim) <= budget * 1e6
+
+
+def empty(settings: Retrieval, dim: int) -> faiss.Index:
+    """An index without vectors, not yet trained; `settings` must be resolved."""
+    inner = faiss.METRIC_INNER_PRODUCT
+    if settings.structure == "exact":
+        return faiss.IndexFlatIP(dim)
+    if settings.structure == "hnsw":
+        graph = faiss.IndexHNSWFlat(dim, settings.hnsw_m, inner)
+        graph.hnsw.efConstruction = settings.ef_construction
+        return graph
+    bits = "" if settings.rabitq_bits == 1 else str(settings.rabitq_bits)
+    codes = {
+        "ivf_flat": f"IVF{settings.nlist},Flat",
+        "ivf_pq": f"IVF{settings.nlist},PQ{settings.pq_m}x4fs",
+        "ivf_rabitq": f"RR{dim},IVF{settings.nlist},RaBitQfs{bits}",
+    }
+    if settings.structure not in codes:
+        raise ValueError(
+            f"{settings.structure} was not decided: name a structure, or let jobs.index choose"
+        )
+    index: faiss.Index = faiss.index_factory(dim, codes[settings.structure], inner)
+    return index
+
+
+def trained(settings: Retrieval, sample_ND: Vectors) -> faiss.Index:
+    """An empty index whose centroids and codes are those of the sample."""
+    index = empty(settings, sample_ND.shape[1])
+    if not index.is_trained:
+        index.train(np.ascontiguousarray(sample_ND, np.float32))
+    return index
+
+
+def parameters(index: faiss.Index, search: Search, k: int, fetch: int) -> Any:
+    """The FAISS search parameters for the best `fetch` candidates of a ranking of `k`."""
+    # faiss' type stubs know neither these classes nor what they take.
+    make: Any = faiss
+    if isinstance(index, faiss.IndexHNSW):
+        return make.SearchParametersHNSW(efSearch=max(search.ef_search, fetch))
+    ivf = _ivf(index)
+    if ivf is None:
+        return None
+    nprobe = search.nprobe
+    if search.list_rows:
+        # Lists that hold 2 k documents on average; of the whole index, so that shards agree.
+        nprobe = max(nprobe, math.ceil(2 * k / search.list_rows))
+    found = make.SearchParametersIVF(nprobe=min(nprobe, ivf.nlist))
+    if isinstance(index, faiss.IndexPreTransform):
+        return make.SearchParametersPreTransform(index_params=found)
+    return found
+
+
+def _ivf(index: faiss.Index) -> Any:
+    if isinstance(index, faiss.IndexPreTransform):
+        index = faiss.downcast_index(index.index)
+    return index if isinstance(index, faiss.IndexIVF) else None
+
+
+def code_bytes(settings: Retrieval, structure: str, dim: int) -> float:
+    """Bytes that a structure reads to compare a query with one vector."""
+    if structure == "ivf_pq":
+        return (settings.pq_m or dim // 2) / 2
+    if structure == "ivf_rabitq":
+        # Two float32 factors beside the sign bits; four with further bits.
+        extra = settings.rabitq_bits - 1
+        return dim / 8 * (1 + extra) + (16 if extra else 8)
+    return 4.0 * dim
+
+
+def work(
+    settings: Retrieval, dim: int, rows: int, distances: float, search: Search, k: int
+) -> float:
+    """Bytes of vectors and codes that a query reads in a shard of `rows` with so many distances."""
+    if settings.structure == "exact":
+        return rows * 4.0 * dim
+    read = distances * code_bytes(settings, settings.structure, dim)
+    if settings.structure in TRAINED:
+        read += (settings.nlist or 0) * 4 * dim
+    if settings.structure in CODED:
+        read += k * search.refine_factor * _STORED_BYTES[settings.stored] * dim
+    return read
+
+
+def resident_bytes(settings: Retrieval, structure: str, rows: int, dim: int) -> float:
+    """Bytes of the FAISS files of all shards; vectors stored for scoring again are not counted."""
+    per_row = code_bytes(settings, structure, dim)
+    if structure == "hnsw":
+        # Level 0 has 2 M links of 4 bytes; one node in M stands on the next level with M more.
+        per_row += 8 * settings.hnsw_m + 4 * settings.hnsw_m / (settings.hnsw_m - 1) + 12
+    if structure == "ivf_flat":
+        per_row += 8  # from the row to its list and place
+    if structure in TRAINED:
+        per_row += 8  # the row number in its list
+    centroids = (settings.nlist or 0) * 4 * dim * (settings.shards or 1)
+    return rows * per_row + (centroids if structure in TRAINED else 0)
+
+
+class Counter:
+    """Distances computed by FAISS since it was made; FAISS counts in one place a process."""
+
+    def __init__(self) -> None:
+        self._start = self._now()
+
+    def distances(self) -> int:
+        return self._now() - self._start
+
+    @staticmethod
+    def _now() -> int:
+        counts: Any = faiss.cvar
+        return int(counts.indexIVF_stats.ndis + counts.hnsw_stats.ndis)
