@@ -8,8 +8,9 @@ A shard is a directory:
     documents.arrow   doc_id, title, text (Arrow IPC)
     search.json       how wide to search; approximate structures only
 
-All of it is memory-mapped and read only: processes that serve the same shard share its pages. Rows
-stand in the order of `doc_id`, so that the row number breaks ties. Scores are recomputed from the
+All of it is memory-mapped and read only, so that processes that serve the same shard share its
+pages; only codes (ivf_pq, ivf_rabitq), which FAISS 1.15 cannot map, are read. Rows stand in the
+order of `doc_id`, so that the row number breaks ties. Scores are recomputed from the
 stored vectors in float64, which makes them equal whatever the shard, the batch or the BLAS kernel:
 sharded equals whole.
 
@@ -54,7 +55,8 @@ def build_shard(
 ) -> None:
     """Write a shard of documents in any order into an existing directory.
 
-    Without a `template` the structure is trained on these vectors alone.
+    A `template` is an empty index trained with these settings; without one the structure is decided
+    by, and trained on, these vectors alone.
     Raises ValueError when vectors and documents differ in number, a `doc_id` stands twice, or there
     are too few vectors to train on.
     """
@@ -64,9 +66,9 @@ def build_shard(
     order = np.argsort(doc_ids, kind="stable")
     if (doc_ids[order][1:] == doc_ids[order][:-1]).any():
         raise ValueError("a doc_id stands twice in one shard")
-    settings = resolve(settings, *vectors_ND.shape)
     vectors = np.ascontiguousarray(vectors_ND[order], np.float32)
     if template is None:
+        settings = resolve(settings, *vectors_ND.shape)
         template = trained(settings, vectors[: settings.train_rows])
     write_vectors(directory, vectors, settings, template)
     table = documents.select(CORPUS.names).take(pa.array(order)).cast(CORPUS)
@@ -266,11 +268,12 @@ class Shard:
 
 def read_index(path: Path) -> faiss.Index:
     """A FAISS file, mapped and read only; it must have been verified."""
-    # A damaged header must not ask for more memory than the file can hold.
-    faiss.set_deserialization_vector_byte_limit(path.stat().st_size)
-    index: faiss.Index = faiss.read_index(
-        str(path), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY
-    )
+    # A damaged header must not ask for more memory than the file can hold. FAISS counts in it the
+    # table of ivf_pq, nlist x M x 16 float32, whether it makes one or not: at most 16 times the
+    # centroids, which the file holds.
+    faiss.set_deserialization_vector_byte_limit(17 * path.stat().st_size)
+    flags = faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY
+    index: faiss.Index = faiss.read_index(str(path), flags)
     return index
 
 

@@ -119,6 +119,62 @@ def test_the_shards_of_an_index_equal_the_whole(
     assert answer[0].score == pytest.approx(canary["score"], abs=1e-5)
 
 
+def test_codes_are_trained_once_tuned_and_built_once(
+    data: Ingested, encoder: str, embeddings: Artifact, tmp_path: Path
+) -> None:
+    wanted = Retrieval(structure="ivf_rabitq", shards=2, nlist=16, target_recall=0.9)
+    out = tmp_path / "index"
+
+    def made() -> Artifact:
+        given = [data.queries]
+        return index(embeddings, data.corpus, given, encoder, wanted, PLACEMENT, str(out))
+
+    first = made()
+    extra = first.manifest.extra
+    assert extra["recall@10"] >= 0.9
+    assert extra["measured_on"] == "given queries"
+    assert extra["structure"] == "ivf_rabitq"
+    assert set(extra["search"]) == {"nprobe", "refine_factor"}
+    cheapest = min(row["work"] for row in extra["tuning"] if row["recall"] >= 0.9)
+    chosen = [row for row in extra["tuning"] if row["search"] == extra["search"]]
+    assert [row["work"] for row in chosen] == [cheapest]
+    shards = [Shard.load(out / name) for name in extra["shards"]]
+    assert {shard.width.nprobe for shard in shards} == {extra["search"]["nprobe"]}
+    # A killed run: what is whole stays, what is missing is made, and it is the same index.
+    for name in ("manifest.json", "shard-00001/built.json", "shard-00001/index.faiss"):
+        (out / name).unlink()
+    before = (out / "shard-00000" / "index.faiss").stat().st_mtime_ns
+    assert made().fingerprint == first.fingerprint
+    assert (out / "shard-00000" / "index.faiss").stat().st_mtime_ns == before
+
+
+def test_a_generation_leaves_out_what_is_deleted(
+    data: Ingested, encoder: str, embeddings: Artifact, tmp_path: Path
+) -> None:
+    wanted = Retrieval(structure="ivf_flat", shards=2, nlist=16)
+    urls = [str(tmp_path / name) for name in ("base", "next", "other")]
+    base = index(embeddings, data.corpus, [data.queries], encoder, wanted, PLACEMENT, urls[0])
+    canary = base.manifest.extra["canary"]["doc_id"]
+    gone = frozenset([canary, "d00007"])
+
+    def generation(settings: Retrieval, url: str) -> Artifact:
+        return index(None, None, [], encoder, settings, PLACEMENT, url, base, gone)
+
+    made = generation(Retrieval(), urls[1])
+    extra = made.manifest.extra
+    assert made.manifest.rows == 2998
+    assert extra["changes"] == {"added": 0, "replaced": 0, "deleted": 2}
+    assert made.manifest.inputs["base"] == base.fingerprint
+    assert extra["structure"] == "ivf_flat"
+    assert extra["recall@10"] >= 0.95
+    assert extra["canary"]["query"] == base.manifest.extra["canary"]["query"]
+    assert extra["canary"]["doc_id"] != canary
+    trained = "trained/index.faiss"
+    assert made.manifest.files[trained] == base.manifest.files[trained]
+    with pytest.raises(ValueError, match="has shards 2, 3 was asked for"):
+        generation(Retrieval(shards=3), urls[2])
+
+
 def test_an_index_of_another_encoder_is_refused(
     data: Ingested, encoder: str, embeddings: Artifact, tmp_path: Path
 ) -> None:
