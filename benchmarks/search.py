@@ -1,0 +1,268 @@
+"""Shards of one machine against one FAISS index: queries a second at equal recall.
+
+    python -m benchmarks.search --rows 100000 --structures exact hnsw ivf_flat ivf_rabitq
+    python -m benchmarks.search --quick --json
+
+The one index is FAISS itself as its documentation says to use it: all vectors in one index, a batch
+of queries in one call on as many threads as there are shards, codes refined by `IndexRefine`. The
+other side is what a replica does: `Shard.search` of every shard on a thread of its own (FAISS on
+one thread), `doc_id`s looked up, scores in float64, hits merged. Both are tuned to the same recall
+by the tuner of `bixse.retrieval.tuning`, each for itself, and take rounds in turn; the ratio is the
+median of the rounds' ratios. Vectors are made up around topics unless `--embeddings` names an
+artefact; queries are held out of them.
+
+`tuner` compares the tuner's choice (least counted work) with the fastest of all points that it
+measured at that recall, both timed again in turn.
+"""
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import tyro
+
+from bixse.artifacts import Artifact
+from bixse.records import CORPUS
+from bixse.retrieval.exact import vectors_of
+from bixse.retrieval.measuring import point, watch
+from bixse.retrieval.merge import merge
+from bixse.retrieval.settings import Retrieval, Search, Structure
+from bixse.retrieval.shard import Shard, build_shard
+from bixse.retrieval.structures import CODED, Counter, empty, parameters, resolve, trained, work
+from bixse.retrieval.tuning import Point, Requirements, grid, tune
+
+K = 10
+Vectors = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is compared, and for how long."""
+
+    embeddings: str | None = None
+    """An embeddings artefact instead of made-up vectors; its last rows are the queries."""
+    rows: int = 100_000
+    """Made-up vectors."""
+    dim: int = 384
+    """Dimension of made-up vectors."""
+    shards: int = 2
+    """Shards, and threads of the one FAISS index."""
+    queries: int = 256
+    """Held-out queries."""
+    batch: int = 32
+    """Queries of a call."""
+    rounds: int = 9
+    """Rounds each side takes, in turn."""
+    target_recall: float = 0.95
+    """Recall@10 that both sides are tuned to."""
+    structures: tuple[Structure, ...] = ("exact", "hnsw", "ivf_flat", "ivf_pq", "ivf_rabitq")
+    """What is compared."""
+    quick: bool = False
+    """Small and short: the mechanics only."""
+    json: bool = False
+    """One JSON object on standard output."""
+
+
+def main() -> None:
+    options = tyro.cli(Options)
+    if options.quick:
+        options = replace(options, rows=4000, dim=64, queries=64, rounds=3)
+    vectors_ND, queries_QD = vectors(options)
+    results = {}
+    for structure in options.structures:
+        results[structure] = result = compare(structure, vectors_ND, queries_QD, options)
+        line = "  ".join(f"{name}={value}" for name, value in result.items())
+        print(f"{structure}: {line}", file=sys.stderr)
+    if options.json:
+        print(json.dumps({"rows": len(vectors_ND), "shards": options.shards, **results}))
+
+
+def vectors(options: Options) -> tuple[Vectors, Vectors]:
+    """Documents and queries, unit length."""
+    if options.embeddings is not None:
+        every = vectors_of(Artifact.open(options.embeddings, "embeddings").table())
+        return every[: -options.queries], every[-options.queries :]
+    rng = np.random.default_rng(0)
+    topics = rng.normal(size=(max(8, options.rows // 500), options.dim)).astype(np.float32)
+    count = options.rows + options.queries
+    every = topics[rng.integers(len(topics), size=count)]
+    every += 0.9 * rng.standard_normal((count, options.dim), np.float32)
+    every /= np.linalg.norm(every, axis=1, keepdims=True)
+    return every[: options.rows], every[options.rows :]
+
+
+def compare(
+    structure: Structure, vectors_ND: Vectors, queries_QD: Vectors, options: Options
+) -> dict[str, Any]:
+    """Both sides built, tuned and timed."""
+    asked = Retrieval(structure=structure, target_recall=options.target_recall, ef_construction=100)
+    settings = resolve(asked, *vectors_ND.shape)
+    flat = faiss.IndexFlatIP(vectors_ND.shape[1])
+    flat.add(vectors_ND)
+    truth = [frozenset(rows) for rows in flat.search(queries_QD, K)[1].tolist()]
+    template = trained(settings, vectors_ND[: settings.train_rows])
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.shards) as pool:
+        one = _one_index(settings, template, vectors_ND, flat)
+        shards = _shards(Path(folder), settings, template, vectors_ND, options.shards)
+        columns = grid(settings, len(vectors_ND), K)
+
+        def asks_one(search: Search) -> Callable[[Vectors], list[list[int]]]:
+            return lambda batch: _ask_one(one, settings, search, batch, options.shards)
+
+        def asks_shards(search: Search) -> Callable[[Vectors], list[list[int]]]:
+            return lambda batch: _ask_shards(pool, shards, search, batch)
+
+        wanted = Requirements(options.target_recall)
+        mine = tune(columns, _measured(shards, settings, queries_QD, truth), wanted)
+        theirs = tune(columns, _found(asks_one, settings, flat.ntotal, queries_QD, truth), wanted)
+        sides = [asks_shards(mine.chosen.search), asks_one(theirs.chosen.search)]
+        rates = _in_turn(sides, queries_QD, options)
+        enough = [p for p in mine.points if p.recall >= options.target_recall]
+        fastest = min(enough, key=lambda p: p.latency_ms)
+        recalls = [round(_recall(side, queries_QD, truth), 4) for side in sides]
+        again = _in_turn([sides[0], asks_shards(fastest.search)], queries_QD, options)
+    return {
+        "shards_qps": round(float(np.median(rates[0])), 1),
+        "one_index_qps": round(float(np.median(rates[1])), 1),
+        "ratio": round(float(np.median(rates[0] / rates[1])), 3),
+        "recall@10": recalls,
+        "search": [side.chosen.search.model_dump(exclude={"list_rows"}) for side in (mine, theirs)],
+        "tuner": round(float(np.median(again[0] / again[1])), 3),
+        "measured_points": len(mine.points),
+    }
+
+
+def _one_index(
+    settings: Retrieval, template: faiss.Index, vectors_ND: Vectors, flat: faiss.Index
+) -> faiss.Index:
+    if settings.structure == "exact":
+        return flat
+    index = empty(settings, vectors_ND.shape[1])
+    if settings.structure != "hnsw":
+        index = faiss.clone_index(template)
+    index.add(vectors_ND)
+    return faiss.IndexRefine(index, flat) if settings.structure in CODED else index
+
+
+def _shards(
+    folder: Path, settings: Retrieval, template: faiss.Index, vectors_ND: Vectors, count: int
+) -> list[Shard]:
+    shards = []
+    for number in range(count):
+        place = folder / str(number)
+        place.mkdir()
+        rows = range(number, len(vectors_ND), count)
+        ids, empties = [f"{row:09d}" for row in rows], [""] * len(rows)
+        documents = pa.table([ids, empties, empties], schema=CORPUS)
+        build_shard(
+            place, documents, vectors_ND[number::count], settings, faiss.clone_index(template)
+        )
+        shards.append(Shard.load(place))
+    return shards
+
+
+def _ask_one(
+    index: faiss.Index, settings: Retrieval, search: Search, batch: Vectors, threads: int
+) -> list[list[int]]:
+    faiss.omp_set_num_threads(threads)
+    if settings.structure in CODED:
+        inner = parameters(faiss.downcast_index(index.base_index), search, K, K)
+        params = faiss.IndexRefineSearchParameters(
+            k_factor=search.refine_factor, base_index_params=inner
+        )
+    else:
+        params = parameters(index, search, K, K)
+    rows: list[list[int]] = index.search(batch, K, params=params)[1].tolist()
+    return rows
+
+
+def _ask_shards(
+    pool: ThreadPoolExecutor, shards: Sequence[Shard], search: Search, batch: Vectors
+) -> list[list[int]]:
+    def ask(shard: Shard) -> list[Any]:
+        faiss.omp_set_num_threads(1)
+        return shard.search(batch, K, search)
+
+    of_queries = zip(*pool.map(ask, shards), strict=True)
+    return [[int(hit.doc_id) for hit in merge(found, K)] for found in of_queries]
+
+
+def _measured(
+    shards: Sequence[Shard], settings: Retrieval, queries_QD: Vectors, truth: list[frozenset[int]]
+) -> Callable[[Sequence[Search]], list[Point]]:
+    names = [frozenset(f"{row:09d}" for row in rows) for rows in truth]
+
+    def measure(searches: Sequence[Search]) -> list[Point]:
+        faiss.omp_set_num_threads(1)
+        seen = [watch(shard, settings, searches, queries_QD, names, K) for shard in shards]
+        of_searches = zip(*seen, strict=True)
+        true = sum(map(len, truth))
+        pairs = zip(searches, of_searches, strict=True)
+        return [point(settings.structure, search, of, true) for search, of in pairs]
+
+    return measure
+
+
+def _found(
+    asks: Callable[[Search], Callable[[Vectors], list[list[int]]]],
+    settings: Retrieval,
+    rows: int,
+    queries_QD: Vectors,
+    truth: list[frozenset[int]],
+) -> Callable[[Sequence[Search]], list[Point]]:
+    """Recall and counted work of the one index."""
+
+    def measure(searches: Sequence[Search]) -> list[Point]:
+        points = []
+        for search in searches:
+            counter = Counter()
+            recall = _recall(asks(search), queries_QD, truth)
+            distances = counter.distances() / len(queries_QD)
+            read = work(settings, queries_QD.shape[1], rows, distances, search, K)
+            points.append(Point(settings.structure, search, recall, read, latency_ms=0.0))
+        return points
+
+    return measure
+
+
+def _recall(
+    ask: Callable[[Vectors], list[list[int]]], queries_QD: Vectors, truth: list[frozenset[int]]
+) -> float:
+    pairs = zip(truth, ask(queries_QD), strict=True)
+    return sum(len(true.intersection(rows)) for true, rows in pairs) / sum(map(len, truth))
+
+
+def _in_turn(
+    sides: Sequence[Callable[[Vectors], list[list[int]]]], queries_QD: Vectors, options: Options
+) -> Vectors:
+    """Queries a second, [sides, rounds]; who goes first changes from round to round."""
+    batches = [
+        queries_QD[start : start + options.batch]
+        for start in range(0, len(queries_QD), options.batch)
+    ]
+    rates = np.zeros((len(sides), options.rounds))
+    for side in sides:
+        side(batches[0])
+    for number in range(options.rounds):
+        for place in range(len(sides)):
+            side = (place + number) % len(sides)
+            started, asked = time.perf_counter(), 0
+            while asked == 0 or time.perf_counter() - started < 0.3:
+                for batch in batches:
+                    sides[side](batch)
+                    asked += len(batch)
+            rates[side, number] = asked / (time.perf_counter() - started)
+    return rates
+
+
+if __name__ == "__main__":
+    main()
