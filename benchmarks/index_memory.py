@@ -6,8 +6,9 @@
 The work is that of `jobs.index`'s task, in a process of its own: gather the documents of shard 0 in
 the order of `doc_id`, build and write its files, compare all vectors with queries for the truth.
 `shard_rows` is N in both runs, so that the larger corpus has ten shards, as the flag
-`--retrieval.shard-rows` makes them. Memory is the process's anonymous pages (RssAnon): what it holds
-itself, without mapped files, which the kernel may drop. What it held before the work is taken off.
+`--retrieval.shard-rows` makes them. Memory is the process's anonymous pages (RssAnon): what it
+holds itself, without mapped files, which the kernel may drop. What it held before the work is
+taken off.
 Vectors and texts are made up.
 """
 
