@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 import ray.serve
-from ray.serve.config import HTTPOptions
+from ray.serve.config import BackpressureConfig, HTTPOptions
 from ray.serve.schema import LoggingConfig
 
 from bixse.models.encoder import encoder_fingerprint, resolve
@@ -25,6 +25,9 @@ from serve.shard import ShardServer, slot_name
 NAME = "bixse"
 
 _LOGGING = LoggingConfig(log_level="WARNING", enable_access_log=False)
+
+# Ray would say 503 when its queue is full; `serve.proxy` puts this 429 into our words.
+_SHED = BackpressureConfig(status_code=429, retry_after_s=1)
 
 # A replica takes all that comes, and `serve.access.Door` refuses at once what is more than
 # `max_in_flight`; Ray's own queue fills while no replica is there at all.
@@ -53,6 +56,7 @@ def _replicate(args: ServeArgs, first: Generations) -> ray.serve.Application:
         },
         max_ongoing_requests=_TAKES_ALL,
         max_queued_requests=args.max_in_flight,
+        backpressure_config=_SHED,
     )
     application: ray.serve.Application = replica.bind(args, _ledger(first, (FRONT,)))
     return application
@@ -80,6 +84,7 @@ def _shard(args: ServeArgs, first: Generations) -> ray.serve.Application:
         ray_actor_options={"num_cpus": 1},
         max_ongoing_requests=_TAKES_ALL,
         max_queued_requests=args.max_in_flight,
+        backpressure_config=_SHED,
     )
     application: ray.serve.Application = gateway.bind(
         args,

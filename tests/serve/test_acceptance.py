@@ -1,4 +1,4 @@
-"""What a production endpoint must withstand: kills, and whatever a schema allows.
+"""What a production endpoint must withstand: kills, overload, and whatever a schema allows.
 
 One application with its own encoder and shard replicas. Zero wrong answers throughout: an answer of
 full coverage is the exact one, one of partial coverage is part of it, and everything else is a
@@ -9,6 +9,7 @@ import random
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import httpx
@@ -110,6 +111,26 @@ def crash(served, corpus, whole, wait_until, seconds: float) -> Counter[int]:
 
     wait_until(recovered, 180)
     return statuses
+
+
+def test_five_times_the_load_is_shed_in_our_words_and_then_all_is_normal(tried, wait_until):
+    seen: list[httpx.Response] = []
+    stop = time.monotonic() + 5
+
+    def load(_: int) -> None:
+        with httpx.Client(base_url=tried.url, headers=tried.client.headers) as client:
+            while time.monotonic() < stop:
+                seen.append(client.post("/search", json={"query": "otter"}, timeout=60))
+
+    with ThreadPoolExecutor(20) as pool:
+        list(pool.map(load, range(20)))
+    statuses = Counter(reply.status_code for reply in seen)
+    assert set(statuses) == {200, 429}
+    for reply in seen:
+        if reply.status_code == 429:
+            assert reply.json()["error"]["type"] == "overloaded"
+            assert reply.headers["retry-after"] == "1"
+    wait_until(lambda: tried.search(query="otter").status_code == 200, 30)
 
 
 def test_whatever_the_openapi_document_allows_is_answered_as_it_says(tried):
