@@ -62,6 +62,21 @@ class Judgment:
 
 
 @dataclass(frozen=True, slots=True)
+class Preference:
+    """How probable it is that the first of two documents is the more relevant, and who says so."""
+
+    query_id: str
+    doc_id_a: str
+    doc_id_b: str
+    prob_a: float
+    """Mean over both presentation orders, in [0, 1]."""
+    judge: str
+    prompt: str
+    disagreement: float
+    """Between the orders, in [0, 1]."""
+
+
+@dataclass(frozen=True, slots=True)
 class Rejection:
     """A row that did not become data: whose it was, why, and what was received."""
 
@@ -71,6 +86,8 @@ class Rejection:
     line: int | None = None
     query_id: str | None = None
     doc_id: str | None = None
+    other_doc_id: str | None = None
+    """The second document, where it was about two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +151,21 @@ QRELS = pa.schema([("split", pa.string()), *list(JUDGMENTS)[:-1]])
 """Given judgments before a split is chosen: judgments with the split that they came in, and without
 the disagreement that only a judge asked in several orders has."""
 
+PAIRINGS = pa.schema(
+    [("query_id", pa.string()), ("doc_id_a", pa.string()), ("doc_id_b", pa.string())]
+)
+"""Two documents of a query that are worth comparing."""
+
+JUDGED_PREFERENCES = pa.schema(
+    [
+        *PREFERENCES,
+        ("judge", pa.string()),
+        ("prompt", pa.string()),
+        ("disagreement", pa.float32()),
+    ]
+)
+"""Preferences of a judge of ours, who signs them."""
+
 REJECTED = pa.schema(
     [
         ("reason", pa.string()),
@@ -142,6 +174,7 @@ REJECTED = pa.schema(
         ("line", pa.int64()),
         ("query_id", pa.string()),
         ("doc_id", pa.string()),
+        ("other_doc_id", pa.string()),
     ]
 )
 

@@ -324,6 +324,28 @@ class Pipeline:
             ),
         )
 
+    def judged_preferences(self) -> "Artifact":
+        """Judged documents of a query, compared two by two."""
+        from jobs.prefer import pairings, prefer
+
+        judgments, queries, recipe = self.judgments(), self.all_queries(), self.recipe
+        settings, model = recipe.preferring, recipe.judging.vllm
+        chosen = self._once(
+            "pairings", lambda: pairings(judgments, settings, self._path("pairings"))
+        )
+        return self._once(
+            "prefer",
+            lambda: prefer(
+                chosen,
+                queries,
+                self.data().corpus,
+                settings,
+                model,
+                recipe.placement,
+                self._path("judged-preferences"),
+            ),
+        )
+
     def _held_out_query_ids(self, artifacts: "list[Artifact]") -> frozenset[str]:
         """Queries of dev and test, and whatever other query has the text of one."""
         from bixse.records import text_hash
@@ -543,6 +565,7 @@ VERBS: dict[str, Callable[[Pipeline], dict[str, Any]]] = {
     "judge": _judge,
     "audit": _audit,
     "train": _train,
+    "prefer": lambda pipeline: _made("prefer", pipeline.judged_preferences()),
     "embed": _embed,
     "index": _index,
     "evaluate": _evaluate,

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from bixse.candidates.settings import Pools
 from bixse.evaluation.settings import Evaluation
-from bixse.judging.settings import Audit, Judging, Verification
+from bixse.judging.settings import Audit, Judging, Preferring, Verification
 from bixse.models.settings import PACKAGED
 from bixse.retrieval.settings import Lexical, Retrieval
 from bixse.settings import Settings
@@ -69,6 +69,7 @@ class Recipe(Settings):
     verification: Verification | None = None
     """Train on verified judgments alone."""
     audit: Audit = Audit()
+    preferring: Preferring = Preferring()
     training: Training = Training()
     retrieval: Retrieval = Retrieval()
     evaluation: Evaluation = Evaluation()

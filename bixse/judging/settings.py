@@ -213,6 +213,19 @@ class Audit(Settings):
     """Rows of each kind that the report names."""
 
 
+class Preferring(Settings):
+    """The `prefer` stage: which judged documents of a query are compared, by `judging.vllm`."""
+
+    window: int = Field(default=5, ge=1)
+    """Ranks that two documents may be apart (PairDistill's code: 5)."""
+    pairs_per_query: int = Field(default=100, ge=1)
+    """Pairs sampled from the windows of a query (PairDistill's code: 100)."""
+    seed: int = 0
+    """Of the sample."""
+    unit_pairs: int = Field(default=512, ge=1)
+    """Pairs compared and written at a time: what an interruption can cost."""
+
+
 def config(settings: Judging) -> dict[str, object]:
     """What shapes the judgments: a setting of a judge that was not asked changes nothing."""
     shaping: dict[str, object] = {"judge": settings.judge}

@@ -1,0 +1,140 @@
+"""judgments -> preferences: near ranks of each query's list compared by a pairwise judge.
+
+Documents of a query are ranked by the relevance that they were judged to have; pairs within a
+window of that ranking are asked in both presentation orders (`bixse.judging.pairwise`), by the
+model that `judging.vllm` names.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from bixse.artifacts import Artifact, begin
+from bixse.candidates.strata import window_pairs
+from bixse.judging.pairwise import PAIRWISE, PairwiseTokenizer, preference, rejected
+from bixse.judging.settings import Pointwise, Preferring
+from bixse.records import JUDGED_PREFERENCES, PAIRINGS, Preference, Rejection, document_text
+from jobs.engine import Engine, judge_name, pin
+from jobs.parts import Texts, row_units, rows_of, run_units
+from jobs.recipe import Placement
+
+
+def pairings(judgments: Artifact, preferring: Preferring, out: str) -> Artifact:
+    """Which documents to compare. Raises ValueError when no query has two judged documents."""
+    shaping = preferring.model_dump(include={"window", "pairs_per_query", "seed"})
+    draft = begin(out, "pairings", config=shaping, inputs={"judgments": judgments.fingerprint})
+    if isinstance(draft, Artifact):
+        return draft
+    ranked: dict[str, dict[str, float]] = {}
+    for row in judgments.table(["query_id", "doc_id", "relevance"]).to_pylist():
+        ranked.setdefault(row["query_id"], {})[row["doc_id"]] = row["relevance"]
+    found = []
+    for query_id in sorted(ranked):
+        relevance = ranked[query_id]
+        doc_ids = sorted(relevance, key=lambda doc_id: (-relevance[doc_id], doc_id))
+        # Of its own for each query, whatever other queries there are.
+        seed = hashlib.blake2b(f"{preferring.seed}\0{query_id}".encode(), digest_size=8).digest()
+        chosen = window_pairs(
+            len(doc_ids),
+            preferring.window,
+            preferring.pairs_per_query,
+            int.from_bytes(seed, "big"),
+        )
+        found += [
+            {"query_id": query_id, "doc_id_a": doc_ids[a], "doc_id_b": doc_ids[b]}
+            for a, b in chosen
+        ]
+    if not found:
+        raise ValueError("no query has two judged documents to compare")
+    draft.write_part(0, pa.Table.from_pylist(found, schema=PAIRINGS))
+    return draft.finish(extra={"queries": len(ranked)})
+
+
+def prefer(
+    pairings: Artifact,
+    queries: Sequence[Artifact],
+    corpus: Artifact,
+    preferring: Preferring,
+    model: Pointwise,
+    placement: Placement,
+    out: str,
+) -> Artifact:
+    """A preference or a rejection for each pairing. Raises ValueError when there is no such model,
+    or its tokenizer cannot answer the prompt, before anything is written.
+    """
+    pinned, identity = pin(model)
+    PairwiseTokenizer.load(pinned)
+    inputs = {"pairings": pairings.fingerprint, "corpus": corpus.fingerprint, "judge": identity}
+    inputs |= {f"queries-{n}": artifact.fingerprint for n, artifact in enumerate(queries)}
+    shaping = {
+        "prompt": PAIRWISE.hash,
+        "unit_pairs": preferring.unit_pairs,
+        "dtype": pinned.dtype,
+        "max_model_len": pinned.max_model_len,
+        "document_tokens": pinned.document_tokens,
+        "min_grade_mass": pinned.min_grade_mass,
+    }
+    draft = begin(out, "preferences", config=shaping, inputs=inputs)
+    if isinstance(draft, Artifact):
+        return draft
+    run_units(
+        draft,
+        row_units(pairings, preferring.unit_pairs),
+        PreferenceUnit,
+        (list(queries), corpus, pinned, identity),
+        label="prefer",
+        actors=placement.judge_actors,
+        cpus=placement.cpus_per_actor,
+        gpus=placement.gpus_per_actor,
+    )
+    device = "cuda" if placement.gpus_per_actor else "cpu"
+    return draft.finish(device=device, extra={"pairings": pairings.manifest.rows})
+
+
+class PreferenceUnit:
+    """Reads: query_id, doc_id_a, doc_id_b. Adds: prob_a, judge, prompt, disagreement."""
+
+    def __init__(
+        self, queries: Sequence[Artifact], corpus: Artifact, settings: Pointwise, identity: str
+    ) -> None:
+        tables = [artifact.table(["query_id", "text"]) for artifact in queries]
+        self._queries = {row["query_id"]: row["text"] for t in tables for row in t.to_pylist()}
+        self._texts = Texts(corpus)
+        self._settings = settings
+        self._tokens = PairwiseTokenizer.load(settings)
+        self._engine = Engine(settings)
+        # Both orders are always asked.
+        both = settings.replace(orders=2)
+        judge = judge_name(both, identity, self._engine.dtype)
+        self._signature = (self._tokens.prompt, judge, settings.min_grade_mass)
+
+    def __call__(self, rows: pa.Table) -> tuple[pa.Table, list[Rejection]]:
+        keys = list(zip(*(rows[name].to_pylist() for name in PAIRINGS.names), strict=True))
+        queries = [self._queries[query_id] for query_id, _, _ in keys]
+        a, b = self._passages([key[1] for key in keys]), self._passages([key[2] for key in keys])
+        orders = [self._tokens.encode(queries, a, b), self._tokens.encode(queries, b, a)]
+        lengths = [max(map(len, both)) for both in zip(*orders, strict=True)]
+        limit = self._settings.max_model_len - 1  # The answer takes a token too.
+        fitting = [row for row, length in enumerate(lengths) if length <= limit]
+        sent = [of_order[row] for of_order in orders for row in fitting]
+        answers = self._engine.logprobs(sent, self._tokens.label_ids).logprobs
+        verdicts: list[Preference | Rejection] = [
+            rejected(*key, f"the prompt has {length} tokens, the judge reads {limit}")
+            for key, length in zip(keys, lengths, strict=True)
+        ]
+        for at, row in enumerate(fitting):
+            ab, ba = answers[at], answers[at + len(fitting)]
+            verdicts[row] = preference(*keys[row], ab, ba, *self._signature)
+        kept = [found for found in verdicts if isinstance(found, Preference)]
+        lost = [found for found in verdicts if isinstance(found, Rejection)]
+        return rows_of(kept, JUDGED_PREFERENCES), lost
+
+    def _passages(self, doc_ids: Sequence[str]) -> list[str]:
+        return [document_text(doc.title, doc.text) for doc in self._texts.get(doc_ids)]
+
+
+if __name__ == "__main__":
+    from jobs.pipeline import main
+
+    main("prefer")

@@ -1,0 +1,113 @@
+"""Preferences on the real vLLM engine, exact, and the same both ways round."""
+
+import importlib.util
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+
+from bixse.artifacts import Artifact, Draft, begin
+from bixse.judging.pairwise import PAIRWISE, PairwiseTokenizer
+from bixse.judging.settings import Pointwise, Preferring
+from bixse.records import CORPUS, JUDGED_PREFERENCES, JUDGMENTS, PAIRINGS, QUERIES, Rejection
+from jobs.prefer import PreferenceUnit, pairings
+
+TEXTS = {
+    "d0": "Tea is brewed from leaves.",
+    "d1": "Water boils at 100 degrees.",
+    "d2": "Coffee is brewed from beans.",
+    "d3": "word " * 800,
+    "d4": "水は透明な液体である",
+}
+QUERIES_ = {"q0": "how is tea made", "q1": "boiling point"}
+
+
+def artifact(at: Path, kind: str, rows: list[dict[str, Any]], schema: pa.Schema) -> Artifact:
+    draft = begin(str(at), kind, config={}, inputs={})
+    assert isinstance(draft, Draft)
+    draft.write_part(0, pa.Table.from_pylist(rows, schema=schema))
+    return draft.finish()
+
+
+def judged(at: Path, relevance: dict[tuple[str, str], float]) -> Artifact:
+    rows = [
+        {"query_id": q, "doc_id": d, "grade_probs": [1 - z, z], "relevance": z, "judge": "x",
+         "prompt": "", "origin": "human"}
+        for (q, d), z in relevance.items()
+    ]  # fmt: skip
+    return artifact(at, "judgments", rows, JUDGMENTS)
+
+
+def test_pairings_are_neighbours_in_the_judged_order(tmp_path: Path) -> None:
+    """Ranked by relevance, ties by `doc_id`; a query with one document has none."""
+    relevance = {("q0", "d2"): 0.9, ("q0", "d0"): 0.2, ("q0", "d1"): 0.2, ("q1", "d0"): 1.0}
+    made = pairings(
+        judged(tmp_path / "judgments", relevance), Preferring(window=1), str(tmp_path / "out")
+    )
+    assert made.table().to_pylist() == [
+        {"query_id": "q0", "doc_id_a": "d2", "doc_id_b": "d0"},
+        {"query_id": "q0", "doc_id_a": "d0", "doc_id_b": "d1"},
+    ]
+    alone = judged(tmp_path / "alone", {("q1", "d0"): 1.0})
+    with pytest.raises(ValueError, match="no query has two judged documents"):
+        pairings(alone, Preferring(), str(tmp_path / "none"))
+
+
+def compare(arguments: tuple[Any, ...], rows: pa.Table) -> tuple[pa.Table, list[Rejection]]:
+    return PreferenceUnit(*arguments)(rows)
+
+
+@pytest.mark.timeout(900)
+def test_preferences_are_those_of_a_forward_pass_and_swap_to_their_complement(
+    tmp_path: Path, tiny_llm: str
+) -> None:
+    if importlib.util.find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed")
+    from transformers import AutoModelForCausalLM
+
+    corpus = [{"doc_id": d, "title": "", "text": text} for d, text in TEXTS.items()]
+    asked = [{"query_id": q, "text": text, "origin": "given"} for q, text in QUERIES_.items()]
+    near = [(q, a, b) for q in QUERIES_ for a in TEXTS for b in TEXTS if a < b]
+    # Each pair both ways round: six rows of the one that does not fit, in other units.
+    both = near + [(q, b, a) for q, a, b in near]
+    rows = [dict(zip(PAIRINGS.names, key, strict=True)) for key in both]
+    model = Pointwise(model=tiny_llm, dtype="float32", max_model_len=1024, min_grade_mass=1e-9)
+    arguments = (
+        [artifact(tmp_path / "queries", "queries", asked, QUERIES)],
+        artifact(tmp_path / "corpus", "corpus", corpus, CORPUS),
+        model,
+        "tiny",
+    )
+    # One process holds one engine.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        table, rejected = pool.submit(
+            compare, arguments, pa.Table.from_pylist(rows, schema=PAIRINGS)
+        ).result()
+    assert table.schema == JUDGED_PREFERENCES
+    assert table.num_rows + len(rejected) == len(both)
+    found = {tuple(row[n] for n in PAIRINGS.names): row for row in table.to_pylist()}
+    assert set(found) == {key for key in both if "d3" not in key}
+    lost = {(lost.query_id, lost.doc_id, lost.other_doc_id) for lost in rejected}
+    assert lost == {key for key in both if "d3" in key}
+
+    tokens = PairwiseTokenizer.load(model)
+    causal = AutoModelForCausalLM.from_pretrained(tiny_llm, dtype=torch.float32)
+
+    def share_of_first(query_id: str, first: str, second: str) -> float:
+        ids = tokens.encode([QUERIES_[query_id]], [TEXTS[first]], [TEXTS[second]])
+        with torch.no_grad():
+            logits = causal(torch.tensor(ids)).logits[0, -1]
+        return float(logits[list(tokens.label_ids)].softmax(-1)[0])
+
+    for (query_id, a, b), row in found.items():
+        ab, ba = share_of_first(query_id, a, b), 1 - share_of_first(query_id, b, a)
+        assert row["prob_a"] == pytest.approx((ab + ba) / 2, abs=1e-5)
+        assert row["disagreement"] == pytest.approx(abs(ab - ba), abs=1e-5)
+        assert row["prob_a"] + found[query_id, b, a]["prob_a"] == pytest.approx(1, abs=1e-5)
+        assert row["prompt"] == PAIRWISE.hash
+        assert "orders=2" in row["judge"]
+    assert max(row["disagreement"] for row in found.values()) > 0.01  # The orders do differ.
