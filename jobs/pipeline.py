@@ -107,22 +107,44 @@ class Pipeline:
 
             synthetic, documents = self.synthetic(), self.documents()
             return self._once("judge", lambda: label(synthetic, documents, self._path("judgments")))
+        if self.recipe.judging.judge == "cascade":
+            return self._cascaded()
+        return self._judged_by(self._judging(), self.pairs(), "judge", "judgments")
+
+    def _cascaded(self) -> "Artifact":
+        """Cheap judgments of every pair, strong ones of the most doubtful, and both in one."""
+        from jobs.cascade import escalate, merge
+
+        judging = self._judging()
+        cascade = judging.cascade
+        cheap = judging.replace(judge=cascade.cheap)
+        found = self._judged_by(cheap, self.pairs(), "judge cheap", "judgments-cheap")
+        chosen = self._once(
+            "escalate", lambda: escalate(found, cascade, self._path("pairs-strong"))
+        )
+        strong = judging.replace(judge=cascade.strong)
+        better = self._judged_by(strong, chosen, "judge strong", "judgments-strong")
+        return self._once("judge", lambda: merge(found, better, self._path("judgments")))
+
+    def _judged_by(
+        self, judging: Any, pairs: "Artifact | None", stage: str, folder: str
+    ) -> "Artifact":
         from jobs.judge import judge
 
-        data, pairs, recipe = self.data(), self.pairs(), self.recipe
-        queries, vectors = self.all_queries(), self._judge_vectors()
+        data, recipe, queries = self.data(), self.recipe, self.all_queries()
+        vectors = self._judge_vectors(judging.judge)
         return self._once(
-            "judge",
+            stage,
             lambda: judge(
                 pairs,
                 queries,
                 data.corpus,
                 data.qrels,
-                self._judging(),
+                judging,
                 recipe.lexical,
                 vectors,
                 recipe.placement,
-                self._path("judgments"),
+                self._path(folder),
             ),
         )
 
@@ -184,6 +206,10 @@ class Pipeline:
         """What judging will take, counted without judging."""
         from jobs.judge import plan
 
+        if self.recipe.judging.judge == "cascade":
+            raise ValueError(
+                "--plan counts one judge: name the cheap one of the cascade, then the strong one"
+            )
         recipe = self.recipe
         return plan(
             self.pairs(),
@@ -191,14 +217,14 @@ class Pipeline:
             self.data().corpus,
             self._judging(),
             recipe.lexical,
-            self._judge_vectors(),
+            self._judge_vectors(recipe.judging.judge),
             recipe.placement,
             self._path("judgments"),
         )
 
-    def _judge_vectors(self) -> "Artifact | None":
+    def _judge_vectors(self, judge: str) -> "Artifact | None":
         """The corpus under the encoder of the features judge, which need not be the trained one."""
-        if self.recipe.judging.judge != "features":
+        if judge != "features":
             return None
         return self.embeddings("base" if self.start == PACKAGED else "judge", PACKAGED)
 

@@ -150,12 +150,33 @@ class Verification(Settings):
     """A negative that shares this much of its words (Jaccard) with a positive is dropped."""
 
 
+class Cascade(Settings):
+    """A cheap judge on every pair, a strong one where it was most in doubt."""
+
+    cheap: Literal["features", "vllm", "openai", "cross_encoder"] = "features"
+    """Who judges every pair."""
+    strong: Literal["features", "vllm", "openai", "cross_encoder"] = "vllm"
+    """Who judges the most doubtful pairs again, and is believed."""
+    by: Literal["entropy", "disagreement"] = "entropy"
+    """Doubt: entropy of the distribution over the grades, or change between presentation orders."""
+    share: float = Field(default=0.2, gt=0, le=1)
+    """Share of the pairs that the strong judge sees (ours)."""
+    max_pairs: int | None = Field(default=None, ge=0)
+    """And no more than this many."""
+
+    @model_validator(mode="after")
+    def _two(self) -> "Cascade":
+        if self.cheap == self.strong:
+            raise ValueError(f"a cascade needs two judges, found {self.cheap} twice")
+        return self
+
+
 class Judging(Settings):
     """The `judge` stage: one seam, several judges."""
 
-    judge: Literal["human", "features", "vllm", "given", "openai", "cross_encoder", "written"] = (
-        "human"
-    )
+    judge: Literal[
+        "human", "features", "vllm", "given", "openai", "cross_encoder", "written", "cascade"
+    ] = "human"
     """human: the qrels of the train split. features: the embedded model. vllm: a language model.
     given: the grades of a file. openai: a chat-completions endpoint. cross_encoder: a classifier of
     pairs in vLLM. written: the grade that a text was written at."""
@@ -177,6 +198,8 @@ class Judging(Settings):
     it: columns query-id, preferred-id, other-id, or query_id, doc_id_a, doc_id_b, prob_a."""
     openai: ChatEndpoint = ChatEndpoint()
     cross_encoder: CrossEncoder = CrossEncoder()
+    cascade: Cascade = Cascade()
+    """With judge cascade: one judge on every pair, another where it was in doubt."""
     calibration: str | None = None
     """Read the judgments through the map of this artefact (`jobs.audit` fits one); they stay as
     they are."""
