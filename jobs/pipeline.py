@@ -75,7 +75,7 @@ class Pipeline:
         recipe = self.recipe
         queries = self.all_queries()
         dense = self.embeddings("base", self.start) if recipe.candidates.dense else None
-        held_out = self._held_out_query_ids(queries)
+        held_out = self.held_out_query_ids(queries)
         return self._once(
             "pair",
             lambda: pair(
@@ -372,7 +372,7 @@ class Pipeline:
             ),
         )
 
-    def _held_out_query_ids(self, artifacts: "list[Artifact]") -> frozenset[str]:
+    def held_out_query_ids(self, artifacts: "list[Artifact]") -> frozenset[str]:
         """Queries of dev and test, and whatever other query has the text of one."""
         from bixse.records import text_hash
 
@@ -389,7 +389,7 @@ class Pipeline:
     def _refuse_held_out(self, judgments: "Artifact") -> None:
         """A file of grades may hold any query; other judges are never asked about these."""
         judged = set(judgments.table(["query_id"])["query_id"].to_pylist())
-        if shared := sorted(judged & self._held_out_query_ids()):
+        if shared := sorted(judged & self.held_out_query_ids(self.all_queries())):
             raise ValueError(
                 f"{len(shared)} of the {len(judged)} queries in --judging.given.file stand in dev "
                 f"or test, first {shared[0]!r}: they can be audited, and not trained on"

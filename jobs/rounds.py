@@ -33,7 +33,7 @@ def written_documents(pipeline: "Pipeline", settings: GradedDocuments) -> "Artif
     from jobs.writing import ask_queries
 
     queries, placement = pipeline.data().queries, pipeline.recipe.placement
-    held_out = pipeline._held_out_query_ids([queries])
+    held_out = pipeline.held_out_query_ids([queries])
     return pipeline._once(
         "write",
         lambda: ask_queries(queries, settings, placement, pipeline._path("documents"), held_out),
@@ -65,7 +65,7 @@ def _written(pipeline: "Pipeline", settings: AsksDocuments) -> "Artifact":
     from jobs.writing import ask_documents
 
     data, placement = pipeline.data(), pipeline.recipe.placement
-    held_out = pipeline._held_out_query_ids([data.queries])
+    held_out = pipeline.held_out_query_ids([data.queries])
     out = pipeline._path("synthetic-written")
     return pipeline._once(
         "write",
