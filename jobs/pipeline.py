@@ -32,7 +32,7 @@ class Pipeline:
         """corpus, queries, qrels."""
         from jobs.ingest import ingest
 
-        return self._once("ingest", lambda: ingest(self.run.data, self.recipe.ingest, self.out))
+        return self.once("ingest", lambda: ingest(self.run.data, self.recipe.ingest, self.out))
 
     def synthetic(self) -> "Artifact | None":
         """Queries that did not exist, repeats and whatever else the recipe sifts out apart."""
@@ -46,10 +46,10 @@ class Pipeline:
         from jobs.synthesise import synthesise
 
         data, placement = self.data(), self.recipe.placement
-        return self._once(
+        return self.once(
             "synthesise",
             lambda: synthesise(
-                data.corpus, settings, placement, self._path("synthetic"), data.queries
+                data.corpus, settings, placement, self.path("synthetic"), data.queries
             ),
         )
 
@@ -76,7 +76,7 @@ class Pipeline:
         queries = self.all_queries()
         dense = self.embeddings("base", self.start) if recipe.candidates.dense else None
         held_out = self.held_out_query_ids(queries)
-        return self._once(
+        return self.once(
             "pair",
             lambda: pair(
                 queries,
@@ -85,7 +85,7 @@ class Pipeline:
                 self.start,
                 recipe.candidates,
                 recipe.lexical,
-                self._path("pairs"),
+                self.path("pairs"),
                 held_out,
             ),
         )
@@ -98,15 +98,15 @@ class Pipeline:
         from jobs.labels import verify
 
         queries, corpus = self.all_queries(), self.data().corpus
-        out = self._path("judgments-verified")
-        return self._once("verify", lambda: verify(judged, queries, corpus, settings, out))
+        out = self.path("judgments-verified")
+        return self.once("verify", lambda: verify(judged, queries, corpus, settings, out))
 
     def _judged(self) -> "Artifact":
         if self.recipe.judging.judge == "written":
             from jobs.labels import label
 
             synthetic, documents = self.synthetic(), self.documents()
-            return self._once("judge", lambda: label(synthetic, documents, self._path("judgments")))
+            return self.once("judge", lambda: label(synthetic, documents, self.path("judgments")))
         if self.recipe.judging.judge == "cascade":
             return self._cascaded()
         return self._judged_by(self._judging(), self.pairs(), "judge", "judgments")
@@ -119,12 +119,10 @@ class Pipeline:
         cascade = judging.cascade
         cheap = judging.replace(judge=cascade.cheap)
         found = self._judged_by(cheap, self.pairs(), "judge cheap", "judgments-cheap")
-        chosen = self._once(
-            "escalate", lambda: escalate(found, cascade, self._path("pairs-strong"))
-        )
+        chosen = self.once("escalate", lambda: escalate(found, cascade, self.path("pairs-strong")))
         strong = judging.replace(judge=cascade.strong)
         better = self._judged_by(strong, chosen, "judge strong", "judgments-strong")
-        return self._once("judge", lambda: merge(found, better, self._path("judgments")))
+        return self.once("judge", lambda: merge(found, better, self.path("judgments")))
 
     def _judged_by(
         self, judging: Any, pairs: "Artifact | None", stage: str, folder: str
@@ -133,7 +131,7 @@ class Pipeline:
 
         data, recipe, queries = self.data(), self.recipe, self.all_queries()
         vectors = self._judge_vectors(judging.judge)
-        return self._once(
+        return self.once(
             stage,
             lambda: judge(
                 pairs,
@@ -144,7 +142,7 @@ class Pipeline:
                 recipe.lexical,
                 vectors,
                 recipe.placement,
-                self._path(folder),
+                self.path(folder),
             ),
         )
 
@@ -164,9 +162,9 @@ class Pipeline:
         from jobs.preferences import import_preferences
 
         corpus, queries = self.data().corpus, self.all_queries()
-        return self._once(
+        return self.once(
             "preferences",
-            lambda: import_preferences(queries, corpus, file, self._path("preferences")),
+            lambda: import_preferences(queries, corpus, file, self.path("preferences")),
         )
 
     def audit(self) -> "Artifact":
@@ -184,9 +182,9 @@ class Pipeline:
         judgments = brought or self.judgments()
         calibration = self.calibration()
         if settings.fit != "none":
-            sources, path = [(judgments, data.qrels)], self._path("calibration")
+            sources, path = [(judgments, data.qrels)], self.path("calibration")
             calibration = fit(sources, settings.fit, settings.fit_split, path)
-        return self._once(
+        return self.once(
             "audit",
             lambda: audit(
                 data.corpus,
@@ -198,7 +196,7 @@ class Pipeline:
                 calibration,
                 settings,
                 recipe.evaluation.relevant_from,
-                self._path("audit"),
+                self.path("audit"),
             ),
         )
 
@@ -219,7 +217,7 @@ class Pipeline:
             recipe.lexical,
             self._judge_vectors(recipe.judging.judge),
             recipe.placement,
-            self._path("judgments"),
+            self.path("judgments"),
         )
 
     def _judge_vectors(self, judge: str) -> "Artifact | None":
@@ -231,7 +229,7 @@ class Pipeline:
     def _judging(self) -> Any:
         """Judging with its label store: the one that is named, or one of this run."""
         judging = self.recipe.judging
-        return judging.replace(store=_absolute(judging.store or self._path("labels")))
+        return judging.replace(store=_absolute(judging.store or self.path("labels")))
 
     def encoder(self) -> str:
         """The encoder that `--encoder` names, or the one that is trained."""
@@ -247,7 +245,7 @@ class Pipeline:
         first = self._made.get("train first")
         start = str(first.url) if first else self.start
         documents = self.documents()
-        artifact = self._once(
+        artifact = self.once(
             "train",
             lambda: train(
                 judgments,
@@ -256,7 +254,7 @@ class Pipeline:
                 recipe.training,
                 start,
                 recipe.placement,
-                self._path("encoder"),
+                self.path("encoder"),
                 calibration,
                 preferences,
                 documents,
@@ -269,8 +267,8 @@ class Pipeline:
 
         corpus, placement = self.data().corpus, self.recipe.placement
         folder = "embeddings" if name == "trained" else f"embeddings-{name}"
-        return self._once(
-            f"embed {name}", lambda: embed(corpus, encoder, placement, self._path(folder))
+        return self.once(
+            f"embed {name}", lambda: embed(corpus, encoder, placement, self.path(folder))
         )
 
     def report(self) -> "Artifact":
@@ -284,7 +282,7 @@ class Pipeline:
         }
         # Of an encoder that was brought along nobody here knows what it has seen.
         trained_on = [] if self.run.encoder else [*self.all_queries(), self.judgments()]
-        return self._once(
+        return self.once(
             "evaluate",
             lambda: evaluate(
                 data.corpus,
@@ -297,7 +295,7 @@ class Pipeline:
                 trained_on,
                 recipe.name,
                 dict(self.seconds),
-                self._path("report"),
+                self.path("report"),
             ),
         )
 
@@ -310,7 +308,7 @@ class Pipeline:
             raise ValueError("--delete needs --base-index: the index whose documents go")
         data, recipe, encoder = self.data(), self.recipe, self.encoder()
         embeddings = self.embeddings("trained", encoder)
-        return self._once(
+        return self.once(
             "index",
             lambda: index(
                 embeddings,
@@ -319,7 +317,7 @@ class Pipeline:
                 encoder,
                 recipe.retrieval,
                 recipe.placement,
-                self._path("index"),
+                self.path("index"),
             ),
         )
 
@@ -335,7 +333,7 @@ class Pipeline:
         before, encoder = Artifact.open(_absolute(base), "index"), self.encoder()
         data = None if self.run.data is None else self.data()
         embeddings = None if data is None else self.embeddings("trained", encoder)
-        return self._once(
+        return self.once(
             "index",
             lambda: index(
                 embeddings,
@@ -344,7 +342,7 @@ class Pipeline:
                 encoder,
                 self.recipe.retrieval,
                 self.recipe.placement,
-                self._path("index"),
+                self.path("index"),
                 before,
                 _doc_ids(self.run.delete),
             ),
@@ -356,10 +354,8 @@ class Pipeline:
 
         judgments, queries, recipe = self.judgments(), self.all_queries(), self.recipe
         settings, model = recipe.preferring, recipe.judging.vllm
-        chosen = self._once(
-            "pairings", lambda: pairings(judgments, settings, self._path("pairings"))
-        )
-        return self._once(
+        chosen = self.once("pairings", lambda: pairings(judgments, settings, self.path("pairings")))
+        return self.once(
             "prefer",
             lambda: prefer(
                 chosen,
@@ -368,7 +364,7 @@ class Pipeline:
                 settings,
                 model,
                 recipe.placement,
-                self._path("judged-preferences"),
+                self.path("judged-preferences"),
             ),
         )
 
@@ -400,10 +396,10 @@ class Pipeline:
         made: Artifact = self._made[stage]
         return made
 
-    def _path(self, name: str) -> str:
+    def path(self, name: str) -> str:
         return f"{self.out}/{name}"
 
-    def _once(self, stage: str, make: Callable[[], Any]) -> Any:
+    def once(self, stage: str, make: Callable[[], Any]) -> Any:
         if stage not in self._made:
             made = self._made[stage] = make()
             # A stage that was found finished still took what its manifest says.

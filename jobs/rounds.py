@@ -34,9 +34,9 @@ def written_documents(pipeline: "Pipeline", settings: GradedDocuments) -> "Artif
 
     queries, placement = pipeline.data().queries, pipeline.recipe.placement
     held_out = pipeline.held_out_query_ids([queries])
-    return pipeline._once(
+    return pipeline.once(
         "write",
-        lambda: ask_queries(queries, settings, placement, pipeline._path("documents"), held_out),
+        lambda: ask_queries(queries, settings, placement, pipeline.path("documents"), held_out),
     )
 
 
@@ -47,13 +47,13 @@ def sifted_queries(pipeline: "Pipeline", settings: AsksDocuments) -> "Artifact":
     written, given = _written(pipeline, settings), pipeline.data().queries
     round_trip = settings.round_trip if isinstance(settings, FewShot) else None
     more = round_trip is not None or isinstance(settings, GradedQueries)
-    unlike = pipeline._once(
+    unlike = pipeline.once(
         "drop repeats",
         lambda: drop_repeats(
             written,
             given,
             settings.near_duplicate,
-            pipeline._path("synthetic-unlike" if more else "synthetic"),
+            pipeline.path("synthetic-unlike" if more else "synthetic"),
         ),
     )
     if round_trip is not None:
@@ -66,8 +66,8 @@ def _written(pipeline: "Pipeline", settings: AsksDocuments) -> "Artifact":
 
     data, placement = pipeline.data(), pipeline.recipe.placement
     held_out = pipeline.held_out_query_ids([data.queries])
-    out = pipeline._path("synthetic-written")
-    return pipeline._once(
+    out = pipeline.path("synthetic-written")
+    return pipeline.once(
         "write",
         lambda: ask_documents(
             data.corpus, data.queries, data.qrels, settings, placement, out, held_out
@@ -86,8 +86,8 @@ def _returned(pipeline: "Pipeline", queries: "Artifact", round_trip: RoundTrip) 
     elif round_trip.retriever == "base":
         vectors = pipeline.embeddings("base", encoder)
     corpus, lexical = pipeline.data().corpus, pipeline.recipe.lexical
-    out = pipeline._path("synthetic")
-    return pipeline._once(
+    out = pipeline.path("synthetic")
+    return pipeline.once(
         "round trip",
         lambda: keep_returned(queries, corpus, vectors, encoder, round_trip, lexical, out),
     )
@@ -99,11 +99,11 @@ def _first_encoder(pipeline: "Pipeline", queries: "Artifact") -> str:
     from jobs.train import train
 
     corpus, recipe, start = pipeline.data().corpus, pipeline.recipe, pipeline.start
-    judged = pipeline._once(
-        "label first", lambda: label(queries, None, pipeline._path("judgments-first"))
+    judged = pipeline.once(
+        "label first", lambda: label(queries, None, pipeline.path("judgments-first"))
     )
-    out = pipeline._path("encoder-first")
-    artifact = pipeline._once(
+    out = pipeline.path("encoder-first")
+    artifact = pipeline.once(
         "train first",
         lambda: train(judged, [queries], corpus, recipe.training, start, recipe.placement, out),
     )
@@ -116,10 +116,10 @@ def _agreed(pipeline: "Pipeline", queries: "Artifact", settings: GradedQueries) 
     from jobs.judge import judge
     from jobs.sifting import keep_agreed, keep_consistent, seed_pairs
 
-    corpus, recipe, path = pipeline.data().corpus, pipeline.recipe, pipeline._path
-    pairs = pipeline._once("seed pairs", lambda: seed_pairs(queries, path("seed-pairs")))
+    corpus, recipe, path = pipeline.data().corpus, pipeline.recipe, pipeline.path
+    pairs = pipeline.once("seed pairs", lambda: seed_pairs(queries, path("seed-pairs")))
     scorer = recipe.judging.replace(judge="vllm")
-    scores = pipeline._once(
+    scores = pipeline.once(
         "score",
         lambda: judge(
             pairs,
@@ -133,14 +133,12 @@ def _agreed(pipeline: "Pipeline", queries: "Artifact", settings: GradedQueries) 
             path("scores"),
         ),
     )
-    agreed = pipeline._once(
+    agreed = pipeline.once(
         "agreement", lambda: keep_agreed(queries, scores, path("synthetic-agreed"))
     )
-    compared = pipeline._once(
+    compared = pipeline.once(
         "compare",
         lambda: ask_comparisons(agreed, corpus, settings, recipe.placement, path("comparisons")),
     )
     tolerance, seed, out = settings.tolerance, settings.seed, path("synthetic")
-    return pipeline._once(
-        "balance", lambda: keep_consistent(agreed, compared, tolerance, seed, out)
-    )
+    return pipeline.once("balance", lambda: keep_consistent(agreed, compared, tolerance, seed, out))
