@@ -70,6 +70,7 @@ def test_no_judgments_says_which_flag_to_set(tmp_path: Path) -> None:
     assert "judgments" not in finished(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_no_such_encoder_and_no_such_split(tmp_path: Path, encoder: str) -> None:
     data = write_beir(tmp_path / "data", documents=60)
     words = ("--data", data, "--out", tmp_path / "out")
@@ -83,6 +84,7 @@ def test_no_such_encoder_and_no_such_split(tmp_path: Path, encoder: str) -> None
     assert "report" not in finished(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_without_judged_test_queries_there_is_an_index_and_no_report(
     tmp_path: Path, encoder: str
 ) -> None:

@@ -178,7 +178,8 @@ def test_an_endpoint_that_never_answers_ends_the_job_resumably(
     """A first part of grades, then nothing but errors: the part stays, the rest is for a rerun."""
     passages = [f"honest {n % 4} for {n}" for n in range(32)]
     passages += [f"once-500 {n % 4} for {n}" for n in range(32)]
-    chat = settings(server, max_retries=0, timeout_s=10)
+    # No key: workers that Ray already runs have the environment of their start.
+    chat = settings(server, max_retries=0, timeout_s=10, api_key_env="")
     with pytest.raises(ValueError, match=r"none of 32 answers was a grade .status 500"):
         run(passages, chat, tmp_path, unit_pairs=32)
     assert len(list((tmp_path / "judgments").glob("part-*"))) == 1

@@ -174,6 +174,7 @@ def kill_the_judge(out: Path, parts_then: list[int]) -> None:
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.slow
 def test_vllm_through_ray_data_with_a_worker_killed(
     tmp_path: Path, corpus: Artifact, queries: list[Artifact], pairs: Artifact, vllm: Judging
 ) -> None:

@@ -53,6 +53,7 @@ def test_embeddings_are_the_encoders_vectors_in_corpus_order(
     assert embeddings.manifest.extra["encoder"] == Encoder.load(encoder).fingerprint
 
 
+@pytest.mark.slow
 def test_two_actors_make_the_same_artefact(
     data: Ingested, encoder: str, embeddings: Artifact, tmp_path: Path
 ) -> None:

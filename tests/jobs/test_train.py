@@ -174,6 +174,7 @@ def test_a_killed_driver_goes_on_to_the_same_encoder(whole: Artifact, place: Pat
     assert train_at(place, "killed").manifest == again.manifest
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_two_workers(whole: Artifact, place: Path) -> None:
     # What a driver leaves that dies after the last checkpoint before step 54 is written.
     kill_after(place, "moved", steps=10)

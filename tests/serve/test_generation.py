@@ -308,6 +308,7 @@ def test_a_killed_replica_comes_back_on_the_generation_that_is_served(changing, 
     wait_until(lambda: changing.change(rollback=True).status_code == 200, 60)
 
 
+@pytest.mark.slow
 def test_a_generation_that_ranks_worse_is_refused(
     run_app, tmp_path, index, other_index, other_encoder, corpus, heldout
 ):
