@@ -1,0 +1,114 @@
+"""kill -9 of driver, worker and raylet: nothing is lost, and no finished pair is asked again."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from bixse.artifacts import Artifact
+from bixse.judging.labels import Labels, label_key
+from bixse.records import PAIRS
+from tests.jobs.slow_judge import IN_FLIGHT, UNIT_PAIRS
+from tests.jobs.test_judge import artifact
+from tests.jobs.test_store import asked_in, corpus_of, queries_of
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+QUERIES, DOCUMENTS = 12, 60
+
+
+def start(folder: Path, out: str) -> subprocess.Popen[bytes]:
+    line = [sys.executable, "-m", "tests.jobs.slow_judge", str(folder), out]
+    with open(folder / "output", "ab") as handle:
+        return subprocess.Popen(
+            line, cwd=ROOT, stdout=handle, stderr=handle, start_new_session=True
+        )
+
+
+def kill(run: subprocess.Popen[bytes], what: str) -> None:
+    """The process of this run that `what` names, and the driver when it does not survive that."""
+    for process in psutil.Process(run.pid).children(recursive=True):
+        with_arguments = " ".join(process.cmdline())
+        if (what == "worker" and "MapWorker" in with_arguments) or (
+            what == "raylet" and "raylet/raylet" in with_arguments
+        ):
+            process.kill()
+    if what == "driver":
+        run.kill()
+
+
+def wait_for_progress(run: subprocess.Popen[bytes], log: Path, more: int) -> None:
+    """Until `more` further pairs were asked, or the run has ended."""
+    before, deadline = len(asked_in(log)), time.monotonic() + 240
+    while run.poll() is None and len(asked_in(log)) < before + more:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def end(run: subprocess.Popen[bytes]) -> None:
+    """The group too: a Ray without its driver or raylet may take a while to notice."""
+    try:
+        run.wait(60)
+    except subprocess.TimeoutExpired:
+        run.kill()
+        run.wait(60)
+    try:
+        os.killpg(run.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_killed_at_ten_random_moments(tmp_path: Path) -> None:
+    texts = {f"d{n}": f"word {n} " * (1 + n % 7) for n in range(DOCUMENTS)}
+    asked = {f"q{n}": f"query {n}" for n in range(QUERIES)}
+    corpus_of(tmp_path / "corpus", texts)
+    queries_of(tmp_path / "queries", asked)
+    keys = [(q, d) for q in asked for d in texts]
+    rows = [{"query_id": q, "doc_id": d, "source": "bm25", "rank": 1, "score": 1.0}
+            for q, d in keys]  # fmt: skip
+    artifact(tmp_path / "pairs", "pairs", rows, PAIRS)
+    whole = start(tmp_path, "whole")
+    assert whole.wait(600) == 0, (tmp_path / "output").read_text()[-3000:]
+    assert len(asked_in(tmp_path / "whole.log")) == len(keys)
+
+    draw, log, kills = random.Random(0), tmp_path / "killed.log", 0
+    while kills < 10:
+        finished = stored(tmp_path / "killed-labels")
+        offset = len(asked_in(log))
+        run = start(tmp_path, "killed")
+        what = ""
+        while what not in ("driver", "raylet") and kills < 10:
+            wait_for_progress(run, log, draw.randint(5, 90))
+            what = draw.choice(["driver", "worker", "raylet"])
+            kill(run, what)
+            kills += 1
+            if run.poll() is not None:
+                break
+        end(run)
+        # Whoever had an answer when this session began was not asked again in it.
+        again = {line for line in asked_in(log)[offset:] if line in finished}
+        assert not again
+    last = start(tmp_path, "killed")
+    assert last.wait(600) == 0, (tmp_path / "output").read_text()[-3000:]
+
+    made, expected = (Artifact.open(str(tmp_path / name)) for name in ("killed", "whole"))
+    assert made.table() == expected.table()
+    assert made.manifest.rows == len(keys)
+    # At most what was in hand at each kill was asked a second time.
+    assert len(asked_in(log)) <= len(keys) + 10 * IN_FLIGHT * UNIT_PAIRS
+
+
+def stored(place: Path) -> set[str]:
+    """The lines of the log whose labels are in the store."""
+    signature = {"judge": "length"}
+    labels = Labels(str(place), signature)
+    lines = asked_in(place.parent / "killed.log")
+    keys = [label_key(signature, *line.split("\t")) for line in lines]
+    return {line for line, label in zip(lines, labels.find(keys), strict=True) if label}
