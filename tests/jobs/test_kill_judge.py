@@ -1,5 +1,6 @@
 """kill -9 of driver, worker and raylet: nothing is lost, and no finished pair is asked again."""
 
+import contextlib
 import os
 import random
 import signal
@@ -32,14 +33,14 @@ def start(folder: Path, out: str) -> subprocess.Popen[bytes]:
 
 def kill(run: subprocess.Popen[bytes], what: str) -> None:
     """The process of this run that `what` names, and the driver when it does not survive that."""
-    for process in psutil.Process(run.pid).children(recursive=True):
-        with_arguments = " ".join(process.cmdline())
-        if (what == "worker" and "MapWorker" in with_arguments) or (
-            what == "raylet" and "raylet/raylet" in with_arguments
-        ):
-            process.kill()
     if what == "driver":
         run.kill()
+        return
+    wanted = {"worker": "MapWorker", "raylet": "raylet/raylet"}[what]
+    with contextlib.suppress(psutil.NoSuchProcess):  # The run has ended meanwhile.
+        for process in psutil.Process(run.pid).children(recursive=True):
+            if wanted in " ".join(process.cmdline()):
+                process.kill()
 
 
 def wait_for_progress(run: subprocess.Popen[bytes], log: Path, more: int) -> None:
