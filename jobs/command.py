@@ -29,6 +29,7 @@ from jobs.recipes.ranking import (
     triplet,
     wasserstein,
 )
+from jobs.recipes.reranking import bce_reranker, lce
 from jobs.recipes.written import customir, promptagator, promptodile, ssra, sycl
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
@@ -45,6 +46,8 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "triplet": triplet,
     "wasserstein": wasserstein,
     "pairdistill": pairdistill,
+    "lce": lce,
+    "bce_reranker": bce_reranker,
     "promptagator": promptagator,
     "promptodile": promptodile,
     "customir": customir,
@@ -63,7 +66,8 @@ class Run:
     data: str | None = None
     """The corpus, with queries and qrels if any: a directory or a file."""
     encoder: str | None = None
-    """Evaluate, embed or index this encoder instead of training one: a directory or hub id."""
+    """Evaluate, embed or index this encoder (or evaluate this reranker) instead of training one: a
+    directory or hub id."""
     base_index: str | None = None
     """Make a new generation of this index: its documents stay, those of `--data` are added, or put
     in place of those of the same doc_id. Without `--data` nothing is added. The encoder must be the

@@ -1,12 +1,13 @@
 """encoders, embeddings, judgments -> report: is it better than its base and than BM25.
 
 Every system ranks the whole corpus for every judged query of one split; the encoders by exact
-search, so that the report measures the encoder and not an index.
+search, so that the report measures the encoder and not an index. A reranker reads the head of what
+each of the others has found.
 """
 
 import json
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,11 @@ from bixse.artifacts import Artifact, Draft, begin, library_versions, parquet_by
 from bixse.evaluation.leakage import find_leaks
 from bixse.evaluation.metrics import Qrels, Rankings, measure, unjudged, without_relevant
 from bixse.evaluation.page import page
-from bixse.evaluation.report import MAIN, Measured, summarise
+from bixse.evaluation.report import MAIN, RERANKED, Measured, summarise
 from bixse.evaluation.settings import Evaluation
 from bixse.evaluation.trec import gains_on_scale, write_qrels, write_run
 from bixse.models.encoder import Encoder, encoder_fingerprint, resolve
+from bixse.models.reranker import Reranker, reranked
 from bixse.records import document_text
 from bixse.retrieval.exact import search_exact
 from bixse.retrieval.lexical import LexicalIndex
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 CURVE = "training.jsonl"
-"""One line a step, beside the encoder that `train` made."""
+"""One line a step, beside the model that `train` made."""
 
 Encoders = Mapping[str, tuple[str, Artifact]]
 """System name -> the encoder, and the embeddings of the corpus that it made."""
@@ -46,8 +48,10 @@ def evaluate(
     recipe_name: str,
     seconds: Mapping[str, float],
     out: str,
+    reranker: tuple[str, int] | None = None,
 ) -> Artifact:
-    """Measure BM25 and each encoder on the judged queries of `split`.
+    """Measure BM25 and each encoder on the judged queries of `split`; and, with a `reranker`, what
+    it makes of the first so many documents of each of them.
 
     `trained_on` are the artefacts that training read: queries, and the judgments of them. Without
     judgments every query counts as trained on, but those of `queries` itself that `qrels` puts
@@ -66,6 +70,8 @@ def evaluate(
     inputs = {"corpus": corpus.fingerprint, "queries": queries.fingerprint}
     inputs |= {"qrels": qrels.fingerprint}
     inputs |= {f"encoder {name}": value for name, value in fingerprints.items()}
+    if reranker is not None:
+        inputs["reranker"] = encoder_fingerprint(resolve(reranker[0], "reranker"))
     inputs |= {f"embeddings {name}": made.fingerprint for name, (_, made) in encoders.items()}
     inputs |= {f"trained on {n}": artifact.fingerprint for n, artifact in enumerate(trained_on)}
     config = {
@@ -73,16 +79,20 @@ def evaluate(
         "recipe": recipe_name,
         "lexical": lexical.model_dump(mode="json"),
         "evaluation": settings.model_dump(mode="json"),
+        **({"rerank_depth": reranker[1]} if reranker else {}),
     }
     draft = begin(out, "report", config=config, inputs=inputs)
     if isinstance(draft, Artifact):
         return draft
-    with progress("evaluate", len(texts) * (1 + len(encoders))) as advance:
+    systems = (1 + len(encoders)) * (1 if reranker is None else 2)
+    with progress("evaluate", len(texts) * systems) as advance:
         rankings: dict[str, Rankings] = {"bm25": _bm25(corpus, texts, lexical, settings.depth)}
         advance(len(texts))
         for name, (path, embeddings) in encoders.items():
             rankings[name] = _dense(path, embeddings, texts, settings.depth)
             advance(len(texts))
+        if reranker is not None:
+            rankings |= _reranked(*reranker, rankings, texts, corpus, advance)
     values = {
         name: measure(ranking, judged, settings.relevant_from, settings.depth)
         for name, ranking in rankings.items()
@@ -101,7 +111,7 @@ def evaluate(
         "fingerprints": inputs,
         "versions": _versions(),
     }
-    _write(draft, report, measured, rankings, _gains(qrels, judged), _losses(encoders))
+    _write(draft, report, measured, rankings, _gains(qrels, judged), _losses(encoders, reranker))
     summary = {key: report[key] for key in (MAIN, "ci95", "differences", "n_queries", "recipe")}
     return draft.finish(rows=len(texts), extra=summary)
 
@@ -230,11 +240,43 @@ def _dense(path: str, embeddings: Artifact, texts: Mapping[str, str], depth: int
     return dict(zip(texts, search_exact(embeddings, vectors_QD, depth), strict=True))
 
 
-def _losses(encoders: Encoders) -> list[tuple[float, float]]:
-    """(step, loss) of the training, if the trained encoder has the curve that `train` writes."""
-    if "trained" not in encoders:
+def _reranked(
+    path: str,
+    depth: int,
+    rankings: Mapping[str, Rankings],
+    texts: Mapping[str, str],
+    corpus: Artifact,
+    advance: Callable[[int], None],
+) -> dict[str, Rankings]:
+    """Each ranking with its first `depth` documents in the reranker's order."""
+    reranker = Reranker.load(path)
+    wanted = {
+        hit.doc_id for found in rankings.values() for hits in found.values() for hit in hits[:depth]
+    }
+    documents = {
+        doc_id: document_text(title, text)
+        for doc_id, title, text in _rows(corpus, "doc_id", "title", "text")
+        if doc_id in wanted
+    }
+    made: dict[str, Rankings] = {}
+    for name, found in rankings.items():
+        ranking = {}
+        for query_id, hits in found.items():
+            head = [documents[hit.doc_id] for hit in hits[:depth]]
+            ranking[query_id] = reranked(hits, reranker.score(texts[query_id], head).tolist())
+            advance(1)
+        made[f"{name}{RERANKED}"] = ranking
+    return made
+
+
+def _losses(encoders: Encoders, reranker: tuple[str, int] | None) -> list[tuple[float, float]]:
+    """(step, loss) of the training, if what was trained has the curve that `train` writes."""
+    if reranker is not None:
+        path = resolve(reranker[0], "reranker") / CURVE
+    elif "trained" in encoders:
+        path = resolve(encoders["trained"][0]) / CURVE
+    else:
         return []
-    path = resolve(encoders["trained"][0]) / CURVE
     if not path.exists():
         return []
     lines = map(json.loads, path.read_text().splitlines())

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from bixse.models.settings import PACKAGED
+from bixse.models.settings import PACKAGED, Reranking
 from jobs.command import RECIPES, Run, parse, refuse, summary_line
 
 if TYPE_CHECKING:
@@ -235,15 +235,28 @@ class Pipeline:
         """The encoder that `--encoder` names, or the one that is trained."""
         if self.run.encoder is not None:
             return _encoder(self.run.encoder)
+        if self.recipe.reranking is not None:
+            raise ValueError(
+                f"recipe {self.recipe.name} trains a reranker, which makes no vectors: "
+                "--encoder names an encoder to embed and index with"
+            )
+        # A round starts from the last one's encoder.
+        first = self._made.get("train first")
+        return self._trained(str(first.url) if first else self.start, "encoder")
+
+    def reranker(self, settings: Reranking) -> str:
+        """The reranker that `--encoder` names, or the one that is trained."""
+        if self.run.encoder is not None:
+            return _encoder(self.run.encoder)
+        return self._trained(_encoder(settings.start), "reranker")
+
+    def _trained(self, start: str, folder: str) -> str:
         from jobs.train import train
 
         judgments, queries, recipe = self.judgments(), self.all_queries(), self.recipe
         calibration, preferences = self.calibration(), self.preferences()
         if recipe.judging.judge == "given":
             self._refuse_held_out(judgments)
-        # A round starts from the last one's encoder.
-        first = self._made.get("train first")
-        start = str(first.url) if first else self.start
         documents = self.documents()
         artifact = self.once(
             "train",
@@ -254,7 +267,7 @@ class Pipeline:
                 recipe.training,
                 start,
                 recipe.placement,
-                self.path("encoder"),
+                self.path(folder),
                 calibration,
                 preferences,
                 documents,
@@ -275,11 +288,13 @@ class Pipeline:
         from jobs.evaluate import evaluate
 
         data, recipe = self.data(), self.recipe
-        encoder = self.encoder()
-        systems = {
-            "base": (self.start, self.embeddings("base", self.start)),
-            "trained": (encoder, self.embeddings("trained", encoder)),
-        }
+        reranker: tuple[str, int] | None = None
+        systems = {"base": (self.start, self.embeddings("base", self.start))}
+        if recipe.reranking is not None:
+            reranker = self.reranker(recipe.reranking), recipe.reranking.depth
+        else:
+            encoder = self.encoder()
+            systems["trained"] = (encoder, self.embeddings("trained", encoder))
         # Of an encoder that was brought along nobody here knows what it has seen.
         trained_on = [] if self.run.encoder else [*self.all_queries(), self.judgments()]
         return self.once(
@@ -296,6 +311,7 @@ class Pipeline:
                 recipe.name,
                 dict(self.seconds),
                 self.path("report"),
+                reranker,
             ),
         )
 
@@ -542,7 +558,10 @@ def _judge(pipeline: Pipeline) -> dict[str, Any]:
 def _train(pipeline: Pipeline) -> dict[str, Any]:
     if pipeline.run.encoder is not None:
         raise ValueError("train makes an encoder: --start names the one to begin with")
-    pipeline.encoder()
+    if pipeline.recipe.reranking is not None:
+        pipeline.reranker(pipeline.recipe.reranking)
+    else:
+        pipeline.encoder()
     return _made("train", pipeline.artifact("train"))
 
 
@@ -567,6 +586,8 @@ def _index(pipeline: Pipeline) -> dict[str, Any]:
 
 
 def _pipeline(pipeline: Pipeline) -> dict[str, Any]:
+    if pipeline.recipe.reranking is not None:
+        return _reranking(pipeline, pipeline.recipe.reranking)
     encoder = pipeline.encoder()
     split, splits = pipeline.run.split, pipeline.data().qrels.manifest.extra["splits"]
     summary: dict[str, Any] = {}
@@ -578,6 +599,20 @@ def _pipeline(pipeline: Pipeline) -> dict[str, Any]:
         summary = _made("pipeline", index, report=f"none: nobody judged a query of split {split}")
     serve = f"make serve INDEX={index.url} ENCODER={encoder}"
     return {**summary, "verb": "pipeline", "index": index.url, "serve": serve}
+
+
+def _reranking(pipeline: Pipeline, settings: Reranking) -> dict[str, Any]:
+    """The pipeline of a reranker, which has no index of its own."""
+    reranker = pipeline.reranker(settings)
+    split, splits = pipeline.run.split, pipeline.data().qrels.manifest.extra["splits"]
+    # Of one that was brought along a report is all there is to make.
+    if splits.get(split) or pipeline.run.encoder is not None:
+        summary = _evaluate(pipeline)
+        summary["report"] = f"{summary['at']}/report.html"
+    else:
+        none = f"none: nobody judged a query of split {split}"
+        summary = _made("pipeline", pipeline.artifact("train"), report=none)
+    return {**summary, "verb": "pipeline", "reranker": reranker}
 
 
 VERBS: dict[str, Callable[[Pipeline], dict[str, Any]]] = {

@@ -1,13 +1,13 @@
 """What a recipe is: one frozen value that says everything about a run but where and on what."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bixse.candidates.settings import Pools
 from bixse.evaluation.settings import Evaluation
 from bixse.judging.settings import Audit, Judging, Preferring, Verification
-from bixse.models.settings import PACKAGED
+from bixse.models.settings import PACKAGED, Reranking
 from bixse.retrieval.settings import Lexical, Retrieval
 from bixse.settings import Settings
 from bixse.synthesis.settings import Synthesis
@@ -71,6 +71,14 @@ class Recipe(Settings):
     audit: Audit = Audit()
     preferring: Preferring = Preferring()
     training: Training = Training()
+    reranking: Reranking | None = None
+    """Train a reranker, and not an encoder."""
     retrieval: Retrieval = Retrieval()
     evaluation: Evaluation = Evaluation()
     placement: Placement = Placement()
+
+    @model_validator(mode="after")
+    def _one_model(self) -> Self:
+        if self.training.objective.scores_pairs != (self.reranking is not None):
+            raise ValueError("a reranker needs both: an objective of pairs, and `reranking`")
+        return self

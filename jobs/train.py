@@ -1,9 +1,10 @@
-"""Train: judgments and the texts they name -> an encoder, on any number of Ray Train workers.
+"""Train: judgments and the texts they name -> an encoder or a reranker, on any number of Ray Train
+workers.
 
     python -m jobs.train <recipe> --data DIR --out DIR
 
-The artefact is a sentence-transformers directory, with `scale_bias.json` (scale alpha and bias beta
-of the objective; ranking does not need them) and `training.jsonl` (one line a step) beside it.
+The artefact is a sentence-transformers directory, with `training.jsonl` (one line a step) beside it
+and, of an encoder, `scale_bias.json` (scale alpha and bias beta; ranking does not need them).
 While it is being made, `<out>-checkpoints` holds what an interrupted run goes on from. Checkpoints
 are our own file and not Ray's, so that the same loop resumes without Ray, and a restarted driver
 resumes like a restarted worker.
@@ -29,6 +30,7 @@ import pyarrow.compute as pc
 
 from bixse.artifacts import MANIFEST, Artifact, Draft, Place, begin
 from bixse.models.encoder import encoder_fingerprint, load_model, resolve
+from bixse.models.reranker import load_reranker
 from bixse.records import CORPUS, PREFERENCES, document_text
 from bixse.training.allocator import CPU_ALLOCATOR
 from bixse.training.settings import Training
@@ -61,15 +63,16 @@ def train(
     preferences: Artifact | None = None,
     documents: Artifact | None = None,
 ) -> Artifact:
-    """Tune the encoder `start` on judgments; the finished encoder at `out`.
+    """Tune `start` on judgments; the finished encoder, or reranker where the objective is for one,
+    at `out`.
 
     The judgments are read through the map that `calibration` holds, if any, and stay as they are.
     `documents` are written ones (jobs.writing), which judgments may name beside the corpus's.
     Goes on from the last checkpoint of an interrupted run. Raises ValueError when there is nothing
     to learn from (no judgments, all of relevance 0, fewer than two rows), when a judgment names a
     query or document that is not there, when the objective reads preferences and there are none,
-    or the reverse, and as `load_model` and `begin`. Raises SystemExit on SIGTERM, with the steps so
-    far saved.
+    or the reverse, and as `plan_of`, `begin` and `load_model` (of a reranker: `load_reranker`).
+    Raises SystemExit on SIGTERM, with the steps so far saved.
     """
     if settings.objective.reads_preferences and preferences is None:
         raise ValueError("this objective learns from preferences: set --judging.preferences")
@@ -78,13 +81,14 @@ def train(
             f"objective {settings.objective.kind} does not read preferences: "
             "leave out --judging.preferences or take recipe pairdistill"
         )
+    kind = "reranker" if settings.objective.scores_pairs else "encoder"
     place = Place(_absolute(out))
     checkpoints = Place(f"{place.url}-checkpoints")
     inputs = {
         "judgments": judgments.fingerprint,
         **{f"queries-{number}": part.fingerprint for number, part in enumerate(queries)},
         "corpus": corpus.fingerprint,
-        "start": encoder_fingerprint(resolve(start)),
+        "start": encoder_fingerprint(resolve(start, kind)),
     }
     if calibration is not None:
         inputs["calibration"] = calibration.fingerprint
@@ -98,7 +102,7 @@ def train(
     from bixse.training.loop import Run, plan_of
 
     if place.exists(MANIFEST):
-        finished = begin(place.url, "encoder", config=config, inputs=inputs)
+        finished = begin(place.url, kind, config=config, inputs=inputs)
         assert isinstance(finished, Artifact)
         state.clear(checkpoints)
         return finished
@@ -106,18 +110,18 @@ def train(
     labels = read_labels(judgments, queries, corpus, calibration, preferences, documents)
     plan = plan_of(labels, settings)
     under_way = bool(checkpoints.names())
-    draft = begin(place.url, "encoder", config=config, inputs=inputs, under_way=under_way)
+    draft = begin(place.url, kind, config=config, inputs=inputs, under_way=under_way)
     assert isinstance(draft, Draft)
     identity = json.dumps([draft.config, inputs], sort_keys=True).encode()
     run = Run(settings, labels, checkpoints, hashlib.sha256(identity).hexdigest())
     with progress("train", plan.steps * plan.rows // plan.steps_per_epoch) as advance:
         summary = _fit(run, start, placement, draft, advance, plan.rows / plan.steps_per_epoch)
     if not place.exists("modules.json"):
-        raise RuntimeError(f"the encoder is not at {out}: it must be storage that all nodes share")
+        raise RuntimeError(f"the {kind} is not at {out}: it must be storage that all nodes share")
     artifact = draft.finish(
         rows=labels.pairs,
         device=summary.pop("device"),
-        extra={"encoder": summary.pop("fingerprint"), **summary, "judgments": labels.judgments},
+        extra={kind: summary.pop("fingerprint"), **summary, "judgments": labels.judgments},
     )
     state.clear(checkpoints)
     return artifact
@@ -283,7 +287,7 @@ def _work(job: _Job) -> dict[str, Any] | None:
     world = World(context.get_world_rank(), context.get_world_size())
     device = ray.train.torch.get_device()
     run = ray.get(job.run)
-    model, complaint = _load(job, str(device), world)
+    model, complaint = _load(job, run.settings, str(device), world)
     if model is None:
         return {"refused": complaint}
 
@@ -314,25 +318,30 @@ def _work(job: _Job) -> dict[str, Any] | None:
     if world.rank != 0:
         return None
     with tempfile.TemporaryDirectory() as aside:
-        export(model, trained, Path(aside))
+        export(model, run.settings, trained, Path(aside))
         job.draft.add_directory(Path(aside))
         fingerprint = encoder_fingerprint(Path(aside))
     return {"device": device.type, "fingerprint": fingerprint, **_summary(trained)}
 
 
-def _load(job: _Job, device: str, world: "World") -> tuple[Any, str]:
+def _load(job: _Job, settings: Training, device: str, world: "World") -> tuple[Any, str]:
     """The model, or None and the first rank's complaint: either on all ranks or on none.
 
-    A complaint is returned, not raised: an encoder that cannot be read is not worth a retry.
+    A complaint is returned, not raised: a model that cannot be read is not worth a retry.
     """
     import torch.distributed as dist
 
-    model, complaint = None, ""
+    model: Any = None
+    complaint = ""
     try:
-        found, wanted = encoder_fingerprint(resolve(job.start)), job.draft.inputs["start"]
+        directory = resolve(job.start, job.draft.kind)
+        found, wanted = encoder_fingerprint(directory), job.draft.inputs["start"]
         if found != wanted:
-            raise ValueError(f"{job.start} is encoder {found} on a worker, {wanted} on the driver")
-        model = load_model(job.start, device)
+            raise ValueError(f"{job.start} is {found} on a worker, {wanted} on the driver")
+        if settings.objective.scores_pairs:
+            model = load_reranker(str(directory), device, settings.seed)
+        else:
+            model = load_model(str(directory), device)
     except ValueError as error:
         complaint = str(error)
     complaints = [complaint]
@@ -343,11 +352,17 @@ def _load(job: _Job, device: str, world: "World") -> tuple[Any, str]:
     return (None if first else model), first
 
 
-def export(model: Any, trained: "Trained", directory: Path) -> None:
-    """Write an encoder: what sentence-transformers loads, and our two files beside it."""
+def export(model: Any, settings: Training, trained: "Trained", directory: Path) -> None:
+    """Write a model: what sentence-transformers loads, and our files beside it."""
+    if settings.objective.scores_pairs:
+        from torch import nn
+
+        # What `CrossEncoder.predict` ends with: a softmax's scores are no probabilities.
+        model.activation_fn = nn.Identity() if settings.objective.grouped_from else nn.Sigmoid()
     model.save_pretrained(str(directory), create_model_card=False)
-    scale_bias = {"scale": trained.scale, "bias": trained.bias}
-    (directory / SCALE_BIAS).write_text(json.dumps(scale_bias))
+    if not settings.objective.scores_pairs:
+        scale_bias = {"scale": trained.scale, "bias": trained.bias}
+        (directory / SCALE_BIAS).write_text(json.dumps(scale_bias))
     # Times differ between equal runs: they go to the manifest, outside the fingerprint.
     lines = [{k: v for k, v in line.items() if k not in _TIMED} for line in trained.history]
     (directory / CURVE).write_text("".join(json.dumps(line) + "\n" for line in lines))

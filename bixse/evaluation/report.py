@@ -21,7 +21,14 @@ from bixse.evaluation.settings import Evaluation
 from bixse.evaluation.significance import interval, randomisation_p, resampled_means
 
 MAIN = "ndcg@10"
-COMPARED = (("trained", "base"), ("trained", "bm25"), ("base", "bm25"))
+RERANKED = "+reranker"
+COMPARED = (
+    ("trained", "base"),
+    ("trained", "bm25"),
+    (f"base{RERANKED}", "base"),
+    (f"bm25{RERANKED}", "bm25"),
+    ("base", "bm25"),
+)
 
 _EXAMPLES = 10
 _CURVE_POINTS = 201

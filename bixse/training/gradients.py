@@ -1,7 +1,8 @@
 """Gradients of one batch over all ranks, in as little memory as asked for, in one all-reduce.
 
-The loss sees texts only through their vectors. So a step is three parts: vectors of this rank's
-texts; the loss and its gradient at the vectors, which needs all ranks; from there to the weights.
+The loss sees texts only through what the model makes of them: vectors, or scores of pairs
+(`scoring.py`). So a step is three parts: what is made of this rank's texts; the loss and its
+gradient at that, which needs all ranks; from there to the weights.
 Only the middle talks to other ranks, and it is small: a rank that runs out of memory in the first
 or last says so before anybody waits for it.
 
@@ -16,33 +17,26 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from bixse.training.batches import Side
-from bixse.training.gather import GatheredObjective, World, gather_rows
+from bixse.training.gather import World, gather_rows
 from bixse.training.objective import Cells
+from bixse.training.scoring import EncoderScoring, Scoring, Sides
 
 
 def batch_gradients(
-    module: GatheredObjective,
-    cells: Cells,
-    queries: Side,
-    documents: Side,
-    recompute: bool = False,
+    module: Scoring, cells: Cells, sides: Sides, recompute: bool = False
 ) -> Tensor | None:
     """Leave the batch's gradients in `.grad`, the same on every rank; its [loss, floor].
 
     Gradients and loss are summed over the ranks. None, on every rank, when the memory of one did
     not suffice: then there are no gradients, and the call may be repeated with smaller chunks.
     """
-    sides = (queries, documents)
     module.zero_grad(set_to_none=True)
-    made = _vectors(module, sides, recompute)
+    made = _made(module, sides, recompute)
     if most(made is None, module.world) or made is None:
         return None
     # Gradient flows from the loss to these and stops.
     leaves = [vectors_NE.detach().requires_grad_() for vectors_NE in made]
-    query_QE, own_NE = (module.ordered(*pair) for pair in zip(leaves, sides, strict=True))
-    document_DE = gather_rows(own_NE, cells.documents, module.world)
-    loss, floor = module.share(query_QE, document_DE, cells)
+    loss, floor = module.share(leaves, sides, cells)
     loss.backward()  # type: ignore[no-untyped-call]
     shares = torch.stack([loss.detach().double(), floor.detach().double()])
     through = _backward(module, sides, None if recompute else made, leaves)
@@ -58,24 +52,21 @@ def batch_gradients(
 
 @torch.no_grad()
 def batch_cosines(
-    module: GatheredObjective, cells: Cells, queries: Side, documents: Side, _: bool = True
+    module: EncoderScoring, cells: Cells, sides: Sides, _: bool = True
 ) -> Tensor | None:
     """Cosines of this rank's queries with the documents of all ranks, [Q, D].
 
     None, on every rank, when the memory of one did not suffice.
     """
-    sides = (queries, documents)
-    made = _vectors(module, sides, recompute=True)
+    made = _made(module, sides, recompute=True)
     if most(made is None, module.world) or made is None:
         return None
-    query_QE, own_NE = (module.ordered(*pair) for pair in zip(made, sides, strict=True))
+    query_QE, own_NE = (module.vectors(*pair) for pair in zip(made, sides, strict=True))
     return query_QE @ gather_rows(own_NE, cells.documents, module.world).T
 
 
-def _vectors(
-    module: GatheredObjective, sides: Sequence[Side], recompute: bool
-) -> list[Tensor] | None:
-    """Of each side what the encoder makes, [texts, E]; None when memory does not suffice."""
+def _made(module: Scoring, sides: Sides, recompute: bool) -> list[Tensor] | None:
+    """Of each side what the model makes, [texts, E]; None when memory does not suffice."""
     try:
         # Around all chunks: a weight is rounded once a step, not once a chunk.
         with torch.set_grad_enabled(not recompute), module.autocast():
@@ -85,20 +76,20 @@ def _vectors(
 
 
 def _backward(
-    module: GatheredObjective,
-    sides: Sequence[Side],
+    module: Scoring,
+    sides: Sides,
     made: list[Tensor] | None,
     leaves: Sequence[Tensor],
 ) -> bool:
-    """From the vectors to the weights, on this rank; whether memory sufficed."""
+    """From what was made to the weights, on this rank; whether memory sufficed."""
     grads = [leaf.grad if leaf.grad is not None else torch.zeros_like(leaf) for leaf in leaves]
     try:
         if made is not None:
             torch.autograd.backward(made, grads)
             return True
         for side, grad_NE in zip(sides, grads, strict=True):
-            for vectors, grad in _beside(module.chunks(side), grad_NE):
-                vectors.backward(grad)  # type: ignore[no-untyped-call]
+            for chunk, grad in _beside(module.chunks(side), grad_NE):
+                chunk.backward(grad)  # type: ignore[no-untyped-call]
         return True
     except torch.OutOfMemoryError:
         return False

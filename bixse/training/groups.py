@@ -11,6 +11,7 @@ Shapes: Q queries, D documents, P judged pairs (in the order of their query), R 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -183,6 +184,42 @@ def count_rows(labels: Labels, docs_per_query: int) -> int:
     """Rows of an epoch: each query's pairs in pieces of `docs_per_query`."""
     sizes = np.diff(labels.pairs_from_Q1)
     return int(((sizes + docs_per_query - 1) // docs_per_query).sum())
+
+
+def count_groups(labels: Labels, threshold: float) -> int:
+    """Rows of an epoch of `epoch_groups`. Raises ValueError when there is none."""
+    positive_P = labels.relevance_P >= threshold
+    query_P = labels.query_of(np.arange(labels.pairs))
+    queries = len(labels.query_text_Q)
+    positives_Q = np.bincount(query_P[positive_P], minlength=queries)
+    groups = int(positives_Q[np.bincount(query_P, minlength=queries) > positives_Q].sum())
+    if not groups:
+        raise ValueError(
+            f"no query has both a document judged {threshold:g} or better and one below: "
+            "there is nothing to tell apart"
+        )
+    return groups
+
+
+def epoch_groups(
+    labels: Labels, docs_per_query: int, threshold: float, seed: int, epoch: int
+) -> list[Ints]:
+    """A row for each positive, with up to `docs_per_query - 1` negatives of its query: for LCE.
+
+    A positive is judged `threshold` or better. Negatives, judged less, are drawn anew every epoch;
+    a positive whose query has none makes no row. A function of its arguments alone.
+    """
+    draw = np.random.default_rng([seed, epoch, 2])
+    positive_P = labels.relevance_P >= threshold
+    rows = []
+    for start, stop in pairwise(labels.pairs_from_Q1.tolist()):
+        pairs = np.arange(start, stop)
+        negatives = pairs[~positive_P[start:stop]]
+        if len(negatives):
+            drawn = min(docs_per_query - 1, len(negatives))
+            for positive in pairs[positive_P[start:stop]]:
+                rows.append(np.append(draw.choice(negatives, drawn, replace=False), positive))
+    return rows
 
 
 def epoch_rows(labels: Labels, docs_per_query: int, seed: int, epoch: int) -> list[Ints]:

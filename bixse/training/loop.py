@@ -23,23 +23,17 @@ from torch import nn
 from bixse.artifacts import Place
 from bixse.training import losses, state
 from bixse.training.attention import fast_attention
-from bixse.training.batches import Batch, Role, Side, batch_of, tokenise
-from bixse.training.gather import (
-    MAX_SCALE,
-    GatheredObjective,
-    World,
-    cells_of,
-    gather_rows,
-)
+from bixse.training.batches import Batch, batch_of
+from bixse.training.gather import World, cells_of, gather_rows
 from bixse.training.gradients import batch_cosines, batch_gradients, most
-from bixse.training.groups import Ints, Labels, count_rows, epoch_rows
+from bixse.training.groups import Labels, count_groups, count_rows, epoch_groups, epoch_rows
 from bixse.training.objective import Cells
 from bixse.training.order import Plan, rate_factor, share
+from bixse.training.scoring import MAX_SCALE, EncoderScoring, Scoring, Sides, scoring_of
 from bixse.training.settings import Training
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base import BaseModel
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +70,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Trained:
-    """What training leaves beside the encoder's own weights."""
+    """What training leaves beside the model's own weights."""
 
     scale: float
     bias: float
@@ -84,9 +78,13 @@ class Trained:
 
 
 def plan_of(labels: Labels, settings: Training) -> Plan:
-    """The steps that settings ask for. Raises ValueError for fewer than two rows."""
+    """The steps that settings ask for.
+
+    Raises ValueError for fewer than two rows, and as `count_groups`.
+    """
+    docs, threshold = settings.docs_per_query, settings.objective.grouped_from
     return Plan(
-        rows=count_rows(labels, settings.docs_per_query),
+        rows=count_rows(labels, docs) if threshold is None else count_groups(labels, threshold),
         batch_size=settings.batch_size,
         epochs=settings.epochs,
         max_steps=settings.max_steps,
@@ -114,7 +112,7 @@ class Stopped(Exception):
 
 def train_loop(
     run: Run,
-    model: "SentenceTransformer",
+    model: "BaseModel",
     world: World,
     on_step: Callable[[int], None] = lambda _: None,
     notice: Callable[[], Notice] = lambda: Notice.NONE,
@@ -130,27 +128,26 @@ def train_loop(
     settings = run.settings
     plan = plan_of(run.labels, settings)
     model.eval()
-    module = GatheredObjective(model, settings.objective, world, settings.precision)
-    module = module.to(model.device)
+    module = scoring_of(model, settings, world).to(model.device)
     optimizer = _optimizer(module, settings)
     history = state.load(run.checkpoints, run.fingerprint, module, optimizer, METRICS)
     _refuse_unequal(len(history), world)
     _same_weights(module, world)
     on_step(len(history))
-    longest = max(settings.query_tokens, settings.document_tokens)
+    longest = module.longest(settings)
     longest = min(longest, model.max_seq_length or longest)
     with fast_attention(model, settings.precision, longest):
-        if not history and settings.objective.learns_bias:
+        if not history and isinstance(module, EncoderScoring) and settings.objective.learns_bias:
             first = next(_batches(run.labels, settings, plan, 0))
-            _calibrate(module, _share(run, model, world, first), settings.micro_batch_tokens)
+            _calibrate(module, _share(run, model, module, first), settings.micro_batch_tokens)
         _steps(run, model, module, optimizer, plan, history, on_step, notice)
     return Trained(module.scale, module.bias.item(), [_named(line) for line in history])
 
 
 def _steps(
     run: Run,
-    model: "SentenceTransformer",
-    module: GatheredObjective,
+    model: "BaseModel",
+    module: Scoring,
     optimizer: torch.optim.Optimizer,
     plan: Plan,
     history: list[list[float]],
@@ -163,7 +160,7 @@ def _steps(
     told = Notice.NONE
     started = time.perf_counter()
     batches = _batches(run.labels, settings, plan, len(history))
-    for mine in _ahead(_share(run, model, world, batch) for batch in batches):
+    for mine in _ahead(_share(run, model, module, batch) for batch in batches):
         step = len(history)
         factor = rate_factor(step, plan.steps, settings.warmup_ratio)
         shares, limit = _fitted(module, mine, limit, partial(batch_gradients, module, mine.cells))
@@ -205,46 +202,31 @@ def _named(line: list[float]) -> dict[str, float]:
 
 def _batches(labels: Labels, settings: Training, plan: Plan, first: int) -> Iterator[Batch]:
     """The global batches from step `first` to the last."""
+    docs, threshold = settings.docs_per_query, settings.objective.grouped_from
     epoch, rows = -1, []
     for step in range(first, plan.steps):
         if plan.epoch_of(step) != epoch:
             epoch = plan.epoch_of(step)
-            rows = epoch_rows(labels, settings.docs_per_query, settings.seed, epoch)
+            if threshold is None:
+                rows = epoch_rows(labels, docs, settings.seed, epoch)
+            else:
+                rows = epoch_groups(labels, docs, threshold, settings.seed, epoch)
         yield batch_of(labels, np.concatenate([rows[row] for row in plan.rows_of(step)]))
 
 
 @dataclass(frozen=True)
 class _Mine:
-    """A rank's share of a batch, ready for the encoder."""
+    """A rank's share of a batch, ready for the model."""
 
     batch: Batch
-    queries: Side
-    documents: Side
+    sides: Sides
     cells: Cells
 
 
-def _share(run: Run, model: "SentenceTransformer", world: World, batch: Batch) -> _Mine:
-    settings, labels = run.settings, run.labels
-
-    def side(texts: "pa.Array", numbers: Ints, role: Role, tokens: int) -> Side:
-        mine = numbers[share(len(numbers), world.rank, world.size)]
-        # A rank without texts encodes one and uses none: every rank takes part in every collective.
-        read = mine if len(mine) else numbers[:1]
-        return tokenise(
-            model,
-            texts.take(read).to_pylist(),
-            role,
-            tokens,
-            len(mine),
-            settings.micro_batch_tokens,
-        )
-
-    return _Mine(
-        batch,
-        side(labels.query_text_Q, batch.query_Q, "query", settings.query_tokens),
-        side(labels.document_text_D, batch.document_D, "document", settings.document_tokens),
-        cells_of(batch, settings.objective, world, model.device),
-    )
+def _share(run: Run, model: "BaseModel", module: Scoring, batch: Batch) -> _Mine:
+    sides = module.sides(model, run.labels, batch, run.settings)
+    cells = cells_of(batch, run.settings.objective, module.world, model.device)
+    return _Mine(batch, sides, cells)
 
 
 def _ahead(shares: Iterator[_Mine]) -> Iterator[_Mine]:
@@ -256,31 +238,31 @@ def _ahead(shares: Iterator[_Mine]) -> Iterator[_Mine]:
             yield mine
 
 
-_Attempt = Callable[[Side, Side, bool], torch.Tensor | None]
+_Attempt = Callable[[Sides, bool], torch.Tensor | None]
 
 
 def _fitted(
-    module: GatheredObjective, mine: _Mine, limit: int | None, attempt: _Attempt
+    module: Scoring, mine: _Mine, limit: int | None, attempt: _Attempt
 ) -> tuple[torch.Tensor, int | None]:
-    """What an attempt makes of queries, documents and whether to recompute; and the limit it took.
+    """What an attempt makes of a rank's texts and whether to recompute; and the limit it took.
 
     A micro-batch that does not fit is halved until it does. Raises RuntimeError when one text does
     not fit.
     """
-    queries, documents = mine.queries, mine.documents
+    sides = mine.sides
     while True:
         if limit is not None:
-            queries, documents = queries.within(limit), documents.within(limit)
-        made = attempt(queries, documents, limit is not None)
+            sides = tuple(side.within(limit) for side in sides)
+        made = attempt(sides, limit is not None)
         if made is not None:
             return made, limit
         if module.log_scale.device.type == "cuda":
             torch.cuda.empty_cache()
-        widest = most(max(queries.widest, documents.widest), module.world)
+        widest = most(max(side.widest for side in sides), module.world)
         if not widest and limit is not None:
             raise RuntimeError(
                 "memory does not suffice for one text at a time: lower document_tokens or take a "
-                "smaller encoder"
+                "smaller model"
             )
         # Setting it at all turns GradCache on.
         limit = max(1, widest // 2)
@@ -288,7 +270,7 @@ def _fitted(
 
 
 def _update(
-    module: GatheredObjective,
+    module: Scoring,
     optimizer: torch.optim.Optimizer,
     settings: Training,
     loss: float,
@@ -301,7 +283,7 @@ def _update(
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise RuntimeError(
             f"loss {loss} with gradient norm {norm}: lower the learning rate "
-            f"(now {settings.learning_rate:g}) or start from another encoder"
+            f"(now {settings.learning_rate:g}) or start from another model"
         )
     optimizer.step()
     with torch.no_grad():
@@ -309,7 +291,7 @@ def _update(
     return norm
 
 
-def _optimizer(module: GatheredObjective, settings: Training) -> torch.optim.AdamW:
+def _optimizer(module: Scoring, settings: Training) -> torch.optim.AdamW:
     """AdamW; no decay on vectors (norms, biases); scale and bias at their own, higher rate."""
     own = (module.log_scale, module.bias)
     encoder = [p for p in module.encoder.parameters() if p.requires_grad]
@@ -331,7 +313,7 @@ def _optimizer(module: GatheredObjective, settings: Training) -> torch.optim.Ada
 
 
 @torch.no_grad()
-def _calibrate(module: GatheredObjective, first: _Mine, limit: int | None) -> None:
+def _calibrate(module: EncoderScoring, first: _Mine, limit: int | None) -> None:
     """Set the bias on the first global batch; every rank bisects the same cells."""
     attempt = partial(batch_cosines, module, first.cells)
     cosine_QD, _ = _fitted(module, first, limit, attempt)

@@ -242,11 +242,21 @@ def preference_kl(logit_a_R: Tensor, logit_b_R: Tensor, prob_a_R: Tensor, pairs:
     return (softplus(a - b) - p * (a - b) - entropy_R).sum() / pairs
 
 
+def local_groups(score_QD: Tensor, positive_QD: Tensor, negative_QD: Tensor) -> Tensor:
+    """Groups for `lce`, [G, 1 + D]: each positive of a row before the row's negatives.
+
+    What is no negative of the row is -inf; a positive in a row without negatives makes no group.
+    """
+    row_G, column_G = (positive_QD & negative_QD.any(dim=1, keepdim=True)).nonzero(as_tuple=True)
+    negative_GD = score_QD[row_G].masked_fill(~negative_QD[row_G], -torch.inf)
+    return torch.cat([score_QD[row_G, column_G].unsqueeze(1), negative_GD], dim=1)
+
+
 def lce(logit_GK: Tensor, groups: float, temperature: float = 1.0) -> Tensor:
     """-sum_g log(exp(s_g0 / T) / sum_k exp(s_gk / T)) / groups: LCE, arXiv 2101.08751.
 
     A group is one query's positive, at index 0, with K - 1 negatives from the head of the retriever
-    that the reranker will follow.
+    that the reranker will follow; -inf stands where a smaller group has none.
     """
     (s,) = _reduced(logit_GK)
     label_G = torch.zeros(len(s), dtype=torch.int64, device=s.device)

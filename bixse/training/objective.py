@@ -21,6 +21,7 @@ from bixse.training import losses
 from bixse.training.batches import Batch
 from bixse.training.groups import Ints
 from bixse.training.settings import (
+    LCE,
     Combined,
     GradedBCE,
     InfoNCE,
@@ -28,6 +29,7 @@ from bixse.training.settings import (
     ListKL,
     MarginMSE,
     Objective,
+    PairBCE,
     PreferenceKL,
     RankNet,
     Triplet,
@@ -150,8 +152,8 @@ def cells_of(
 def divisors(objective: Objective, batch: Batch) -> Divisors:
     """What the loss of a global batch is divided by: a function of the batch alone.
 
-    Queries, the weights of positives, ordered pairs, triplets or preferences. Where there is none
-    every share is 0, whatever it is divided by.
+    Queries, the weights of positives, ordered pairs, triplets, preferences, groups or judged pairs.
+    Where there is none every share is 0, whatever it is divided by.
     """
     match objective:
         case GradedBCE() | ListKL() | LambdaLoss() | Wasserstein():
@@ -176,6 +178,15 @@ def divisors(objective: Objective, batch: Batch) -> Divisors:
             return (float((positives_Q * (listed_Q - positives_Q)).sum()) or 1.0,)
         case PreferenceKL():
             return (float(len(batch.row_R)) or 1.0,)
+        case LCE():
+            positive_K = batch.own_K & (batch.relevance_K >= objective.threshold)
+            positives_Q, own_Q = (
+                np.bincount(batch.row_K[cells], minlength=len(batch.query_Q))
+                for cells in (positive_K, batch.own_K)
+            )
+            return (float(positives_Q[own_Q > positives_Q].sum()) or 1.0,)
+        case PairBCE():
+            return (float(batch.own_K.sum()),)
         case Combined():
             return tuple(d for part in objective.parts for d in divisors(part, batch))
         case _:
@@ -205,6 +216,7 @@ def share(
     """The share of these rows in the batch's loss, and in the least that the loss could be.
 
     `scale` and `bias` are those that the objective learns; a part that learns neither has its own.
+    For an objective of pairs, `cosine_QD` are the model's scores, of which own cells alone count.
     """
     if isinstance(objective, Combined):
         return _combined(objective, cosine_QD, grid, scale, bias)
@@ -213,6 +225,10 @@ def share(
         target_QD, weight_QD, (queries,) = grid.target_QD, grid.weight_QD, grid.divisors
         loss = losses.graded_bce(logit_QD, target_QD, weight_QD, queries)
         return loss, losses.label_entropy(target_QD, weight_QD, queries)
+    if isinstance(objective, PairBCE):
+        weight_QD, (pairs,) = grid.own_QD.to(grid.weight_QD.dtype), grid.divisors
+        loss = losses.graded_bce(cosine_QD, grid.target_QD, weight_QD, pairs)
+        return loss, losses.label_entropy(grid.target_QD, weight_QD, pairs)
     loss = _loss(objective, cosine_QD, grid)
     return loss, torch.zeros_like(loss)
 
@@ -238,11 +254,12 @@ def _loss(
     | MarginMSE
     | Wasserstein
     | Triplet
-    | PreferenceKL,
+    | PreferenceKL
+    | LCE,
     cosine_QD: Tensor,
     grid: Grid,
 ) -> Tensor:
-    """The share in an objective that learns the encoder alone; the least of each is 0."""
+    """The share in an objective that learns the model alone; the least of each is 0."""
     (divisor,) = grid.divisors
     logit_QD = objective.scale * cosine_QD
     target_QD, known_QD = grid.target_QD, grid.known_QD
@@ -281,5 +298,9 @@ def _loss(
         case PreferenceKL():
             a_R, b_R = logit_QD[grid.row_R, grid.a_R], logit_QD[grid.row_R, grid.b_R]
             return losses.preference_kl(a_R, b_R, grid.prob_a_R, divisor)
+        case LCE():
+            positive_QD = grid.own_QD & (target_QD >= objective.threshold)
+            groups = losses.local_groups(cosine_QD, positive_QD, grid.own_QD & ~positive_QD)
+            return losses.lce(groups, divisor, objective.temperature)
         case _:
             assert_never(objective)

@@ -35,6 +35,19 @@ class _Single(Settings):
         """Whether it learns from preferences beside judgments."""
         return False
 
+    @property
+    def scores_pairs(self) -> bool:
+        """Whether it is for a reranker, which reads query and document together."""
+        return False
+
+    @property
+    def grouped_from(self) -> float | None:
+        """Relevance from which a document makes a row with others of its query that have less.
+
+        None where a row is any judged documents of a query.
+        """
+        return None
+
 
 class GradedBCE(_Single):
     """Binary cross-entropy on relevance as probability: BiXSE, arXiv 2508.06781."""
@@ -170,6 +183,46 @@ class PreferenceKL(_Single):
         return True
 
 
+class _OfPairs(_Single):
+    """What is true of all objectives of a reranker."""
+
+    @property
+    def scores_pairs(self) -> bool:
+        return True
+
+    @property
+    def scale(self) -> float:
+        """They read the score itself."""
+        return 1.0
+
+
+class LCE(_OfPairs):
+    """For rerankers: softmax over a positive and negatives of its own query, arXiv 2101.08751.
+
+    A row is a positive with `docs_per_query - 1` negatives, drawn anew every epoch from what was
+    judged, which is the head of the retrievers that the pairs came from.
+    """
+
+    kind: Literal["lce"] = "lce"
+    threshold: float = Field(default=0.5, gt=0, le=1)
+    """Relevance from which a document is a positive. No positive is another's negative."""
+    temperature: float = Field(default=1.0, gt=0)
+    """What scores are divided by."""
+
+    @property
+    def grouped_from(self) -> float | None:
+        return self.threshold
+
+
+class PairBCE(_OfPairs):
+    """For rerankers: binary cross-entropy on the relevance of judged pairs, as probability.
+
+    The loss of BiXSE, arXiv 2508.06781, on judged cells alone: a reranker has no others to count.
+    """
+
+    kind: Literal["pair_bce"] = "pair_bce"
+
+
 _Singles = (
     GradedBCE
     | InfoNCE
@@ -180,6 +233,8 @@ _Singles = (
     | Wasserstein
     | Triplet
     | PreferenceKL
+    | LCE
+    | PairBCE
 )
 Single = Annotated[_Singles, Field(discriminator="kind")]
 
@@ -199,6 +254,8 @@ class Combined(Settings):
             raise ValueError(f"{len(self.parts)} objectives with {len(self.weights)} weights")
         if sum(part.learns_bias for part in self.parts) > 1:
             raise ValueError("two objectives with a bias: there is one bias to learn")
+        if len({part.scores_pairs for part in self.parts}) > 1:
+            raise ValueError("objectives of an encoder and of a reranker: there is one model")
         return self
 
     @property
@@ -230,6 +287,14 @@ class Combined(Settings):
     def reads_preferences(self) -> bool:
         return any(part.reads_preferences for part in self.parts)
 
+    @property
+    def scores_pairs(self) -> bool:
+        return self._main.scores_pairs
+
+    @property
+    def grouped_from(self) -> float | None:
+        return next((part.grouped_from for part in self.parts if part.grouped_from), None)
+
 
 Objective = Annotated[_Singles | Combined, Field(discriminator="kind")]
 
@@ -257,7 +322,8 @@ class Training(Settings):
     query_tokens: int = Field(default=64, ge=4)
     """Longest query; the rest is cut."""
     document_tokens: int = Field(default=256, ge=4)
-    """Longest document; the rest is cut."""
+    """Longest document; the rest is cut. A reranker reads both in `query_tokens` more, and cuts
+    the longer of the two first."""
     micro_batch_tokens: int | None = Field(default=None, ge=1)
     """Encode no more tokens at a time, twice (GradCache, arXiv 2101.06983): memory stops following
     the batch size, for about a third more time. Unset: once, all together, until memory is out."""
@@ -267,3 +333,9 @@ class Training(Settings):
     """Of the row order. Dropout is off."""
     checkpoint_every: int = Field(default=200, ge=1)
     """Steps between checkpoints: what an interruption can cost."""
+
+    @model_validator(mode="after")
+    def _has_negatives(self) -> Self:
+        if self.objective.grouped_from is not None and self.docs_per_query < 2:
+            raise ValueError("docs_per_query counts the positive: 2 or more for this objective")
+        return self

@@ -3,6 +3,7 @@
 gradients   of every objective on every batch, in double precision -> DIR/gradients-WORLD
 recomputed  the same with GradCache, two texts at a time -> DIR/recomputed-WORLD
 loop        training of DIR/encoder from its last checkpoint -> DIR/loop-WORLD
+reranker    the same of a reranker that begins as DIR/encoder -> DIR/reranker-WORLD
 """
 
 import sys
@@ -20,13 +21,16 @@ from torch import Tensor, nn
 
 from bixse.artifacts import Place
 from bixse.models.encoder import load_model
+from bixse.models.reranker import load_reranker
 from bixse.training.batches import Batch, Role, Side, batch_of
-from bixse.training.gather import GatheredObjective, World, cells_of
+from bixse.training.gather import World, cells_of
 from bixse.training.gradients import batch_gradients
 from bixse.training.groups import Labels, Preferred, group
 from bixse.training.loop import Notice, Run, train_loop
 from bixse.training.order import share
+from bixse.training.scoring import EncoderScoring, RerankerScoring, Scoring, Sides
 from bixse.training.settings import (
+    LCE,
     Combined,
     GradedBCE,
     InfoNCE,
@@ -34,6 +38,7 @@ from bixse.training.settings import (
     ListKL,
     MarginMSE,
     Objective,
+    PairBCE,
     PreferenceKL,
     RankNet,
     Training,
@@ -63,6 +68,9 @@ OBJECTIVES: dict[str, Objective] = {
         parts=(Wasserstein(scale=5.0), GradedBCE(scale=3.0, learn_scale=True), PreferenceKL()),
         weights=(0.5, 2.0, 3.0),
     ),
+    "lce": LCE(temperature=0.5),
+    "pair_bce": PairBCE(),
+    "combined of pairs": Combined(parts=(LCE(threshold=0.3), PairBCE()), weights=(0.5, 2.0)),
 }
 
 
@@ -79,6 +87,26 @@ class TwoTowers(nn.Module):
 
     def forward(self, features: dict[str, Any], task: Role) -> dict[str, Tensor]:
         return {"sentence_embedding": torch.tanh(self.towers[task](features["words"]))}
+
+
+class Together(nn.Module):
+    """A bag of words for a pair, in double precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(24, 5), nn.Tanh(), nn.Linear(5, 1))
+        for parameter in self.layers.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=draw, dtype=torch.float64)
+
+    def forward(self, features: dict[str, Any], task: Role) -> dict[str, Tensor]:
+        return {"scores": self.layers(features["words"])}
+
+
+def scoring(objective: Objective, world: World) -> Scoring:
+    if objective.scores_pairs:
+        return RerankerScoring(Together(), objective, world).double()
+    return EncoderScoring(TwoTowers(), objective, world).double()
 
 
 def labels(queries: int, documents: int, seed: int) -> Labels:
@@ -130,12 +158,29 @@ def words(role: Role, numbers: np.ndarray) -> Tensor:
 
 def side(role: Role, numbers: np.ndarray, world: World) -> Side:
     mine = numbers[share(len(numbers), world.rank, world.size)]
-    read = mine if len(mine) else numbers[:1]
-    features = {"words": words(role, read), "attention_mask": torch.ones(len(read), 1)}
+    return as_side(role, words(role, mine if len(mine) else numbers[:1]), len(mine))
+
+
+def as_side(role: Role, read: Tensor, count: int) -> Side:
+    features = {"words": read, "attention_mask": torch.ones(len(read), 1)}
     # As `tokenise` leaves them: not in the order of the texts.
     order = torch.arange(len(read)).flip(0)
     features = {name: value[order] for name, value in features.items()}
-    return Side(role, [features], order, len(mine))
+    return Side(role, [features], order, count)
+
+
+def sides(module: Scoring, batch: Batch) -> Sides:
+    """This rank's texts, as `Scoring.sides` would choose them."""
+    if isinstance(module, RerankerScoring):
+        cells, count = module.mine(batch)
+        return (as_side("pair", pair_words(batch, cells), count),)
+    world = module.world
+    return side("query", batch.query_Q, world), side("document", batch.document_D, world)
+
+
+def pair_words(batch: Batch, cells: np.ndarray) -> Tensor:
+    queries = words("query", batch.query_Q[batch.row_K[cells]])
+    return torch.cat([queries, words("document", batch.document_D[batch.column_K[cells]])], dim=1)
 
 
 @contextmanager
@@ -159,15 +204,15 @@ def gradients(world: World, tokens: int | None = None) -> dict[str, Tensor]:
     """
     found = {}
     for name, objective in OBJECTIVES.items():
-        module = GatheredObjective(TwoTowers(), objective, world).double()
+        module = scoring(objective, world)
         module.bias.data.fill_(-0.5)
         for kind, batch in batches().items():
             cells = cells_of(batch, objective, world, torch.device("cpu"))
-            sides = side("query", batch.query_Q, world), side("document", batch.document_D, world)
+            read = sides(module, batch)
             if tokens is not None:
-                sides = sides[0].within(tokens), sides[1].within(tokens)
+                read = tuple(side.within(tokens) for side in read)
             with counted() as sizes:
-                shares = batch_gradients(module, cells, *sides, recompute=tokens is not None)
+                shares = batch_gradients(module, cells, read, recompute=tokens is not None)
             assert shares is not None
             found[f"{name}/{kind}/loss"] = shares
             found[f"{name}/{kind}/reduced"] = torch.tensor(sizes)
@@ -184,7 +229,6 @@ def loop(
     **changes: object,
 ) -> dict[str, Tensor]:
     """Weights and curve after training with checkpoints every 4 steps."""
-    model = load_model(str(directory / "encoder"), "cpu")
     settings = Training(
         batch_size=8,
         epochs=2,
@@ -193,6 +237,8 @@ def loop(
         # Ranks encode other chunks than one process: bfloat16 would round them apart.
         precision="float32",
     ).replace(**changes)
+    start, pairs = str(directory / "encoder"), settings.objective.scores_pairs
+    model = load_reranker(start, "cpu") if pairs else load_model(start, "cpu")
     checkpoints = Place(str(directory / "checkpoints"))
     run = Run(settings, labels(20, 12, seed=3), checkpoints, "a fingerprint")
 
@@ -206,6 +252,11 @@ def loop(
     return {**weights, "curve": torch.tensor(curve, dtype=torch.float64)}
 
 
+def reranker(world: World, directory: Path) -> dict[str, Tensor]:
+    """The same of a reranker that begins as the encoder."""
+    return loop(world, directory, objective=LCE(), docs_per_query=4)
+
+
 def main() -> None:
     what, rank, size, directory = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
     torch.set_num_threads(1)
@@ -217,6 +268,8 @@ def main() -> None:
             found = gradients(world)
         case "recomputed":
             found = gradients(world, tokens=2)
+        case "reranker":
+            found = reranker(world, directory)
         case _:
             found = loop(world, directory)
     if rank == 0:

@@ -9,9 +9,10 @@ import torch
 
 from bixse.models.encoder import Encoder, load_model
 from bixse.training.batches import batch_of, cut, prompt_of, tokenise
-from bixse.training.gather import GatheredObjective, World
+from bixse.training.gather import World
 from bixse.training.groups import Ints, Labels, group
 from bixse.training.losses import graded_bce
+from bixse.training.scoring import EncoderScoring
 from bixse.training.settings import GradedBCE
 from tests.encoders import save_tiny_encoder, texts
 
@@ -92,13 +93,13 @@ def test_trained_and_served_vectors_agree(prompts: dict[str, str], tmp_path: Pat
     directory = save_tiny_encoder(tmp_path, prompts)
     encoder = Encoder.load(str(directory), "cpu")
     model = load_model(str(directory), "cpu").eval()
-    module = GatheredObjective(model, GradedBCE(), World(), "float32")
+    module = EncoderScoring(model, GradedBCE(), World(), "float32")
     read = texts(70, seed=1, longest=60)
     for role in ("query", "document"):
         side = tokenise(model, read, role, 512, 69)
         side = side.within(512)
         assert 3 <= len(side.chunks) <= 12
-        vectors = module.encode(side).detach().numpy()
+        vectors = module.vectors(torch.cat(list(module.chunks(side))), side).detach().numpy()
         # Documents are served in bfloat16 where the machine multiplies that faster.
         exact = 2e-6 if role == "query" else 2e-4
         np.testing.assert_allclose(vectors, encoder.encode(read, role)[:69], atol=exact)

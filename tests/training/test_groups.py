@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bixse.training.batches import batch_of
-from bixse.training.groups import Labels, Preferred, count_rows, epoch_rows, group
+from bixse.training.groups import (
+    Labels,
+    Preferred,
+    count_groups,
+    count_rows,
+    epoch_groups,
+    epoch_rows,
+    group,
+)
 
 
 def labels_of(rows: list[tuple[str, str, float]], **seeds: str) -> Labels:
@@ -82,6 +90,48 @@ def test_another_epoch_shares_rows_differently() -> None:
     labels = labels_of([("q", f"d{d}", 1.0) for d in range(40)])
     first, second = (epoch_rows(labels, 4, seed=0, epoch=epoch) for epoch in (0, 1))
     assert {tuple(row) for row in first} != {tuple(row) for row in second}
+
+
+@given(
+    st.dictionaries(
+        st.tuples(st.integers(0, 5), st.integers(0, 9)),
+        st.sampled_from([0.0, 0.25, 0.5, 1.0]),
+        min_size=1,
+    ),
+    st.integers(2, 5),
+)
+def test_a_group_is_a_positive_with_negatives_of_its_query(
+    judged: dict[tuple[int, int], float], docs_per_query: int
+) -> None:
+    judged |= {(6, 0): 1.0, (6, 1): 0.0}
+    labels = labels_of([(f"q{q}", f"d{d}", z) for (q, d), z in judged.items()])
+    rows = epoch_groups(labels, docs_per_query, 0.5, seed=7, epoch=1)
+    assert len(rows) == count_groups(labels, 0.5)
+    positives = []
+    for row in rows:
+        query = labels.query_of(row)
+        below = labels.relevance_P[labels.query_of(np.arange(labels.pairs)) == query[0]] < 0.5
+        assert (query == query[0]).all()
+        assert len(set(row.tolist())) == len(row) == min(docs_per_query, 1 + below.sum())
+        assert (labels.relevance_P[row] >= 0.5).tolist() == [False] * (len(row) - 1) + [True]
+        positives.append(row[-1])
+    # Each positive of a query with a negative, once.
+    beaten = {q for (q, _), z in judged.items() if z < 0.5}
+    assert len(set(positives)) == len(positives)
+    assert len(positives) == sum(z >= 0.5 and q in beaten for (q, _), z in judged.items())
+    again = epoch_groups(labels, docs_per_query, 0.5, seed=7, epoch=1)
+    assert all((a == b).all() for a, b in zip(rows, again, strict=True))
+
+
+def test_negatives_are_drawn_anew_every_epoch() -> None:
+    labels = labels_of([("q", "d", 1.0), *(("q", f"d{d}", 0.0) for d in range(40))])
+    drawn = [epoch_groups(labels, 9, 0.5, seed=0, epoch=epoch)[0] for epoch in range(5)]
+    assert len({tuple(sorted(row.tolist())) for row in drawn}) == 5
+
+
+def test_judgments_without_a_contrast_are_refused() -> None:
+    with pytest.raises(ValueError, match="nothing to tell apart"):
+        count_groups(labels_of([("q0", "a", 1.0), ("q1", "b", 0.0)]), 0.5)
 
 
 JUDGED = [("q0", "a", 1.0), ("q0", "b", 0.5), ("q0", "c", 0.0), ("q1", "b", 0.25)]

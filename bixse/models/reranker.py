@@ -1,0 +1,88 @@
+"""The reranker: a cross-encoder of sentence-transformers, query and document -> one log-odds."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from bixse.models.encoder import encoder_fingerprint, resolve
+from bixse.records import Hit
+
+if TYPE_CHECKING:
+    from sentence_transformers import CrossEncoder
+
+
+def load_reranker(start: str, device: str | None = None, seed: int = 0) -> "CrossEncoder":
+    """The cross-encoder at `start`, or one that begins as the encoder there.
+
+    An encoder lacks the head that makes a score: it is drawn by `seed`. Raises ValueError as
+    `resolve`, or when the directory holds no model that gives one score a pair.
+    """
+    import torch
+    from sentence_transformers import CrossEncoder
+    from transformers.utils import logging as hf_logging
+
+    # transformers leaves it without types.
+    hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    directory = resolve(start, "reranker")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model: CrossEncoder = CrossEncoder(
+                str(directory), num_labels=1, device=device, local_files_only=True
+            )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{start} is no reranker with one score a pair: {reason}") from None
+    return model
+
+
+class Reranker:
+    """Pairs in, log-odds out; loaded once, called often. Not thread-safe."""
+
+    def __init__(self, model: "CrossEncoder", fingerprint: str) -> None:
+        self.model = model
+        self.fingerprint = fingerprint
+
+    @classmethod
+    def load(cls, start: str, device: str | None = None) -> "Reranker":
+        """Raises ValueError as `load_reranker`."""
+        directory = resolve(start, "reranker")
+        model = load_reranker(str(directory), device)
+        model.eval()
+        return cls(model, encoder_fingerprint(directory))
+
+    def score(
+        self, query: str, documents: Sequence[str], batch_size: int = 64
+    ) -> npt.NDArray[np.float32]:
+        """Log-odds [len(documents)] in the order given: what `CrossEncoder.predict` gives before
+        its activation. Raises ValueError when one is not finite.
+        """
+        if not documents:
+            return np.zeros(0, np.float32)
+        import torch
+
+        found = self.model.predict(
+            [(query, document) for document in documents],
+            batch_size=batch_size,
+            activation_fn=torch.nn.Identity(),
+            convert_to_tensor=True,
+            show_progress_bar=False,
+        )
+        scores = found.float().cpu().numpy()
+        if not np.isfinite(scores).all():
+            raise ValueError(f"the reranker gave a score that is not finite for query {query!r}")
+        return np.asarray(scores, np.float32)
+
+
+def reranked(hits: Sequence[Hit], scores: Sequence[float]) -> list[Hit]:
+    """The first `len(scores)` hits by falling score, ties by `doc_id`; the others stay below them.
+
+    Those others keep the score of whoever found them.
+    """
+    head = sorted(
+        zip(scores, hits[: len(scores)], strict=True), key=lambda pair: (-pair[0], pair[1].doc_id)
+    )
+    order = [Hit(hit.doc_id, float(score), 0) for score, hit in head] + list(hits[len(scores) :])
+    return [Hit(hit.doc_id, hit.score, rank) for rank, hit in enumerate(order, start=1)]

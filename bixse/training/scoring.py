@@ -1,0 +1,214 @@
+"""How a batch's texts become its loss: the seam between the trainer and the kinds of model.
+
+The trainer knows no kind. It asks which texts of a batch this rank reads (`sides`), lets the model
+make of them what it makes, chunk after chunk (`chunks`), and takes this rank's share of the loss
+from what was made of all its texts (`share`). The shares of all ranks add up to the loss of one
+process, so gradients are summed over the ranks (`gradients.py`).
+
+An encoder reads queries and documents apart. Each rank encodes its share of either, the documents'
+vectors are gathered with gradient, and each rank takes the loss of its own queries against all
+documents (form 3 of methods 1.4). A reranker reads a query and a judged document of it together:
+each rank scores the judged pairs of its own queries, and nothing is gathered.
+
+Shapes: Q queries of this rank, D documents of the batch, N texts of this rank, E dimensions.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from torch.utils.checkpoint import checkpoint
+
+from bixse.precision import autocast
+from bixse.settings import Precision
+from bixse.training import objective as objectives
+from bixse.training.batches import Batch, Role, Side, tokenise
+from bixse.training.gather import World, gather_rows
+from bixse.training.groups import Ints, Labels
+from bixse.training.objective import Cells
+from bixse.training.order import share
+from bixse.training.settings import Objective, Training
+
+if TYPE_CHECKING:
+    from sentence_transformers.base import BaseModel
+
+MAX_SCALE = 100.0
+
+# 64 MiB for each float32 that an objective keeps of a cell.
+_CHUNK_CELLS = 2**24
+
+Sides = tuple[Side, ...]
+
+
+class Scoring(nn.Module, ABC):
+    """A model, scale and bias, and the loss of a batch of which each rank holds a share."""
+
+    output: str
+    """Name of what the model makes of its texts, [texts, E]."""
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        objective: Objective,
+        world: World,
+        precision: Precision = "auto",
+    ) -> None:
+        super().__init__()
+        self.precision = precision
+        self.encoder = encoder
+        self.objective = objective
+        self.world = world
+        self.learns_scale = objective.learns_scale
+        log_scale = torch.tensor(math.log(objective.scale))
+        self.log_scale = nn.Parameter(log_scale, requires_grad=self.learns_scale)
+        self.bias = nn.Parameter(torch.zeros(()), requires_grad=objective.learns_bias)
+
+    @staticmethod
+    @abstractmethod
+    def longest(settings: Training) -> int:
+        """Tokens of the longest text that is read."""
+
+    @abstractmethod
+    def sides(self, model: "BaseModel", labels: Labels, batch: Batch, settings: Training) -> Sides:
+        """This rank's texts of a batch, tokenised."""
+
+    @abstractmethod
+    def share(self, made: Sequence[Tensor], sides: Sides, cells: Cells) -> tuple[Tensor, Tensor]:
+        """This rank's share of the batch's loss and of its floor.
+
+        `made` is, of each side, what `chunks` gave, concatenated.
+        """
+
+    @property
+    def scale(self) -> float:
+        return self.log_scale.exp().item() if self.learns_scale else self.objective.scale
+
+    def autocast(self) -> torch.autocast:
+        return autocast(self.log_scale.device, self.precision)
+
+    def chunks(self, side: Side) -> Iterator[Tensor]:
+        """What the model makes of each chunk, [texts, E], when it is asked for."""
+        for chunk in side.chunks:
+            with self.autocast():
+                # A copy: sentence-transformers adds its outputs to the features.
+                made: Tensor = self.encoder(dict(chunk), task=side.role)[self.output]
+            yield made
+
+    @staticmethod
+    def ordered(made_NE: Tensor, side: Side) -> Tensor:
+        """[side.count, E] in the order of the texts and in float32, of those of all chunks."""
+        precision = torch.promote_types(made_NE.dtype, torch.float32)
+        return made_NE.to(precision)[side.place][: side.count]
+
+
+class EncoderScoring(Scoring):
+    """Cosines of every query with every document of the batch.
+
+    `encoder(features, task=role)` returns a mapping with `sentence_embedding` [texts, E].
+    """
+
+    output = "sentence_embedding"
+    chunk_cells = _CHUNK_CELLS
+
+    @staticmethod
+    def longest(settings: Training) -> int:
+        return max(settings.query_tokens, settings.document_tokens)
+
+    def sides(self, model: "BaseModel", labels: Labels, batch: Batch, settings: Training) -> Sides:
+        def side(texts: pa.Array, numbers: Ints, role: Role, tokens: int) -> Side:
+            mine = numbers[share(len(numbers), self.world.rank, self.world.size)]
+            # A rank without texts reads one and uses none: every rank is in every collective.
+            read = texts.take(mine if len(mine) else numbers[:1]).to_pylist()
+            return tokenise(model, read, role, tokens, len(mine), settings.micro_batch_tokens)
+
+        return (
+            side(labels.query_text_Q, batch.query_Q, "query", settings.query_tokens),
+            side(labels.document_text_D, batch.document_D, "document", settings.document_tokens),
+        )
+
+    def vectors(self, made_NE: Tensor, side: Side) -> Tensor:
+        """Unit vectors [side.count, E] in the order of the texts."""
+        return normalize(self.ordered(made_NE, side), dim=1)
+
+    def share(self, made: Sequence[Tensor], sides: Sides, cells: Cells) -> tuple[Tensor, Tensor]:
+        """From the vectors alone: of its own queries and of the documents of all ranks."""
+        query_QE, own_NE = (self.vectors(*pair) for pair in zip(made, sides, strict=True))
+        document_DE = gather_rows(own_NE, cells.documents, self.world)
+        return self.of_vectors(query_QE, document_DE, cells)
+
+    def of_vectors(
+        self, query_QE: Tensor, document_DE: Tensor, cells: Cells
+    ) -> tuple[Tensor, Tensor]:
+        """The share, in chunks of rows: what an objective makes of its cells never takes more than
+        about `chunk_cells` numbers at a time.
+        """
+        scale = self.log_scale.exp() if self.learns_scale else self.objective.scale
+
+        def of_rows(query_CE: Tensor, document_DE: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+            cosine_CD = query_CE @ document_DE.T
+            grid = cells.grid(part)
+            return objectives.share(self.objective, cosine_CD, grid, scale, self.bias)
+
+        rows = len(query_QE)
+        size = rows if self.objective.whole_batch else self.chunk_cells // cells.row_cells
+        if rows <= size:
+            return of_rows(query_QE, document_DE, slice(0, rows))
+        loss, floor = query_QE.new_zeros(()), query_QE.new_zeros(())
+        for start in range(0, rows, max(1, size)):
+            part = slice(start, min(rows, start + max(1, size)))
+            # What a chunk makes is made again on the way back, not kept.
+            more = checkpoint(of_rows, query_QE[part], document_DE, part, use_reentrant=False)
+            loss, floor = loss + more[0], floor + more[1]
+        return loss, floor
+
+
+class RerankerScoring(Scoring):
+    """One score of every judged pair of the batch.
+
+    `encoder(features, task="pair")` returns a mapping with `scores` [pairs, 1], log-odds.
+    """
+
+    output = "scores"
+
+    @staticmethod
+    def longest(settings: Training) -> int:
+        return settings.query_tokens + settings.document_tokens
+
+    def sides(self, model: "BaseModel", labels: Labels, batch: Batch, settings: Training) -> Sides:
+        read, count = self.mine(batch)
+        queries = labels.query_text_Q.take(batch.query_Q[batch.row_K[read]]).to_pylist()
+        documents = labels.document_text_D.take(batch.document_D[batch.column_K[read]]).to_pylist()
+        pairs = list(zip(queries, documents, strict=True))
+        limit, most = self.longest(settings), settings.micro_batch_tokens
+        return (tokenise(model, pairs, "pair", limit, count, most),)
+
+    def mine(self, batch: Batch) -> tuple[Ints, int]:
+        """The known cells that this rank reads, judged in the batch; how many of them count."""
+        rows = share(len(batch.query_Q), self.world.rank, self.world.size)
+        mine_K = batch.own_K & (batch.row_K >= rows.start) & (batch.row_K < rows.stop)
+        if mine_K.any():
+            return np.flatnonzero(mine_K), int(mine_K.sum())
+        # A rank without queries reads one pair and uses none: every rank is in every collective.
+        return np.flatnonzero(batch.own_K)[:1], 0
+
+    def share(self, made: Sequence[Tensor], sides: Sides, cells: Cells) -> tuple[Tensor, Tensor]:
+        """Of the judged pairs of its own queries; every other cell is out of every objective."""
+        (score_N1,), (side,) = made, sides
+        score_N = self.ordered(score_N1, side).squeeze(1)
+        own = cells.row_K[cells.own_K], cells.column_K[cells.own_K]
+        shape = cells.rows, sum(cells.documents)
+        score_QD = score_N.new_zeros(shape).index_put(own, score_N)
+        grid = cells.grid(slice(0, cells.rows))
+        return objectives.share(self.objective, score_QD, grid, self.objective.scale, self.bias)
+
+
+def scoring_of(model: nn.Module, settings: Training, world: World) -> Scoring:
+    """A model of the kind that the objective is for."""
+    kind = RerankerScoring if settings.objective.scores_pairs else EncoderScoring
+    return kind(model, settings.objective, world, settings.precision)

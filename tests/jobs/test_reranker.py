@@ -1,0 +1,90 @@
+"""A reranker through the verbs: what it saves, what it is measured by, what it refuses."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bixse.models.reranker import Reranker, load_reranker
+from bixse.training.loop import Trained
+from bixse.training.settings import LCE, PairBCE, Training
+from jobs.pipeline import main
+from jobs.recipes.bixse import bixse
+from jobs.recipes.reranking import lce
+from jobs.train import export
+from tests.encoders import save_tiny_cross_encoder, save_tiny_encoder, texts
+from tests.jobs.conftest import write_beir
+
+
+@pytest.mark.parametrize("objective", [LCE(), PairBCE()], ids=["lce", "pair_bce"])
+def test_sentence_transformers_loads_what_is_saved(
+    objective: LCE | PairBCE, tmp_path: Path
+) -> None:
+    from sentence_transformers import CrossEncoder
+
+    model = load_reranker(str(save_tiny_cross_encoder(tmp_path / "start", logits=1)), "cpu")
+    settings = Training(objective=objective, docs_per_query=2)
+    out = tmp_path / "reranker"
+    export(model, settings, Trained(1.0, 0.0, [{"step": 1, "loss": 0.5, "seconds": 2.0}]), out)
+    names = {path.name for path in out.rglob("*") if path.is_file()}
+    assert {"model.safetensors", "modules.json", "training.jsonl"} <= names
+    assert not {name for name in names if name.endswith((".bin", ".pt", ".pkl"))}
+    assert "scale_bias.json" not in names
+
+    query, *documents = texts(20, seed=1)
+    ours = Reranker.load(str(out), "cpu").score(query, documents)
+    theirs = CrossEncoder(str(out), device="cpu").predict([(query, text) for text in documents])
+    wanted = ours if isinstance(objective, LCE) else 1 / (1 + np.exp(-ours))
+    np.testing.assert_allclose(theirs, wanted, atol=1e-6)
+    assert theirs.std() > 0.01
+
+
+def test_the_pipeline_trains_and_measures_a_reranker(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = write_beir(tmp_path / "beir", documents=60, queries=16), tmp_path / "out"
+    start = str(save_tiny_encoder(tmp_path))
+    flags = ["--start", start, "--reranking.start", start, "--reranking.depth", "5"]
+    # Of a query's two grades the lower is then a negative.
+    flags += ["--training.objective.threshold", "0.75"]
+    flags += ["--training.epochs", "1", "--training.batch-size", "4"]
+    main("pipeline", ["lce", "--data", str(data), "--out", str(out), "--json", *flags])
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert summary["reranker"] == str(out / "reranker")
+    report = json.loads((out / "report" / "report.json").read_text())
+    assert list(report["ndcg@10"]) == ["bm25", "base", "bm25+reranker", "base+reranker"]
+    assert list(report["differences"]) == ["base+reranker-base", "bm25+reranker-bm25", "base-bm25"]
+    # The order changes, and nothing below the depth.
+    runs = {
+        name: [line.split()[2] for line in (out / "report/runs" / f"{name}.trec").open()]
+        for name in ("base", "base+reranker")
+    }
+    first, again = (runs[name][:60] for name in ("base", "base+reranker"))
+    assert sorted(first[:5]) == sorted(again[:5])
+    assert first[5:] == again[5:]
+    assert runs["base"] != runs["base+reranker"]
+    assert "Training loss" in (out / "report" / "report.html").read_text()
+    assert not (out / "index").exists()
+    manifest = json.loads((out / "reranker" / "manifest.json").read_text())
+    assert manifest["kind"] == "reranker"
+    assert manifest["extra"]["reranker"] == Reranker.load(str(out / "reranker")).fingerprint
+
+
+@pytest.mark.parametrize("verb", ["embed", "index"])
+def test_a_reranker_has_no_vectors(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_beir(tmp_path / "beir", documents=60, queries=16)
+    with pytest.raises(SystemExit):
+        main(verb, ["lce", "--data", str(data), "--out", str(tmp_path / "out")])
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: recipe lce trains a reranker, which makes no vectors")
+    assert len(error.splitlines()) == 1
+
+
+def test_a_recipe_trains_one_kind_of_model() -> None:
+    with pytest.raises(ValueError, match="needs both"):
+        bixse().replace(training=Training(objective=PairBCE()))
+    with pytest.raises(ValueError, match="needs both"):
+        lce().replace(training=Training())

@@ -1,0 +1,195 @@
+"""A reranker goes through the encoder's loop: its losses, its texts, resuming, what it learns."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from bixse.artifacts import Place
+from bixse.evaluation.metrics import ndcg
+from bixse.models.encoder import load_model
+from bixse.models.reranker import Reranker, load_reranker, reranked
+from bixse.records import Hit
+from bixse.retrieval.lexical import LexicalIndex
+from bixse.retrieval.settings import Lexical
+from bixse.training.batches import tokenise
+from bixse.training.gather import World, cells_of
+from bixse.training.gradients import batch_gradients
+from bixse.training.groups import group
+from bixse.training.loop import Run, train_loop
+from bixse.training.scoring import RerankerScoring
+from bixse.training.settings import LCE, Combined, GradedBCE, PairBCE, Training
+from tests.encoders import WORDS, save_tiny_cross_encoder, save_tiny_encoder, texts
+from tests.training import ranks
+from tests.training.test_gather import run_ranks
+
+
+@pytest.mark.parametrize("kind", ranks.batches())
+@pytest.mark.parametrize("name", ["lce", "pair_bce"])
+def test_one_process_equals_the_formula(name: str, kind: str) -> None:
+    """Methods 9 and 1.1, written out pair by pair."""
+    objective, batch = ranks.OBJECTIVES[name], ranks.batches()[kind]
+    model = ranks.Together()
+    pairs = np.flatnonzero(batch.own_K)
+    score = model({"words": ranks.pair_words(batch, pairs)}, "pair")["scores"][:, 0]
+    row, z = batch.row_K[pairs], batch.relevance_K[pairs].astype(float)
+    loss, count = torch.zeros((), dtype=torch.float64), 0
+    for n in range(len(pairs)):
+        if isinstance(objective, PairBCE):
+            p = torch.sigmoid(score[n])
+            loss = loss - z[n] * p.log() - (1 - z[n]) * (1 - p).log()
+            count += 1
+        else:
+            others = [k for k in range(len(pairs)) if row[k] == row[n] and z[k] < 0.5]
+            if z[n] >= 0.5 and others:
+                scores = torch.stack([score[n], *(score[k] for k in others)]) / 0.5
+                loss = loss - scores[0] + scores.exp().sum().log()
+                count += 1
+    loss = loss / max(count, 1)
+    if count:
+        loss.backward()
+
+    module = ranks.scoring(objective, World())
+    cells = cells_of(batch, objective, World(), torch.device("cpu"))
+    shares = batch_gradients(module, cells, ranks.sides(module, batch))
+    assert shares is not None
+    torch.testing.assert_close(shares[0], loss.detach(), atol=1e-10, rtol=1e-9)
+    for mine, wanted in zip(module.encoder.parameters(), model.parameters(), strict=True):
+        expected = torch.zeros_like(mine) if wanted.grad is None else wanted.grad
+        assert mine.grad is not None
+        torch.testing.assert_close(mine.grad, expected, atol=1e-10, rtol=1e-9)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """A run without interruption, from an encoder without a head."""
+    directory = tmp_path_factory.mktemp("whole")
+    save_tiny_encoder(directory)
+    return ranks.reranker(World(), directory)
+
+
+def interrupt(directory: Path, steps: int) -> None:
+    save_tiny_encoder(directory)
+    (directory / "stop").write_text(str(steps))
+    with pytest.raises(KeyboardInterrupt):
+        ranks.reranker(World(), directory)
+    (directory / "stop").unlink()
+
+
+# Before the first checkpoint too: the head that the encoder lacks is drawn again the same.
+@pytest.mark.parametrize("steps", [2, 7])
+def test_resumed_equals_uninterrupted_bit_by_bit(
+    steps: int, whole: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    interrupt(tmp_path, steps)
+    resumed = ranks.reranker(World(), tmp_path)
+    assert len(whole["curve"]) > 10
+    for name, value in whole.items():
+        assert torch.equal(resumed[name], value), name
+
+
+def test_resumed_on_two_ranks_equals_uninterrupted_to_rounding(
+    whole: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    interrupt(tmp_path, 7)
+    resumed = run_ranks("reranker", 2, tmp_path)
+    # A softmax does not see what it adds to every score: its gradient is rounding, which Adam
+    # scales up.
+    whole = {name: value for name, value in whole.items() if not name.endswith("classifier.bias")}
+    for name, value in whole.items():
+        torch.testing.assert_close(resumed[name], value, atol=2e-4, rtol=1e-3, msg=name)
+
+
+def test_trained_and_served_scores_agree(tmp_path: Path) -> None:
+    directory = str(save_tiny_cross_encoder(tmp_path, logits=1))
+    reranker = Reranker.load(directory, "cpu")
+    (query, *documents) = texts(40, seed=1, longest=40)
+    model = load_reranker(directory, "cpu").eval()
+    module = RerankerScoring(model, LCE(), World(), "float32")
+    side = tokenise(model, [(query, document) for document in documents], "pair", 512, 39)
+    side = side.within(512)
+    assert len(side.chunks) >= 3
+    scores = module.ordered(torch.cat(list(module.chunks(side))), side).detach().squeeze(1)
+    np.testing.assert_allclose(scores, reranker.score(query, documents), atol=1e-5)
+    assert scores.std() > 0.1
+    assert reranker.score(query, []).shape == (0,)
+
+
+def test_a_model_of_other_scores_is_refused(tmp_path: Path) -> None:
+    three = save_tiny_cross_encoder(tmp_path, logits=3)
+    with pytest.raises(ValueError, match="is no reranker with one score a pair"):
+        load_reranker(str(three), "cpu")
+
+
+def weight(model: torch.nn.Module, name: str) -> torch.Tensor:
+    return next(value for key, value in model.state_dict().items() if key.endswith(name))
+
+
+def test_a_head_is_drawn_by_the_seed(tmp_path: Path) -> None:
+    start = str(save_tiny_encoder(tmp_path))
+    models = [load_reranker(start, "cpu", seed) for seed in (0, 0, 1)]
+    heads = [weight(model, "classifier.weight") for model in models]
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+    body = weight(load_model(start, "cpu"), "word_embeddings.weight")
+    assert torch.equal(weight(models[0], "word_embeddings.weight"), body)
+
+
+def test_reranked_hits_stand_by_score_and_the_others_below() -> None:
+    hits = [Hit(name, 0.9 - n / 10, n + 1) for n, name in enumerate("dcba")]
+    found = reranked(hits, [0.5, 2.0, 0.5])
+    assert [(hit.doc_id, hit.score, hit.rank) for hit in found] == [
+        ("c", 2.0, 1),
+        ("b", 0.5, 2),
+        ("d", 0.5, 3),
+        ("a", pytest.approx(0.6), 4),
+    ]
+
+
+def test_settings_that_teach_nothing_are_refused() -> None:
+    with pytest.raises(ValidationError, match="counts the positive"):
+        Training(objective=LCE())
+    with pytest.raises(ValidationError, match="there is one model"):
+        Combined(parts=(LCE(), GradedBCE()), weights=(1.0, 1.0))
+
+
+def test_negatives_of_the_head_teach_what_the_retriever_does_not_see(tmp_path: Path) -> None:
+    """Of 20 documents that share a query's words, which BM25 finds, 15 are spam."""
+    spam, words = WORDS[:6], WORDS[6:]
+    draw = random.Random(0)
+    topics = [draw.sample(words, 3) for _ in range(40)]
+    corpus: dict[str, str] = {}
+    for number, topic in enumerate(topics):
+        for copy in range(20):
+            more = draw.choices(words if copy < 5 else spam, k=2) + draw.choices(words, k=3)
+            corpus[f"{number}-{copy}"] = " ".join(draw.sample([*topic, *more], 8))
+    for number in range(600):
+        corpus[f"other-{number}"] = " ".join(draw.choices(words, k=8))
+    index = LexicalIndex(list(corpus), list(corpus.values()), Lexical())
+    queries = {str(number): " ".join(topic) for number, topic in enumerate(topics)}
+    heads = {name: index.search(text, 20) for name, text in queries.items()}
+    relevant = {name: {f"{name}-{copy}": 1.0 for copy in range(5)} for name in queries}
+    train, test = list(queries)[:30], list(queries)[30:]
+
+    rows = [(q, d, 1.0) for q in train for d in relevant[q]]
+    found = ((q, hit.doc_id) for q in train for hit in heads[q])
+    rows += [(q, d, 0.0) for q, d in found if d not in relevant[q]]
+    query_ids, doc_ids, grades = zip(*rows, strict=True)
+    labels = group(query_ids, doc_ids, np.asarray(grades, np.float32), queries, corpus, {})
+    settings = Training(
+        objective=LCE(), batch_size=10, docs_per_query=8, epochs=5, learning_rate=2e-3
+    )
+    model = load_reranker(str(save_tiny_encoder(tmp_path)), "cpu")
+    train_loop(Run(settings, labels, Place(str(tmp_path / "checkpoints")), "toy"), model, World())
+    reranker = Reranker(model, "")
+    before, after = [], []
+    for name in test:
+        hits = heads[name]
+        scores = reranker.score(queries[name], [corpus[hit.doc_id] for hit in hits])
+        before.append(ndcg(hits, relevant[name], 10))
+        after.append(ndcg(reranked(hits, scores.tolist()), relevant[name], 10))
+    assert np.mean(after) > 0.9
+    assert np.mean(after) > np.mean(before) + 0.2
