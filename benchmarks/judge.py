@@ -131,10 +131,10 @@ def bixse(case: Case) -> dict[str, float]:
 
     # By its module: what stands in __main__ is unknown to workers.
     from benchmarks.judge import Timed as Imported
-    from jobs.engine import pin
     from jobs.judges.generative import generative
     from jobs.judges.order import ordered
     from jobs.judges.unit import JudgeUnit
+    from jobs.loading import pin
     from jobs.parts import row_units, run_units, usage
 
     placement = Placement(gpus_per_actor=case.gpus)

@@ -215,7 +215,7 @@ def settings_of(options: Options) -> Training:
 
 def with_bixse(options: Options, model: Any, pairs: Pairs) -> list[float]:
     """Seconds of each step of `train_loop`."""
-    from bixse.artifacts import Place
+    from bixse.place import Place
     from bixse.training.gather import World
     from bixse.training.loop import Run, train_loop
 

@@ -9,29 +9,25 @@ An artefact is a directory on a local path or any fsspec URL:
 
 Whoever is killed in between leaves `begun.json` and whole parts. A rerun with the same config and
 inputs keeps those parts and makes the rest; with others it refuses and names both sides.
-`Artifact.open` checks the sha256 of every file, so that one flipped byte is noticed. Files are
-written atomically: locally by rename after fsync, on object stores by a single put.
+`Artifact.open` checks the sha256 of every file, so that one flipped byte is noticed.
 """
 
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 import time
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, ValidationError
 
+from bixse.place import FileEntry, Place
 from bixse.settings import Settings
 
 SCHEMA_VERSION = 1
@@ -47,13 +43,6 @@ _VERSIONS_OF = (
 
 class ArtifactError(ValueError):
     """An artefact that is absent, damaged, of another kind, or made from something else."""
-
-
-class FileEntry(Settings):
-    """What the manifest knows of one file."""
-
-    sha256: str
-    bytes: int
 
 
 class Manifest(Settings):
@@ -99,107 +88,6 @@ def library_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-@dataclass(frozen=True)
-class Place:
-    """A directory on some filesystem; the few operations that artefacts need of one."""
-
-    url: str
-
-    @cached_property
-    def _resolved(self) -> tuple[Any, str]:
-        fs, root = fsspec.core.url_to_fs(self.url)
-        return fs, root.rstrip("/")
-
-    @property
-    def is_local(self) -> bool:
-        return "file" in _protocols(self._resolved[0])
-
-    def path(self, name: str) -> str:
-        """The filesystem's own path of `name`; on a local place an ordinary path."""
-        return f"{self._resolved[1]}/{name}"
-
-    def exists(self, name: str) -> bool:
-        return bool(self._resolved[0].exists(self.path(name)))
-
-    def read(self, name: str) -> bytes:
-        """All bytes of a file. Raises FileNotFoundError."""
-        return bytes(self._resolved[0].cat_file(self.path(name)))
-
-    def open(self, name: str) -> IO[bytes]:
-        """A seekable reader."""
-        handle: IO[bytes] = self._resolved[0].open(self.path(name), "rb")
-        return handle
-
-    def write(self, name: str, data: bytes) -> None:
-        """All of the file or none of it."""
-        fs, path = self._resolved[0], self.path(name)
-        if not self.is_local:
-            fs.pipe_file(path, data)
-            return
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        aside = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
-        try:
-            with open(aside, "wb") as handle:
-                handle.write(data)
-                handle.flush()
-                os.fsync(handle.fileno())
-            os.replace(aside, path)
-        except OSError:
-            if os.path.exists(aside):
-                os.unlink(aside)
-            raise
-
-    def put(self, local: Path, name: str) -> None:
-        """Copy a local file in, atomically, without holding it in memory."""
-        fs, path = self._resolved[0], self.path(name)
-        if not self.is_local:
-            fs.put_file(str(local), path)
-            return
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        aside = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
-        try:
-            shutil.copyfile(local, aside)
-            with open(aside, "rb") as handle:
-                os.fsync(handle.fileno())
-            os.replace(aside, path)
-        except OSError:
-            if os.path.exists(aside):
-                os.unlink(aside)
-            raise
-
-    def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
-        if self.exists(name):
-            self._resolved[0].rm_file(self.path(name))
-
-    def clear(self) -> None:
-        """Remove the directory with all that is in it, if it is there."""
-        fs, root = self._resolved
-        if fs.exists(root):
-            fs.rm(root, recursive=True)
-
-    def names(self) -> list[str]:
-        """All files below, relative and sorted; leftovers of killed writers are not files."""
-        fs, root = self._resolved
-        if not fs.exists(root):
-            return []
-        found = (path[len(root) + 1 :] for path in fs.find(root))
-        return sorted(name for name in found if not name.endswith(".tmp"))
-
-    def entry(self, name: str) -> FileEntry:
-        """sha256 and size, read in pieces."""
-        digest, size = hashlib.sha256(), 0
-        with self.open(name) as handle:
-            while block := handle.read(1 << 20):
-                digest.update(block)
-                size += len(block)
-        return FileEntry(sha256=digest.hexdigest(), bytes=size)
-
-
-def _protocols(fs: Any) -> tuple[str, ...]:
-    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
 
 
 def part_name(number: int) -> str:

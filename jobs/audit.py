@@ -315,6 +315,6 @@ def _cell(measure: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    from jobs.pipeline import main
+    from jobs.verbs import main
 
     main("audit")

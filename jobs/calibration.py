@@ -38,7 +38,7 @@ def fit(
     `sources` are (judgments, qrels), on one scale; every pair weighs the same. Raises ValueError
     when no pair has both, or the scales differ.
     """
-    inputs = {}
+    inputs: dict[str, str] = {}
     for number, (judgments, qrels) in enumerate(sources):
         inputs |= {f"judgments-{number}": judgments.fingerprint}
         inputs |= {f"qrels-{number}": qrels.fingerprint}

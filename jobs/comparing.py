@@ -17,7 +17,6 @@ from bixse.synthesis.settings import GradedQueries
 from bixse.synthesis.sifting import comparisons
 from bixse.synthesis.writing import Comparison, compare
 from jobs.generation import Writer, pin_generator
-from jobs.parts import Texts
 from jobs.recipe import Placement
 from jobs.requests import (
     check_gpus,
@@ -27,6 +26,7 @@ from jobs.requests import (
     run_requests,
     write_parts,
 )
+from jobs.texts import Texts
 
 COMPARED = pa.schema(
     [

@@ -71,6 +71,6 @@ class EmbedUnit:
 
 
 if __name__ == "__main__":
-    from jobs.pipeline import main
+    from jobs.verbs import main
 
     main("embed")

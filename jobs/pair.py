@@ -116,6 +116,6 @@ class _Candidates:
 
 
 if __name__ == "__main__":
-    from jobs.pipeline import main
+    from jobs.verbs import main
 
     main("pair")

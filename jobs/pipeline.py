@@ -6,15 +6,17 @@ directory of its own name.
 """
 
 import os
-import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from bixse.models.settings import PACKAGED, Reranking
-from jobs.command import RECIPES, Run, parse, refuse, summary_line
+from jobs.command import Run
 
 if TYPE_CHECKING:
     from bixse.artifacts import Artifact
+
+Made = TypeVar("Made")
+"""An artefact; of `ingest`, the three it makes."""
 
 
 class Pipeline:
@@ -415,48 +417,14 @@ class Pipeline:
     def path(self, name: str) -> str:
         return f"{self.out}/{name}"
 
-    def once(self, stage: str, make: Callable[[], Any]) -> Any:
+    def once(self, stage: str, make: Callable[[], Made]) -> Made:
         if stage not in self._made:
-            made = self._made[stage] = make()
+            self._made[stage] = make()
             # A stage that was found finished still took what its manifest says.
-            artifact = made.corpus if stage == "ingest" else made
+            artifact = self._made[stage].corpus if stage == "ingest" else self._made[stage]
             self.seconds[stage] = artifact.manifest.seconds
-        return self._made[stage]
-
-
-def main(verb: str = "pipeline", argv: list[str] | None = None) -> None:
-    """Run a verb from the command line; bad input is one sentence and exit status 1 or 2, a budget
-    that is spent one sentence and 3.
-    """
-    argv = sys.argv[1:] if argv is None else argv
-    if verb == "pipeline" and argv == ["--list"]:
-        list_recipes()
-        return
-    run = parse(verb, argv)
-    if verb != "index" and (run.base_index or run.delete):
-        refuse("--base-index and --delete are for jobs.index")
-    if run.plan and verb not in ("judge", "pipeline"):
-        refuse(f"--plan is of judge and pipeline: {verb} asks no judge")
-    made = _plan if run.plan else VERBS[verb]
-    try:
-        summary_line(made(Pipeline(run)), run.json)
-    except _expected() as error:
-        refuse(_sentence(error), status=_status(error))
-    except KeyboardInterrupt:
-        refuse("interrupted: the same command goes on from the finished parts", status=130)
-
-
-def _expected() -> tuple[type[BaseException], ...]:
-    """What a person can act on; everything else is a bug of ours and keeps its traceback."""
-    errors = (ValueError, OSError, RuntimeError, ImportError)
-    ray = sys.modules.get("ray.exceptions")
-    return (*errors, ray.RayError) if ray else errors
-
-
-def _status(error: BaseException) -> int:
-    """3 where a budget is spent and more of it would go on; 1 for everything else."""
-    parts = sys.modules.get("jobs.parts")
-    return 3 if parts and isinstance(error, parts.Stopped) else 1
+        made: Made = self._made[stage]
+        return made
 
 
 def _absolute(path: str) -> str:
@@ -476,158 +444,7 @@ def _encoder(name: str) -> str:
     return _absolute(name) if os.path.isdir(name) else name
 
 
-def list_recipes() -> None:
-    """Every recipe with its paper, hardware and cost class."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("recipe", "paper", "hardware", "cost")
-    for name, build in RECIPES.items():
-        about = build().about
-        table.add_row(name, about.paper, about.hardware, about.cost)
-    Console().print(table)
-
-
-def _sentence(error: BaseException) -> str:
-    """The innermost cause that a person can act on, on one line."""
-    cause: BaseException | None = error
-    while cause is not None:
-        inner = getattr(cause, "cause", None) or cause.__cause__
-        if not isinstance(inner, BaseException):
-            break
-        cause = inner
-    found = cause or error
-    text = " ".join(str(found).split()) or type(found).__name__
-    return text if isinstance(found, ValueError | OSError) else f"{type(found).__name__}: {text}"
-
-
-def _made(verb: str, artifact: "Artifact", **more: Any) -> dict[str, Any]:
-    manifest = artifact.manifest
-    counts = {"rows": manifest.rows, "rejected": manifest.rejected, "seconds": manifest.seconds}
-    return {"verb": verb, "made": manifest.kind, "at": artifact.url, **counts, **more}
-
-
-def _ingest(pipeline: Pipeline) -> dict[str, Any]:
-    data = pipeline.data()
-    found = {"queries": data.queries.manifest.rows, "qrels": data.qrels.manifest.rows}
-    rejected = data.queries.manifest.rejected + data.qrels.manifest.rejected
-    return _made("ingest", data.corpus, **found, rejected_queries_and_qrels=rejected)
-
-
-def _synthesise(pipeline: Pipeline) -> dict[str, Any]:
-    synthetic = pipeline.synthetic() or pipeline.documents()
-    if synthetic is None:
-        raise ValueError(f"recipe {pipeline.recipe.name} synthesises nothing")
-    return _made("synthesise", synthetic)
-
-
-def _pair(pipeline: Pipeline) -> dict[str, Any]:
-    pairs = pipeline.pairs()
-    if pairs is None:
-        raise ValueError(
-            "--judging.judge human, given or written needs no candidates: choose features or vllm"
-        )
-    return _made("pair", pairs)
-
-
-def _audit(pipeline: Pipeline) -> dict[str, Any]:
-    from rich.console import Console
-
-    from jobs.audit import tables
-
-    made = pipeline.audit()
-    for table in tables(made):
-        Console(stderr=pipeline.run.json).print(table)
-    return _made("audit", made, checks=made.manifest.extra["checks"])
-
-
-def _plan(pipeline: Pipeline) -> dict[str, Any]:
-    return {"verb": "plan", **pipeline.plan()}
-
-
-def _judge(pipeline: Pipeline) -> dict[str, Any]:
-    judgments = pipeline.judgments()
-    extra = judgments.manifest.extra
-    # Tokens are of judges that have some.
-    more = {k: v for k, v in extra.get("usage", {}).items() if v or k in ("new", "known")}
-    if extra.get("store"):
-        more["store"] = extra["store"]
-    return _made("judge", judgments, **more)
-
-
-def _train(pipeline: Pipeline) -> dict[str, Any]:
-    if pipeline.run.encoder is not None:
-        raise ValueError("train makes an encoder: --start names the one to begin with")
-    if pipeline.recipe.reranking is not None:
-        pipeline.reranker(pipeline.recipe.reranking)
-    else:
-        pipeline.encoder()
-    return _made("train", pipeline.artifact("train"))
-
-
-def _embed(pipeline: Pipeline) -> dict[str, Any]:
-    return _made("embed", pipeline.embeddings("trained", pipeline.encoder()))
-
-
-def _evaluate(pipeline: Pipeline) -> dict[str, Any]:
-    from rich.console import Console
-
-    from jobs.evaluate import table
-
-    report = pipeline.report()
-    Console(stderr=pipeline.run.json).print(table(report))
-    return _made("evaluate", report, **{"ndcg@10": report.manifest.extra["ndcg@10"]})
-
-
-def _index(pipeline: Pipeline) -> dict[str, Any]:
-    index = pipeline.index()
-    made = ("structure", "search", "recall@10", "latency_ms")
-    return _made("index", index, **{name: index.manifest.extra[name] for name in made})
-
-
-def _pipeline(pipeline: Pipeline) -> dict[str, Any]:
-    if pipeline.recipe.reranking is not None:
-        return _reranking(pipeline, pipeline.recipe.reranking)
-    encoder = pipeline.encoder()
-    split, splits = pipeline.run.split, pipeline.data().qrels.manifest.extra["splits"]
-    summary: dict[str, Any] = {}
-    if splits.get(split):
-        summary = _evaluate(pipeline)
-        summary["report"] = f"{summary['at']}/report.html"
-    index = pipeline.index()
-    if not splits.get(split):
-        summary = _made("pipeline", index, report=f"none: nobody judged a query of split {split}")
-    serve = f"make serve INDEX={index.url} ENCODER={encoder}"
-    return {**summary, "verb": "pipeline", "index": index.url, "serve": serve}
-
-
-def _reranking(pipeline: Pipeline, settings: Reranking) -> dict[str, Any]:
-    """The pipeline of a reranker, which has no index of its own."""
-    reranker = pipeline.reranker(settings)
-    split, splits = pipeline.run.split, pipeline.data().qrels.manifest.extra["splits"]
-    # Of one that was brought along a report is all there is to make.
-    if splits.get(split) or pipeline.run.encoder is not None:
-        summary = _evaluate(pipeline)
-        summary["report"] = f"{summary['at']}/report.html"
-    else:
-        none = f"none: nobody judged a query of split {split}"
-        summary = _made("pipeline", pipeline.artifact("train"), report=none)
-    return {**summary, "verb": "pipeline", "reranker": reranker}
-
-
-VERBS: dict[str, Callable[[Pipeline], dict[str, Any]]] = {
-    "ingest": _ingest,
-    "synthesise": _synthesise,
-    "pair": _pair,
-    "judge": _judge,
-    "audit": _audit,
-    "train": _train,
-    "prefer": lambda pipeline: _made("prefer", pipeline.judged_preferences()),
-    "embed": _embed,
-    "index": _index,
-    "evaluate": _evaluate,
-    "pipeline": _pipeline,
-}
-
 if __name__ == "__main__":
+    from jobs.verbs import main
+
     main()

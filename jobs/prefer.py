@@ -15,9 +15,11 @@ from bixse.candidates.strata import window_pairs
 from bixse.judging.pairwise import PAIRWISE, PairwiseTokenizer, preference, rejected
 from bixse.judging.settings import Pointwise, Preferring
 from bixse.records import JUDGED_PREFERENCES, PAIRINGS, Preference, Rejection, document_text
-from jobs.engine import Engine, judge_name, pin
-from jobs.parts import Texts, row_units, rows_of, run_units
+from jobs.engine import Engine, judge_name
+from jobs.loading import pin
+from jobs.parts import row_units, rows_of, run_units
 from jobs.recipe import Placement
+from jobs.texts import Texts
 
 
 def pairings(judgments: Artifact, preferring: Preferring, out: str) -> Artifact:
@@ -110,7 +112,9 @@ class PreferenceUnit:
         self._signature = (self._tokens.prompt, judge, settings.min_grade_mass)
 
     def __call__(self, rows: pa.Table) -> tuple[pa.Table, list[Rejection]]:
-        keys = list(zip(*(rows[name].to_pylist() for name in PAIRINGS.names), strict=True))
+        keys: list[tuple[str, str, str]] = list(
+            zip(*(rows[name].to_pylist() for name in PAIRINGS.names), strict=True)
+        )
         queries = [self._queries[query_id] for query_id, _, _ in keys]
         a, b = self._passages([key[1] for key in keys]), self._passages([key[2] for key in keys])
         orders = [self._tokens.encode(queries, a, b), self._tokens.encode(queries, b, a)]
@@ -135,6 +139,6 @@ class PreferenceUnit:
 
 
 if __name__ == "__main__":
-    from jobs.pipeline import main
+    from jobs.verbs import main
 
     main("prefer")

@@ -16,8 +16,9 @@ from bixse.artifacts import REJECTED_DIR, Artifact, Draft, begin, part_name
 from bixse.records import Document, document_text
 from bixse.synthesis.requests import REQUESTS, Request
 from bixse.synthesis.settings import Generator
-from jobs.parts import Texts, row_units, run_units
+from jobs.parts import row_units, run_units
 from jobs.recipe import Placement
+from jobs.texts import Texts
 
 PART_ROWS = 10_000
 

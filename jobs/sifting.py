@@ -31,7 +31,8 @@ from bixse.synthesis.sifting import (
     unbalanced,
 )
 from bixse.synthesis.writing import Comparison
-from jobs.parts import Texts, progress, rejected_table, rows_of
+from jobs.parts import progress, rejected_table, rows_of
+from jobs.texts import Texts
 
 SEARCHED = 256
 """Queries of a round trip that are searched at a time."""
@@ -221,7 +222,9 @@ def _part_rows(draft: Draft, number: int) -> int:
 def _extra(queries: Artifact, counts: Sequence[Mapping[str, object]]) -> dict[str, Any]:
     """What the filters took, after what those before them took; who wrote, for the labels."""
     before = queries.manifest.extra
-    inherited = {key: before[key] for key in ("generator", "prompt") if key in before}
+    inherited: dict[str, Any] = {
+        key: before[key] for key in ("generator", "prompt") if key in before
+    }
     return {**inherited, "filters": [*before.get("filters", []), *counts]}
 
 

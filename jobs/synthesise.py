@@ -161,6 +161,6 @@ def _read(draft: Draft, name: str) -> pa.Table:
 
 
 if __name__ == "__main__":
-    from jobs.pipeline import main
+    from jobs.verbs import main
 
     main("synthesise")

@@ -14,11 +14,8 @@ import hashlib
 import itertools
 import json
 import os
-import signal
 import tempfile
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,12 +25,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bixse.artifacts import MANIFEST, Artifact, Draft, Place, begin
+from bixse.artifacts import MANIFEST, Artifact, Draft, begin
 from bixse.models.encoder import encoder_fingerprint, load_model, resolve
 from bixse.models.reranker import load_reranker
+from bixse.place import Place
 from bixse.records import CORPUS, PREFERENCES, document_text
 from bixse.training.allocator import CPU_ALLOCATOR
 from bixse.training.settings import Training
+from jobs.following import Count, follow, stop_on_sigterm
 from jobs.parts import progress, start_ray
 from jobs.recipe import Placement
 
@@ -171,9 +170,9 @@ def read_labels(
     relevance = _relevance(judgments, calibration, table)
     preferred = None
     if preferences is not None:
-        columns = preferences.table(PREFERENCES.names)
-        *ids, prob_a = (columns[name] for name in PREFERENCES.names)
-        preferred = Preferred(*(column.to_pylist() for column in ids), prob_a.to_numpy())
+        table = preferences.table(PREFERENCES.names)
+        asked, a, b = (table[name].to_pylist() for name in ("query_id", "doc_id_a", "doc_id_b"))
+        preferred = Preferred(asked, a, b, table["prob_a"].to_numpy())
     return group(query_ids, doc_ids, relevance, query_texts, document_texts, seeds, preferred)
 
 
@@ -226,7 +225,7 @@ def _fit(
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    count = ray.remote(num_cpus=0)(_Count).remote()
+    count = ray.remote(num_cpus=0)(Count).remote()
     job = _Job(ray.put(run), start, draft, count)
     gpus = placement.gpus_per_actor
     resources = {"CPU": _cpus(placement), **({"GPU": gpus} if gpus else {})}
@@ -246,7 +245,7 @@ def _fit(
             failure_config=FailureConfig(max_failures=placement.train_retries),
         ),
     )
-    with _follow(count, advance, rows), _stop_on_sigterm(count):
+    with follow(count, advance, rows), stop_on_sigterm(count):
         try:
             result = trainer.fit()
         except TrainingFailedError as error:
@@ -270,8 +269,8 @@ def _cpus(placement: Placement) -> float:
 
     if "RAY_ADDRESS" in os.environ or placement.gpus_per_actor:
         return placement.cpus_per_actor
-    share = ray.cluster_resources()["CPU"] // placement.train_workers
-    return max(placement.cpus_per_actor, share)
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return max(placement.cpus_per_actor, resources["CPU"] // placement.train_workers)
 
 
 def _work(job: _Job) -> dict[str, Any] | None:
@@ -385,64 +384,6 @@ def _summary(trained: "Trained") -> dict[str, Any]:
     }
 
 
-class _Count:
-    """Steps done, from the first rank to the driver; and back, whether to stop."""
-
-    def __init__(self) -> None:
-        self._steps = 0
-        self._stop = False
-
-    def put(self, steps: int) -> bool:
-        self._steps = steps
-        return self._stop
-
-    def stop(self) -> None:
-        self._stop = True
-
-    def get(self) -> int:
-        return self._steps
-
-
-@contextmanager
-def _follow(count: Any, advance: Any, rows: float) -> Iterator[None]:
-    """Advance the bar, in rows, while the trainer holds the driver's thread."""
-    import ray
-
-    done = threading.Event()
-
-    def poll() -> None:
-        shown, last = 0, False
-        while not last:
-            last = done.wait(0.5)
-            now = int(ray.get(count.get.remote()) * rows)
-            advance(now - shown)
-            shown = now
-
-    thread = threading.Thread(target=poll, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-
-
-@contextmanager
-def _stop_on_sigterm(count: Any) -> Iterator[None]:
-    """Let SIGTERM end training after its step, saved, and not the driver at once.
-
-    Only the main thread hears signals: elsewhere nothing changes.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: count.stop.remote())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _last_line(error: Any) -> str:
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
@@ -454,6 +395,6 @@ def _absolute(out: str) -> str:
 
 
 if __name__ == "__main__":
-    from jobs.pipeline import main
+    from jobs.verbs import main
 
     main("train")

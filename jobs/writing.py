@@ -41,7 +41,7 @@ from bixse.synthesis.writing import (
     write_queries,
 )
 from jobs.generation import Writer, pin_generator
-from jobs.parts import Texts, rows_of
+from jobs.parts import rows_of
 from jobs.recipe import Placement
 from jobs.requests import (
     check_gpus,
@@ -53,6 +53,7 @@ from jobs.requests import (
     store_requests,
     yields,
 )
+from jobs.texts import Texts
 
 TRAIN = "train"
 

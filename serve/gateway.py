@@ -179,7 +179,7 @@ class _Ingress:
 class Gateway(_Ingress):
     """Topology `shard`: batches, asks encoder and shards over handles, and merges."""
 
-    async def __init__(
+    async def __init__(  # type: ignore[misc]  # Ray Serve awaits it.
         self,
         args: ServeArgs,
         ledger: "DeploymentHandle[Any]",
@@ -194,7 +194,9 @@ class Gateway(_Ingress):
 class Replica(_Ingress):
     """Topology `replicate`: encoder and all shards in this process."""
 
-    async def __init__(self, args: ServeArgs, ledger: "DeploymentHandle[Any]") -> None:
+    async def __init__(  # type: ignore[misc]  # Ray Serve awaits it.
+        self, args: ServeArgs, ledger: "DeploymentHandle[Any]"
+    ) -> None:
         """Raises ValueError when the keys, the index or the encoder cannot be read."""
         self._local = Local(args)
         await self._start(args, ledger, self._local)

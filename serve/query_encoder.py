@@ -77,7 +77,9 @@ class EncoderStore:
 class QueryEncoder:
     """The encoder, a deployment that follows the ledger."""
 
-    async def __init__(self, ledger: "DeploymentHandle[Any]", threads: int) -> None:
+    async def __init__(  # type: ignore[misc]  # Ray Serve awaits it.
+        self, ledger: "DeploymentHandle[Any]", threads: int
+    ) -> None:
         """Raises ValueError as `EncoderStore.load`."""
         self._store = store = EncoderStore(threads)
 

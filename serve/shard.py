@@ -13,7 +13,8 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from bixse.artifacts import Artifact, ArtifactError, Place
+from bixse.artifacts import Artifact, ArtifactError
+from bixse.place import Place
 from bixse.records import Hit
 from bixse.retrieval.shard import Shard
 from serve.generation import Generation
@@ -121,7 +122,7 @@ class ShardStore:
 class ShardServer:
     """One slot of shards, a deployment that follows the ledger."""
 
-    async def __init__(
+    async def __init__(  # type: ignore[misc]  # Ray Serve awaits it.
         self, ledger: "DeploymentHandle[Any]", slot: int, slots: int, threads: int
     ) -> None:
         """Raises ArtifactError as `load_shard`."""

@@ -11,7 +11,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from bixse.artifacts import MANIFEST, Artifact, ArtifactError, Draft, Place, begin
+from bixse.artifacts import MANIFEST, Artifact, ArtifactError, Draft, begin
+from bixse.place import Place
 from bixse.records import CORPUS, REJECTED
 
 

@@ -38,7 +38,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bixse.artifacts import Place, parquet_bytes
+from bixse.artifacts import parquet_bytes
+from bixse.place import Place
 from bixse.records import Judgment
 
 LABELS = pa.schema(

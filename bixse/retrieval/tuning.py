@@ -166,7 +166,7 @@ def table(points: Sequence[Point]) -> list[dict[str, Any]]:
     best = set(map(id, pareto(points)))
     return [
         {
-            **asdict(replace(point, search=None)),  # type: ignore[arg-type]
+            **asdict(point),
             "search": relevant(point.structure, point.search),
             "recall": round(point.recall, 6),
             "work": round(point.work),

@@ -37,6 +37,7 @@ def batch_gradients(
     # Gradient flows from the loss to these and stops.
     leaves = [vectors_NE.detach().requires_grad_() for vectors_NE in made]
     loss, floor = module.share(leaves, sides, cells)
+    # torch leaves `Tensor.backward` without types.
     loss.backward()  # type: ignore[no-untyped-call]
     shares = torch.stack([loss.detach().double(), floor.detach().double()])
     through = _backward(module, sides, None if recompute else made, leaves)

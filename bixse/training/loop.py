@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from bixse.artifacts import Place
+from bixse.place import Place
 from bixse.training import losses, state
 from bixse.training.attention import fast_attention
 from bixse.training.batches import Batch, batch_of

@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bixse.artifacts import Place
+from bixse.place import Place
 
 _FORMAT = "bixse-checkpoint-1"
 _KEEP = 2

@@ -6,8 +6,8 @@ from bixse.judging.asked import Answers, Asked, Usage
 from bixse.judging.cross_encoder import PairTokenizer, classes, scale_of, verdict
 from bixse.judging.pointwise import refuse_unreadable, too_long
 from bixse.judging.settings import CrossEncoder
-from jobs.engine import pin
 from jobs.judges.seam import Judge
+from jobs.loading import pin
 from jobs.pooling import Pooling
 
 

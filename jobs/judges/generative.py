@@ -7,8 +7,9 @@ from bixse.judging.pointwise import judgment, refuse_unreadable, too_long
 from bixse.judging.prompts import ORDERS, PROMPTS
 from bixse.judging.settings import Pointwise
 from bixse.judging.tokens import PromptTokenizer
-from jobs.engine import Engine, judge_name, pin
+from jobs.engine import Engine, judge_name
 from jobs.judges.seam import Judge
+from jobs.loading import pin
 from jobs.recipe import Placement
 
 IN_FLIGHT = 3

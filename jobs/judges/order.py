@@ -19,7 +19,7 @@ import pyarrow as pa
 from bixse.artifacts import Artifact, begin
 from bixse.records import PAIRS, document_text
 from jobs.judges.seam import Judge
-from jobs.parts import QueryTexts, Texts
+from jobs.texts import QueryTexts, Texts
 
 BUCKET_ROWS = 1 << 18
 """Pairs that are sorted in memory at a time."""

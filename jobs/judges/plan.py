@@ -13,16 +13,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bixse.artifacts import Artifact, Draft, Place, begin, part_name
+from bixse.artifacts import Artifact, Draft, begin, part_name
 from bixse.judging.asked import Cost
 from bixse.judging.labels import Labels, label_key
 from bixse.judging.settings import Judging
+from bixse.place import Place
 from jobs.judges.budget import Budget, shared
 from jobs.judges.seam import Judge
 from jobs.judges.spending import devices
 from jobs.judges.unit import JudgeUnit, asked_pairs
-from jobs.parts import Made, QueryTexts, Texts, Unit, row_units, run_units, start_ray, usage
+from jobs.parts import Made, Unit, row_units, run_units, start_ray, usage
 from jobs.recipe import Placement
+from jobs.texts import QueryTexts, Texts
 
 COSTS = pa.schema(
     [

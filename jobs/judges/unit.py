@@ -13,7 +13,8 @@ from bixse.judging.asked import Asked, PairJudge, Usage, Verdict
 from bixse.judging.labels import Label, Labels, label_key
 from bixse.records import JUDGMENTS, Judgment, Rejection, document_text
 from jobs.judges.seam import Judge
-from jobs.parts import Made, QueryTexts, Texts, Unfinished, rows_of
+from jobs.parts import Made, Unfinished, rows_of
+from jobs.texts import QueryTexts, Texts
 
 REFRESH_SHARE = 0.1
 """Of the time that goes into looking for labels that other jobs have added."""

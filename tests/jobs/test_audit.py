@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.judge_agreement import EXPECTED, YEARS, agreement_of, rotation, sets
 from bixse.artifacts import Artifact
-from jobs.pipeline import main
+from jobs.verbs import main
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 

@@ -11,7 +11,7 @@ from bixse.artifacts import Artifact, Draft, begin
 from bixse.judging.settings import Cascade
 from bixse.records import JUDGMENTS, REJECTED
 from jobs.cascade import escalate, merge
-from jobs.pipeline import main
+from jobs.verbs import main
 from tests.jobs.hostile import KEY, hostile, probs
 
 SURE, UNSURE, TORN = [1.0, 0, 0, 0], [0.7, 0.1, 0.1, 0.1], [0.25] * 4

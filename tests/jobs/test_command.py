@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from jobs.command import RECIPES, parse
-from jobs.pipeline import VERBS
 from jobs.recipe import Recipe
+from jobs.verbs import VERBS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -62,8 +62,8 @@ def test_a_mistake_is_one_sentence_and_status_2(
 
 def test_help_imports_nothing_heavy() -> None:
     script = (
-        "import sys, jobs.pipeline\n"
-        "try:\n    jobs.pipeline.main('train', ['bixse', '--help'])\n"
+        "import sys, jobs.verbs\n"
+        "try:\n    jobs.verbs.main('train', ['bixse', '--help'])\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'ray', 'vllm', 'transformers', 'faiss'} & set(sys.modules)\n"
         "print(sorted(heavy), file=sys.stderr)"

@@ -19,8 +19,8 @@ from bixse.judging.tokens import PromptTokenizer
 from bixse.models.settings import PACKAGED
 from bixse.records import CORPUS, JUDGMENTS, PAIRS, QRELS, QUERIES, document_text
 from bixse.retrieval.settings import Lexical
-from jobs.engine import pin
 from jobs.judge import judge, plan
+from jobs.loading import pin
 from jobs.parts import Stopped
 from jobs.recipe import Placement
 

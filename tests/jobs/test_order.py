@@ -11,7 +11,7 @@ from bixse.scale import UMBRELA
 from jobs.judges import order
 from jobs.judges.order import ordered, sharing
 from jobs.judges.seam import Judge
-from jobs.parts import QueryTexts, Texts
+from jobs.texts import QueryTexts, Texts
 from tests.jobs.test_judge import artifact
 from tests.jobs.test_store import corpus_of, queries_of
 

@@ -5,16 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from bixse.artifacts import Artifact, Place
+from bixse.artifacts import Artifact
 from bixse.models.encoder import load_model
+from bixse.place import Place
 from bixse.records import CORPUS, PREFERENCES, QUERIES
 from bixse.training.gather import World
 from bixse.training.loop import Run, train_loop
 from bixse.training.settings import Combined, ListKL, PreferenceKL, Training
-from jobs.pipeline import main
 from jobs.preferences import import_preferences
 from jobs.recipe import Placement
 from jobs.train import read_labels, train
+from jobs.verbs import main
 from tests.encoders import save_tiny_encoder, texts
 from tests.jobs.conftest import write_beir
 from tests.jobs.test_train import artifact, judgments

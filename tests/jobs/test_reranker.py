@@ -9,7 +9,7 @@ import pytest
 from bixse.models.reranker import Reranker, load_reranker
 from bixse.training.loop import Trained
 from bixse.training.settings import LCE, PairBCE, Training
-from jobs.pipeline import main
+from jobs.verbs import main
 from jobs.recipes.bixse import bixse
 from jobs.recipes.reranking import lce
 from jobs.train import export

@@ -18,8 +18,8 @@ from jobs.embed import embed
 from jobs.index import index
 from jobs.ingest import Ingested, ingest
 from jobs.pair import pair
-from jobs.parts import Texts
 from jobs.recipe import Ingest, Placement
+from jobs.texts import Texts
 from tests.encoders import save_tiny_encoder
 
 PLACEMENT = Placement()

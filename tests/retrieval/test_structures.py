@@ -6,7 +6,8 @@ import faiss
 import numpy as np
 import pytest
 
-from bixse.artifacts import Artifact, ArtifactError, Draft, Place, begin
+from bixse.artifacts import Artifact, ArtifactError, Draft, begin
+from bixse.place import Place
 from bixse.records import Hit
 from bixse.retrieval.merge import merge
 from bixse.retrieval.settings import Retrieval, Search

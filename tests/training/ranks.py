@@ -19,9 +19,9 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bixse.artifacts import Place
 from bixse.models.encoder import load_model
 from bixse.models.reranker import load_reranker
+from bixse.place import Place
 from bixse.training.batches import Batch, Role, Side, batch_of
 from bixse.training.gather import World, cells_of
 from bixse.training.gradients import batch_gradients

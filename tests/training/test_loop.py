@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import BertModel
 
-from bixse.artifacts import Place
 from bixse.models.encoder import load_model
+from bixse.place import Place
 from bixse.training.attention import fast_attention
 from bixse.training.gather import World
 from bixse.training.loop import METRICS, Notice, Run, Stopped, Trained, train_loop

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from bixse.artifacts import Place
+from bixse.place import Place
 from bixse.evaluation.metrics import ndcg
 from bixse.models.encoder import load_model
 from bixse.models.reranker import Reranker, load_reranker, reranked

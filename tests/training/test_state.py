@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from bixse.artifacts import Place
+from bixse.place import Place
 from bixse.training import state
 
 METRICS = ("step", "loss")
