@@ -14,9 +14,7 @@ _LONGEST = 512
 
 
 @contextmanager
-def fast_attention(
-    model: "BaseModel", precision: Precision, longest: int
-) -> Iterator[None]:
+def fast_attention(model: "BaseModel", precision: Precision, longest: int) -> Iterator[None]:
     """While it lasts, the attention whose backward pass is fastest for texts of `longest` tokens.
 
     torch's fused attention goes backward in bfloat16 on a CPU far slower than three plain matrix

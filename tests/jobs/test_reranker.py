@@ -9,10 +9,10 @@ import pytest
 from bixse.models.reranker import Reranker, load_reranker
 from bixse.training.loop import Trained
 from bixse.training.settings import LCE, PairBCE, Training
-from jobs.verbs import main
 from jobs.recipes.bixse import bixse
 from jobs.recipes.reranking import lce
 from jobs.train import export
+from jobs.verbs import main
 from tests.encoders import save_tiny_cross_encoder, save_tiny_encoder, texts
 from tests.jobs.conftest import write_beir
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from bixse.place import Place
 from bixse.evaluation.metrics import ndcg
 from bixse.models.encoder import load_model
 from bixse.models.reranker import Reranker, load_reranker, reranked
+from bixse.place import Place
 from bixse.records import Hit
 from bixse.retrieval.lexical import LexicalIndex
 from bixse.retrieval.settings import Lexical
