@@ -1,15 +1,16 @@
 """Shards of one machine against one FAISS index: queries a second at equal recall.
 
     python -m benchmarks.search --rows 100000 --structures exact hnsw ivf_flat ivf_rabitq
+    python -m benchmarks.search --rows 20000 --threads 1
     python -m benchmarks.search --quick --json
 
 The one index is FAISS itself as its documentation says to use it: all vectors in one index, a batch
-of queries in one call on as many threads as there are shards, codes refined by `IndexRefine`. The
-other side is what a replica does: `Shard.search` of every shard on a thread of its own (FAISS on
-one thread), `doc_id`s looked up, scores in float64, hits merged. Both are tuned to the same recall
-by the tuner of `bixse.retrieval.tuning`, each for itself, and take rounds in turn; the ratio is the
-median of the rounds' ratios. Vectors are made up around topics unless `--embeddings` names an
-artefact; queries are held out of them.
+of queries in one call on `threads` threads, codes refined by `IndexRefine`; it gives row numbers.
+The other side is what a replica does: `Shard.rankings` of every shard on one of as many threads
+(FAISS on one), scores in float64, `doc_id`s looked up, hits merged. Both are tuned to the same
+recall by the tuner of `bixse.retrieval.tuning`, each for itself, and take rounds in turn; the ratio
+is the median of the rounds' ratios. Vectors are made up around topics unless `--embeddings` names
+an artefact; queries are held out of them.
 
 `tuner` compares the tuner's choice (least counted work) with the fastest of all points that it
 measured at that recall, both timed again in turn.
@@ -22,6 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +33,19 @@ import pyarrow as pa
 import tyro
 
 from bixse.artifacts import Artifact
-from bixse.records import CORPUS
+from bixse.records import CORPUS, Hit
 from bixse.retrieval.exact import vectors_of
 from bixse.retrieval.measuring import point, watch
-from bixse.retrieval.merge import merge
+from bixse.retrieval.merge import ranked
 from bixse.retrieval.settings import Retrieval, Search, Structure
-from bixse.retrieval.shard import Shard, build_shard
+from bixse.retrieval.shard import Ranking, Shard, build_shard
 from bixse.retrieval.structures import CODED, Counter, empty, parameters, resolve, trained, work
 from bixse.retrieval.tuning import Point, Requirements, grid, tune
 
 K = 10
 Vectors = np.ndarray[Any, Any]
+Ask = Callable[[Vectors], Any]
+"""A batch of queries to its rankings: row numbers of the one index, hits of the shards."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,9 @@ class Options:
     dim: int = 384
     """Dimension of made-up vectors."""
     shards: int = 2
-    """Shards, and threads of the one FAISS index."""
+    """Shards."""
+    threads: int | None = None
+    """Threads of either side; as many as shards when unset."""
     queries: int = 256
     """Held-out queries."""
     batch: int = 32
@@ -83,7 +89,8 @@ def main() -> None:
         line = "  ".join(f"{name}={value}" for name, value in result.items())
         print(f"{structure}: {line}", file=sys.stderr)
     if options.json:
-        print(json.dumps({"rows": len(vectors_ND), "shards": options.shards, **results}))
+        sizes = {"rows": len(vectors_ND), "shards": options.shards, "threads": options.threads}
+        print(json.dumps({**sizes, **results}))
 
 
 def vectors(options: Options) -> tuple[Vectors, Vectors]:
@@ -104,21 +111,26 @@ def compare(
     structure: Structure, vectors_ND: Vectors, queries_QD: Vectors, options: Options
 ) -> dict[str, Any]:
     """Both sides built, tuned and timed."""
+    threads = options.threads or options.shards
     asked = Retrieval(structure=structure, target_recall=options.target_recall, ef_construction=100)
     settings = resolve(asked, *vectors_ND.shape)
     flat = faiss.IndexFlatIP(vectors_ND.shape[1])
     flat.add(vectors_ND)
     truth = [frozenset(rows) for rows in flat.search(queries_QD, K)[1].tolist()]
     template = trained(settings, vectors_ND[: settings.train_rows])
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.shards) as pool:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        # OpenMP keeps its number of threads by thread.
+        ThreadPoolExecutor(threads, initializer=faiss.omp_set_num_threads, initargs=(1,)) as pool,
+    ):
         one = _one_index(settings, template, vectors_ND, flat)
         shards = _shards(Path(folder), settings, template, vectors_ND, options.shards)
         columns = grid(settings, len(vectors_ND), K)
 
-        def asks_one(search: Search) -> Callable[[Vectors], list[list[int]]]:
-            return lambda batch: _ask_one(one, settings, search, batch, options.shards)
+        def asks_one(search: Search) -> Ask:
+            return lambda batch: _ask_one(one, settings, search, batch, threads)
 
-        def asks_shards(search: Search) -> Callable[[Vectors], list[list[int]]]:
+        def asks_shards(search: Search) -> Ask:
             return lambda batch: _ask_shards(pool, shards, search, batch)
 
         wanted = Requirements(options.target_recall)
@@ -172,7 +184,7 @@ def _shards(
 
 def _ask_one(
     index: faiss.Index, settings: Retrieval, search: Search, batch: Vectors, threads: int
-) -> list[list[int]]:
+) -> Vectors:
     faiss.omp_set_num_threads(threads)
     if settings.structure in CODED:
         inner = parameters(faiss.downcast_index(index.base_index), search, K, K)
@@ -181,19 +193,21 @@ def _ask_one(
         )
     else:
         params = parameters(index, search, K, K)
-    rows: list[list[int]] = index.search(batch, K, params=params)[1].tolist()
+    rows: Vectors = index.search(batch, K, params=params)[1]
     return rows
 
 
 def _ask_shards(
     pool: ThreadPoolExecutor, shards: Sequence[Shard], search: Search, batch: Vectors
-) -> list[list[int]]:
-    def ask(shard: Shard) -> list[Any]:
-        faiss.omp_set_num_threads(1)
-        return shard.search(batch, K, search)
+) -> list[list[Hit]]:
+    def ask(shard: Shard) -> list[Ranking]:
+        return shard.rankings(batch, [K] * len(batch), search)
 
     of_queries = zip(*pool.map(ask, shards), strict=True)
-    return [[int(hit.doc_id) for hit in merge(found, K)] for found in of_queries]
+    return [
+        ranked(chain.from_iterable(zip(of.scores, of.doc_ids, strict=True) for of in found), K)
+        for found in of_queries
+    ]
 
 
 def _measured(
@@ -213,7 +227,7 @@ def _measured(
 
 
 def _found(
-    asks: Callable[[Search], Callable[[Vectors], list[list[int]]]],
+    asks: Callable[[Search], Ask],
     settings: Retrieval,
     rows: int,
     queries_QD: Vectors,
@@ -234,16 +248,16 @@ def _found(
     return measure
 
 
-def _recall(
-    ask: Callable[[Vectors], list[list[int]]], queries_QD: Vectors, truth: list[frozenset[int]]
-) -> float:
-    pairs = zip(truth, ask(queries_QD), strict=True)
-    return sum(len(true.intersection(rows)) for true, rows in pairs) / sum(map(len, truth))
+def _recall(ask: Ask, queries_QD: Vectors, truth: list[frozenset[int]]) -> float:
+    found = [
+        {int(one.doc_id if isinstance(one, Hit) else one) for one in ranking}
+        for ranking in ask(queries_QD)
+    ]
+    pairs = zip(truth, found, strict=True)
+    return sum(len(true & rows) for true, rows in pairs) / sum(map(len, truth))
 
 
-def _in_turn(
-    sides: Sequence[Callable[[Vectors], list[list[int]]]], queries_QD: Vectors, options: Options
-) -> Vectors:
+def _in_turn(sides: Sequence[Ask], queries_QD: Vectors, options: Options) -> Vectors:
     """Queries a second, [sides, rounds]; who goes first changes from round to round."""
     batches = [
         queries_QD[start : start + options.batch]

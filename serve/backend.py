@@ -9,7 +9,7 @@ from ray.serve.exceptions import RayServeException
 
 from bixse.models.encoder import Role
 from serve.generation import Generation
-from serve.messages import EncodedBatch, Found, NotHeld, Unavailable, Vectors
+from serve.messages import EncodedBatch, FoundInShard, NotHeld, Unavailable, Vectors
 from serve.query_encoder import EncoderStore
 from serve.settings import ServeArgs
 from serve.shard import ShardStore, slot_of
@@ -57,7 +57,7 @@ class Handles:
         ks: list[int],
         with_fields: list[bool],
         deadline: float,
-    ) -> list[Found]:
+    ) -> list[FoundInShard]:
         names = list(generation.index.shard_rows)
         slot = self._slots[slot_of(names, shard, len(self._slots))]
 
@@ -65,7 +65,7 @@ class Handles:
             ask = (generation.number, shard, vectors_QD, ks, with_fields, budget_s)
             return slot.search.remote(*ask)
 
-        found: list[Found] = await _within(call, deadline, self._tries)
+        found: list[FoundInShard] = await _within(call, deadline, self._tries)
         return found
 
 
@@ -106,7 +106,7 @@ class Local:
         ks: list[int],
         with_fields: list[bool],
         deadline: float,
-    ) -> list[Found]:
+    ) -> list[FoundInShard]:
         left = deadline - asyncio.get_running_loop().time()
         return await self.shards.search(generation.number, shard, vectors_QD, ks, with_fields, left)
 

@@ -6,10 +6,11 @@ Pure functions of plain values: the gateway asks, this module decides.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from itertools import chain
 from typing import Literal
 
-from bixse.retrieval.merge import merge
-from serve.messages import Found
+from bixse.retrieval.merge import ranked
+from serve.messages import Found, FoundInShard
 from serve.settings import Canary
 
 CANARY_TOLERANCE = 0.02
@@ -101,9 +102,10 @@ def canary_problem(known: Canary, answer: Answer) -> str | None:
     return None
 
 
-def one_ranking(found: Sequence[Found], k: int) -> Found:
+def one_ranking(found: Sequence[FoundInShard], k: int) -> Found:
     """The best `k` hits over all shards, with their fields when every shard gave fields."""
-    hits = merge((shard.hits for shard in found), k)
+    scored = (zip(shard.scores, shard.doc_ids, strict=True) for shard in found)
+    hits = ranked(chain.from_iterable(scored), k)
     if any(shard.documents is None for shard in found):
         return Found(hits)
     fields = {doc.doc_id: doc for shard in found for doc in shard.documents or ()}

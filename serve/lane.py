@@ -21,7 +21,7 @@ from serve.generation import Generation
 from serve.messages import (
     Encoded,
     EncodedBatch,
-    Found,
+    FoundInShard,
     NotHeld,
     Refused,
     RefusedText,
@@ -59,7 +59,7 @@ class Backend(Protocol):
         ks: list[int],
         with_fields: list[bool],
         deadline: float,
-    ) -> list[Found]:
+    ) -> list[FoundInShard]:
         """Raises TimeoutError, NotHeld, or what Ray raises for a call that failed."""
 
 
@@ -88,7 +88,7 @@ class Lane:
                 "encode_document", partial(self._call_encoder, "document"), backend.encoder_calls
             ),
         }
-        self._search: dict[str, Batcher[_Ask, Found]] = {
+        self._search: dict[str, Batcher[_Ask, FoundInShard]] = {
             name: self._batcher(name, partial(self._call_shard, name), backend.shard_calls)
             for name in self.index.shard_rows
         }
@@ -143,7 +143,9 @@ class Lane:
             return f"the canary query failed: {error}"
         return canary_problem(known, answer)
 
-    async def _ask(self, name: str, asks: list[_Ask], deadline: float) -> list[Found] | Missing:
+    async def _ask(
+        self, name: str, asks: list[_Ask], deadline: float
+    ) -> list[FoundInShard] | Missing:
         """What one shard found for each query, or why it is missing."""
         try:
             return await self._search[name].submit(asks, deadline)
@@ -156,7 +158,7 @@ class Lane:
         except RayError:
             return Missing(name, "failed")
 
-    async def _call_shard(self, name: str, asks: list[_Ask], deadline: float) -> list[Found]:
+    async def _call_shard(self, name: str, asks: list[_Ask], deadline: float) -> list[FoundInShard]:
         vectors_QD = np.stack([ask.vector for ask in asks])
         ks, with_fields = [ask.k for ask in asks], [ask.with_fields for ask in asks]
         with self._metrics.shard_seconds.labels(name).time():

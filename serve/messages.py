@@ -12,6 +12,18 @@ Vectors = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
+class FoundInShard:
+    """What one shard found for one query, best first, and its fields where asked for.
+
+    Lists and no hits: of what all shards find, few survive.
+    """
+
+    doc_ids: list[str]
+    scores: list[float]
+    documents: list[Document] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
     """What was found for one query: hits in order, and their fields where asked for."""
 

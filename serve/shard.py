@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import faiss
 import numpy as np
-import numpy.typing as npt
 
 from bixse.artifacts import Artifact, ArtifactError
 from bixse.place import Place
@@ -19,7 +18,7 @@ from bixse.records import Hit
 from bixse.retrieval.shard import Shard
 from serve.generation import Generation
 from serve.ledger import Follower
-from serve.messages import Found, NotHeld, Vectors
+from serve.messages import FoundInShard, NotHeld, Vectors
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -60,13 +59,15 @@ class _Loaded:
 
 
 class ShardStore:
-    """Loaded shards of some generations. FAISS runs on one thread, one search at a time."""
+    """Loaded shards of some generations. One search at a time, on `threads` threads of FAISS."""
 
     def __init__(self, threads: int, slot: int = 0, slots: int = 1) -> None:
-        faiss.omp_set_num_threads(threads)
         self._slot, self._slots = slot, slots
         self._shards: dict[int, dict[str, _Loaded]] = {}
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="shards")
+        # OpenMP keeps its number of threads by thread: it must be set on the one that searches.
+        self._thread = ThreadPoolExecutor(
+            1, "shards", initializer=faiss.omp_set_num_threads, initargs=(threads,)
+        )
 
     def load(self, generation: Generation) -> None:
         """Load the shards of this slot. Raises ArtifactError as `load_shard`."""
@@ -80,7 +81,8 @@ class ShardStore:
         for name in names:
             shard = load_shard(index.url, index.fingerprint, name)
             probe_1D = shard.vectors(np.zeros(1, np.int64))
-            loaded[name] = _Loaded(shard, probe_1D, shard.search(probe_1D, 1))
+            hits = self._thread.submit(shard.search, probe_1D, 1).result()
+            loaded[name] = _Loaded(shard, probe_1D, hits)
         self._shards[generation.number] = loaded
 
     def drop(self, number: int) -> None:
@@ -95,7 +97,7 @@ class ShardStore:
         ks: Sequence[int],
         with_fields: Sequence[bool],
         budget_s: float,
-    ) -> list[Found]:
+    ) -> list[FoundInShard]:
         """The best `ks[i]` of a shard for query `i`, with title and text if `with_fields[i]`.
 
         Raises TimeoutError when `budget_s` is over; a search not begun by then never begins. Raises
@@ -134,7 +136,7 @@ class ShardServer:
         self._follower = Follower(ledger, slot_name(slot), load, store.drop)
         await self._follower.start()
 
-    async def search(self, *ask: Any) -> list[Found]:
+    async def search(self, *ask: Any) -> list[FoundInShard]:
         """As `ShardStore.search`."""
         return await self._store.search(*ask)
 
@@ -144,16 +146,9 @@ class ShardServer:
 
 def _search(
     shard: Shard, vectors_QD: Vectors, ks: Sequence[int], with_fields: Sequence[bool]
-) -> list[Found]:
-    # One FAISS call at the largest k: a smaller ranking is the head of a larger one.
-    rows, scores = shard.search_rows(vectors_QD, max(ks))
+) -> list[FoundInShard]:
+    found = shard.rankings(vectors_QD, ks)
     return [
-        _found(shard, row[:k], score[:k], fields)
-        for row, score, k, fields in zip(rows, scores, ks, with_fields, strict=True)
+        FoundInShard(one.doc_ids, one.scores, shard.documents(one.rows) if fields else None)
+        for one, fields in zip(found, with_fields, strict=True)
     ]
-
-
-def _found(shard: Shard, rows: npt.NDArray[np.int64], scores: Vectors, fields: bool) -> Found:
-    scored = zip(shard.doc_ids(rows), scores.tolist(), strict=True)
-    hits = [Hit(doc_id, score, rank) for rank, (doc_id, score) in enumerate(scored, start=1)]
-    return Found(hits, shard.documents(rows) if fields else None)

@@ -1,8 +1,6 @@
 """Hits of several sources become one ranking."""
 
-import heapq
 from collections.abc import Iterable, Sequence
-from itertools import islice
 
 from bixse.records import Hit
 
@@ -10,8 +8,13 @@ from bixse.records import Hit
 def merge(rankings: Iterable[Sequence[Hit]], k: int) -> list[Hit]:
     """The best `k` over all rankings: higher score first, ties by `doc_id`, ranks renewed.
 
-    Each ranking must be in that order itself, as `Shard.search` gives it. Merging the shards of an
-    index gives the ranking of the whole.
+    Merging the shards of an index gives the ranking of the whole.
     """
-    merged = heapq.merge(*rankings, key=lambda hit: (-hit.score, hit.doc_id))
-    return [Hit(hit.doc_id, hit.score, rank) for rank, hit in enumerate(islice(merged, k), start=1)]
+    return ranked(((hit.score, hit.doc_id) for hits in rankings for hit in hits), k)
+
+
+def ranked(scored: Iterable[tuple[float, str]], k: int) -> list[Hit]:
+    """The best `k` of (score, doc_id) in any order: higher score first, ties by `doc_id`."""
+    # Rankings of shards are sorted runs, and sorting merges those.
+    best = sorted((-score, doc_id) for score, doc_id in scored)[:k]
+    return [Hit(doc_id, -negative, rank) for rank, (negative, doc_id) in enumerate(best, start=1)]

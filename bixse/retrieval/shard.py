@@ -14,12 +14,13 @@ order of `doc_id`, so that the row number breaks ties. Scores are recomputed fro
 stored vectors in float64, which makes them equal whatever the shard, the batch or the BLAS kernel:
 sharded equals whole.
 
-Shapes: Q queries, K hits, D dimensions, N documents, C candidates of all queries.
+Shapes: Q queries, K hits, D dimensions, N documents, F rows that FAISS gives a query, C candidates
+of all queries.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import faiss
 import numpy as np
@@ -27,6 +28,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from bixse.records import CORPUS, Document, Hit, documents_at
+from bixse.retrieval.merge import ranked
 from bixse.retrieval.settings import Retrieval, Search
 from bixse.retrieval.structures import CODED, TRAINED, parameters, resolve, trained
 
@@ -137,6 +139,14 @@ def _blocks(vectors_ND: Vectors) -> Iterator[Vectors]:
         yield np.ascontiguousarray(vectors_ND[start : start + _BLOCK], np.float32)
 
 
+class Ranking(NamedTuple):
+    """What a shard found for one query: higher score first, ties by `doc_id`."""
+
+    rows: Rows
+    doc_ids: list[str]
+    scores: list[float]
+
+
 class Shard:
     """A loaded shard; safe for one search at a time."""
 
@@ -150,6 +160,9 @@ class Shard:
     ) -> None:
         self._index = index
         self.table = documents
+        # In one piece: taking from the chunks of a mapped table copies all of them first. Large,
+        # since all ids together may be more than 2 GiB.
+        self._doc_ids = documents["doc_id"].cast(pa.large_string()).combine_chunks()
         self._stored_ND = stored_ND
         self._scales_N = scales_N
         self.width = search or Search()
@@ -181,13 +194,31 @@ class Shard:
 
         Raises ValueError for another dimension or numbers that are not finite.
         """
-        rows, scores = self.search_rows(vectors_QD, k, width)
-        return [self._hits(r, s) for r, s in zip(rows, scores, strict=True)]
+        found = self.rankings(vectors_QD, [k] * len(vectors_QD), width)
+        return [ranked(zip(one.scores, one.doc_ids, strict=True), k) for one in found]
+
+    def rankings(
+        self, vectors_QD: Vectors, ks: Sequence[int], width: Search | None = None
+    ) -> list[Ranking]:
+        """As `search` with a `k` for each query, before anything is made of rows and scores."""
+        # One search at the largest k: a smaller ranking is the head of a larger one.
+        rows_QK, scores_QK = self.search_rows(vectors_QD, max(ks, default=1), width)
+        counts = np.minimum((rows_QK >= 0).sum(axis=1), ks)
+        wanted_QK = np.arange(rows_QK.shape[1]) < counts[:, None]
+        rows, scores = rows_QK[wanted_QK], scores_QK[wanted_QK].tolist()
+        doc_ids, found, start = self.doc_ids(rows), [], 0
+        for end in np.cumsum(counts).tolist():
+            found.append(Ranking(rows[start:end], doc_ids[start:end], scores[start:end]))
+            start = end
+        return found
 
     def search_rows(
         self, vectors_QD: Vectors, k: int, width: Search | None = None
-    ) -> tuple[list[Rows], list[Vectors]]:
-        """As `search`, in row numbers of this shard and their scores, one array a query."""
+    ) -> tuple[Rows, Vectors]:
+        """As `search`, in row numbers of this shard and their scores, both [Q, K].
+
+        Where fewer than `k` were found, rows end in -1 and scores in -inf.
+        """
         vectors = np.ascontiguousarray(vectors_QD, np.float32)
         if vectors.ndim != 2 or vectors.shape[1] != self.dim:
             raise ValueError(f"expected vectors [queries, {self.dim}], found {vectors.shape}")
@@ -195,19 +226,24 @@ class Shard:
             raise ValueError("a query vector is not finite")
         if k < 1:
             raise ValueError(f"k must be 1 or more, found {k}")
-        width = width or self.width
-        found = self._candidates(vectors, k, width)
-        queries_C = np.repeat(np.arange(len(vectors)), [len(rows) for rows in found])
-        rows_C = np.concatenate([*found, np.zeros(0, np.int64)])
+        queries_C, rows_C = self._candidates(vectors, k, width or self.width)
         scores_C = self._score(vectors, queries_C, rows_C)
         order = np.lexsort((rows_C, -scores_C, queries_C))
-        ends = np.cumsum([len(rows) for rows in found])[:-1]
-        heads = [part[:k] for part in np.split(order, ends)]
-        return [rows_C[head] for head in heads], [scores_C[head] for head in heads]
+        queries_C = queries_C[order]
+        starts_Q = np.searchsorted(queries_C, np.arange(len(vectors)))
+        places_C = np.arange(len(order)) - starts_Q[queries_C]
+        queries_C, places_C, order = (part[places_C < k] for part in (queries_C, places_C, order))
+        shape = (len(vectors), min(k, self.size))
+        rows_QK, scores_QK = np.full(shape, -1, np.int64), np.full(shape, -np.inf, np.float32)
+        rows_QK[queries_C, places_C] = rows_C[order]
+        scores_QK[queries_C, places_C] = scores_C[order]
+        return rows_QK, scores_QK
 
     def doc_ids(self, rows: Rows) -> list[str]:
-        doc_ids = self.table["doc_id"]
-        return [str(doc_ids[row].as_py()) for row in rows.tolist()]
+        found: list[str] = (
+            self._doc_ids.take(pa.array(rows)).to_numpy(zero_copy_only=False).tolist()
+        )
+        return found
 
     def documents(self, rows: Rows) -> list[Document]:
         """The stored fields of rows of this shard."""
@@ -221,27 +257,44 @@ class Shard:
         vectors = self._stored_ND[rows].astype(np.float32)
         return vectors if self._scales_N is None else vectors * self._scales_N[rows, None]
 
-    def _candidates(self, vectors_QD: Vectors, k: int, width: Search) -> list[Rows]:
-        """Rows that hold the best `k` of each query, as far as the structure finds them."""
+    def _candidates(self, vectors_QD: Vectors, k: int, width: Search) -> tuple[Rows, Rows]:
+        """Queries and rows [C] that hold the best `k` of each, as far as the structure finds them.
+
+        Scores of codes decide nothing. Those of whole vectors leave out what is below the k-th by
+        more than rounding.
+        """
         fetch = k + _SPARE
         if self._stored_ND is not None:
             fetch = max(fetch, k * width.refine_factor)
         fetch = min(self.size, fetch)
         if fetch == 0:
-            return [np.zeros(0, np.int64)] * len(vectors_QD)
-        scores_QK, rows_QK = self._ask(vectors_QD, k, fetch, width)
-        found = []
-        for query in range(len(vectors_QD)):
-            rows, scores, wide = rows_QK[query], scores_QK[query], fetch
-            # A tie at the k-th place must be whole before `doc_id` can decide it. Scores of codes
-            # decide nothing.
-            while self._stored_ND is None and wide < self.size and _cut_in_a_tie(rows, scores, k):
-                wide = min(self.size, wide * 4)
-                again = self._ask(vectors_QD[query : query + 1], k, wide, width)
-                scores, rows = again[0][0], again[1][0]
-            # FAISS fills what it did not find with row -1.
-            found.append(rows[rows >= 0])
-        return found
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        scores_QF, rows_QF = self._ask(vectors_QD, k, fetch, width)
+        # FAISS fills what it did not find with row -1.
+        may_QF = rows_QF >= 0
+        if self._stored_ND is not None:
+            queries_C, places_C = np.nonzero(may_QF)
+            return queries_C, rows_QF[queries_C, places_C]
+        least_Q1 = scores_QF[:, min(k, fetch) - 1, None] - np.float32(_ROUNDING)
+        may_QF &= scores_QF >= least_Q1
+        # A tie at the k-th place must be whole before `doc_id` can decide it.
+        cut = np.flatnonzero(may_QF[:, -1] & (fetch < self.size))
+        may_QF[cut] = False
+        queries_C, places_C = np.nonzero(may_QF)
+        queries, rows = [queries_C], [rows_QF[queries_C, places_C]]
+        for query in cut.tolist():
+            rows.append(self._whole_tie(vectors_QD[query : query + 1], k, fetch, width))
+            queries.append(np.full(len(rows[-1]), query))
+        return np.concatenate(queries), np.concatenate(rows)
+
+    def _whole_tie(self, vector_1D: Vectors, k: int, fetch: int, width: Search) -> Rows:
+        """Rows of one query that hold its best `k`, where more than `fetch` may share the k-th."""
+        while True:
+            fetch = min(self.size, fetch * 4)
+            (scores,), (rows,) = self._ask(vector_1D, k, fetch, width)
+            may = (rows >= 0) & (scores >= scores[k - 1] - np.float32(_ROUNDING))
+            if fetch == self.size or not may[-1]:
+                return np.asarray(rows[may], np.int64)
 
     def _ask(
         self, vectors_QD: Vectors, k: int, fetch: int, width: Search
@@ -253,17 +306,14 @@ class Shard:
     def _score(self, vectors_QD: Vectors, queries_C: Rows, rows_C: Rows) -> Vectors:
         """Cosine of candidates in float64, some at a time so that memory does not follow k."""
         scores_C = np.empty(len(rows_C), np.float32)
+        queries_QD = vectors_QD.astype(np.float64)
         step = max(1, _SCORED_AT_ONCE // max(1, self.dim // 16))
         for start in range(0, len(rows_C), step):
             part = slice(start, start + step)
-            products = self.vectors(rows_C[part]).astype(np.float64)
-            products *= vectors_QD[queries_C[part]]
-            scores_C[part] = products.sum(axis=1)
+            stored_CD = self.vectors(rows_C[part]).astype(np.float64)
+            # einsum adds up each row by itself and asks no BLAS.
+            scores_C[part] = np.einsum("cd,cd->c", stored_CD, queries_QD[queries_C[part]])
         return scores_C
-
-    def _hits(self, rows: Rows, scores: Vectors) -> list[Hit]:
-        found = zip(self.doc_ids(rows), scores.tolist(), strict=True)
-        return [Hit(doc_id, score, rank) for rank, (doc_id, score) in enumerate(found, start=1)]
 
 
 def read_index(path: Path) -> faiss.Index:
@@ -275,8 +325,3 @@ def read_index(path: Path) -> faiss.Index:
     flags = faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY
     index: faiss.Index = faiss.read_index(str(path), flags)
     return index
-
-
-def _cut_in_a_tie(rows: Rows, scores: Vectors, k: int) -> bool:
-    """Whether the last of a full ranking may score as the k-th does."""
-    return rows[-1] >= 0 and len(scores) >= k and bool(scores[-1] >= scores[k - 1] - _ROUNDING)

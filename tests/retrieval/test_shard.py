@@ -76,6 +76,34 @@ def test_scores_do_not_depend_on_the_batch(tmp_path: Path) -> None:
     assert together == alone
 
 
+def test_a_k_for_each_query_is_the_head_of_the_largest(tmp_path: Path) -> None:
+    doc_ids, vectors = corpus()
+    index = shard(tmp_path / "s", doc_ids, vectors)
+    queries, ks = vectors[:4], [3, 250, 1, 1000]
+    for found, hits, k in zip(
+        index.rankings(queries, ks), index.search(queries, 300), ks, strict=True
+    ):
+        assert found.doc_ids == [hit.doc_id for hit in hits[:k]] == index.doc_ids(found.rows)
+        assert found.scores == [hit.score for hit in hits[:k]]
+
+
+def test_rows_of_fewer_hits_end_in_nothing(tmp_path: Path) -> None:
+    """Of lists that hold too little, as of a whole index that does."""
+    vectors = unit(np.random.default_rng(5).normal(size=(80, 4)))
+    doc_ids = [f"d{n:02d}" for n in range(80)]
+    folder = tmp_path / "lists"
+    folder.mkdir()
+    build_shard(folder, table(doc_ids), vectors, Retrieval(structure="ivf_flat", nlist=2, nprobe=1))
+    index = Shard.load(folder)
+    rows, scores = index.search_rows(vectors[:3], 1000)
+    assert rows.shape == scores.shape == (3, 80)
+    for row, score, hits in zip(rows, scores, index.search(vectors[:3], 1000), strict=True):
+        assert 0 < len(hits) < 80
+        assert set(row[len(hits) :].tolist()) == {-1}
+        assert set(score[len(hits) :].tolist()) == {-np.inf}
+        assert index.doc_ids(row[: len(hits)]) == [hit.doc_id for hit in hits]
+
+
 def test_hnsw_finds_nearly_all(tmp_path: Path) -> None:
     rng = np.random.default_rng(4)
     vectors, queries = unit(rng.normal(size=(2000, 32))), unit(rng.normal(size=(50, 32)))

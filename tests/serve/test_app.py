@@ -240,10 +240,10 @@ def test_a_replica_whose_time_is_over_never_begins(index, vectors):
             await shard.search(7, "shard-00000", vectors[:1], [3], [False], -1.0)
         ks, fields = [3, 1, 500], [False, True, False]
         found = await shard.search(7, "shard-00000", vectors[[0, 2, 4]], ks, fields, 60)
-        assert [len(f.hits) for f in found] == [3, 1, 100]
+        assert [len(f.doc_ids) for f in found] == [3, 1, 100]
         assert [f.documents is not None for f in found] == fields
         assert found[1].documents is not None
-        assert found[1].documents[0].doc_id == found[1].hits[0].doc_id
+        assert found[1].documents[0].doc_id == found[1].doc_ids[0]
         await shard.check_health()
         shard.drop(7)
         with pytest.raises(NotHeld, match="generation 7"):

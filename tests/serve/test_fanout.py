@@ -14,7 +14,7 @@ from bixse.records import CORPUS, Document, Hit
 from bixse.retrieval.settings import Retrieval
 from bixse.retrieval.shard import Shard, build_shard
 from serve.fanout import Answer, Missing, Verdict, canary_problem, coverage, one_ranking, verdict
-from serve.messages import Found
+from serve.messages import Found, FoundInShard
 from serve.settings import Canary
 
 ROWS = {"shard-00000": 60, "shard-00001": 30, "shard-00002": 10}
@@ -111,8 +111,8 @@ def test_fields_follow_their_hits_and_ties_break_by_doc_id(scores, shards, k, se
     found = []
     for shard in range(shards):
         mine = sorted((-scores[d], d) for d in scores if home[d] == shard)[:k]
-        hits = [Hit(d, -minus, rank) for rank, (minus, d) in enumerate(mine, start=1)]
-        found.append(Found(hits, [Document(h.doc_id, f"title {h.doc_id}", "") for h in hits]))
+        fields = [Document(d, f"title {d}", "") for _, d in mine]
+        found.append(FoundInShard([d for _, d in mine], [-minus for minus, _ in mine], fields))
     whole = one_ranking(found, k)
     expected = sorted((-score, doc_id) for doc_id, score in scores.items())[:k]
     assert [(-h.score, h.doc_id) for h in whole.hits] == expected
@@ -122,8 +122,9 @@ def test_fields_follow_their_hits_and_ties_break_by_doc_id(scores, shards, k, se
 
 
 def test_without_fields_from_every_shard_there_are_none():
-    hit = Hit("a", 1.0, 1)
-    assert one_ranking([Found([hit])], 5).documents is None
+    with_fields = FoundInShard(["b"], [0.5], [Document("b", "", "")])
+    found = one_ranking([FoundInShard(["a"], [1.0]), with_fields], 5)
+    assert found == Found([Hit("a", 1.0, 1), Hit("b", 0.5, 2)])
 
 
 @pytest.mark.parametrize("shards", [1, 2, 3, 7])
@@ -138,14 +139,19 @@ def test_sharded_equals_whole(shards):
     )
     queries = np.concatenate([vectors[:1], vectors[rng.integers(90, size=5)]])
 
-    def search(rows: list[int]) -> list[list[Hit]]:
+    def shard_of(rows: list[int]) -> Shard:
         with tempfile.TemporaryDirectory() as local:
             build_shard(Path(local), table.take(rows), vectors[rows], Retrieval())
-            return Shard.load(Path(local)).search(queries, 20)
+            return Shard.load(Path(local))
 
-    whole = search(list(range(90)))
+    whole = shard_of(list(range(90))).search(queries, 20)
     home = rng.integers(shards, size=90)
-    parts = [search(np.flatnonzero(home == s).tolist()) for s in range(shards)]
+    parts = [
+        shard_of(np.flatnonzero(home == s).tolist()).rankings(queries, [20] * len(queries))
+        for s in range(shards)
+    ]
     for query in range(len(queries)):
-        merged = one_ranking([Found(part[query]) for part in parts], 20)
+        merged = one_ranking(
+            [FoundInShard(part[query].doc_ids, part[query].scores) for part in parts], 20
+        )
         assert merged.hits == whole[query]
