@@ -10,7 +10,8 @@ import hmac
 import ipaddress
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
@@ -34,6 +35,8 @@ _HOST = re.compile(r"\[([^\]]+)\](?::\d+)?|([^:]+)(?::\d+)?")
 _OPEN = frozenset({"/", "/livez", "/readyz"})
 _MONITORED = frozenset({"/metrics"})
 _WORK = frozenset({"/search", "/v1/embeddings", "/retrieve"})
+_SHED = {"rate_limited": "rate", "overloaded": "in_flight", "draining": "draining"}
+"""What a refusal that bounds the load is called in the metrics."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,37 @@ class Rate:
         return 0.0
 
 
+class Places:
+    """How many requests are worked on at a time, until no more are taken."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.taken = 0
+        self.closed = False
+
+    def close(self) -> None:
+        """Take no more; those that are in stay until they are answered."""
+        self.closed = True
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Hold a place. Raises ApiError 503 when closed, 429 when there is none."""
+        if self.closed:
+            raise draining()
+        if self.taken >= self._most:
+            raise ApiError(429, "overloaded", "too many requests are in flight: try again")
+        self.taken += 1
+        try:
+            yield
+        finally:
+            self.taken -= 1
+
+
+def draining() -> ApiError:
+    """What is said to whoever asks a server that is about to stop."""
+    return ApiError(503, "draining", "the server is stopping: ask another, or try again")
+
+
 class Door:
     """ASGI middleware: key, its rate, a place among those in flight, a body of bounded size."""
 
@@ -174,15 +208,15 @@ class Door:
         app: ASGIApp,
         *,
         keys: Keys,
-        max_in_flight: int,
+        places: Places,
         max_body_bytes: int,
         rate: Rate | None = None,
         shed: Callable[[str], object] = lambda reason: None,
     ) -> None:
-        """`shed` is told why a request was refused to bound the load: `in_flight` or `rate`."""
+        """`shed` is told why a request was refused: `in_flight`, `rate` or `draining`."""
         self._app = app
         self._keys = keys
-        self._free = max_in_flight
+        self._places = places
         self._max_body_bytes = max_body_bytes
         self._rate = rate
         self._shed = shed
@@ -203,19 +237,14 @@ class Door:
                 return
             wait_s = self._rate.take(_offered(headers)) if self._rate else 0.0
             if wait_s:
-                self._shed("rate")
                 sentence = "this key has used up its requests: wait as long as Retry-After says"
                 raise ApiError(429, "rate_limited", sentence, retry_after_s=ceil(wait_s))
-            if self._free < 1:
-                self._shed("in_flight")
-                raise ApiError(429, "overloaded", "too many requests are in flight: try again")
-            self._free -= 1
-            try:
+            with self._places.one():
                 body = await self._body(headers, receive)
                 await self._app(scope, _replay(body, receive), send)
-            finally:
-                self._free += 1
         except ApiError as error:
+            if error.kind in _SHED:
+                self._shed(_SHED[error.kind])
             await error.response()(scope, receive, send)
 
     async def _body(self, headers: Mapping[str, str], receive: Receive) -> bytes:

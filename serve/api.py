@@ -18,7 +18,7 @@ from fastapi.responses import HTMLResponse, PlainTextResponse
 from starlette.middleware import Middleware
 
 from bixse.models.encoder import Role
-from serve.access import Door, Keys, Rate
+from serve.access import Door, Keys, Places, Rate, draining
 from serve.errors import FAILURES, HANDLERS, ApiError
 from serve.fanout import Answer, Verdict, verdict
 from serve.generation import Generation
@@ -85,9 +85,10 @@ class Engine(Protocol):
 class Handlers:
     """The routes over one engine."""
 
-    def __init__(self, engine: Engine, args: ServeArgs) -> None:
+    def __init__(self, engine: Engine, args: ServeArgs, places: Places) -> None:
         self._engine = engine
         self._args = args
+        self._places = places
 
     async def search(self, request: SearchRequest) -> SearchReply:
         start = time.perf_counter()
@@ -155,6 +156,8 @@ class Handlers:
         return {"status": "live"}
 
     async def readyz(self) -> dict[str, Any]:
+        if self._places.closed:
+            raise draining()
         problem = await self._engine.canary()
         if problem is not None:
             raise ApiError(503, "not_ready", problem)
@@ -240,15 +243,18 @@ class Handlers:
             raise ApiError(422, "invalid_request", message, field)
 
 
-def application(engine: Engine, args: ServeArgs, keys: Keys, metrics: Metrics) -> FastAPI:
+def application(
+    engine: Engine, args: ServeArgs, keys: Keys, metrics: Metrics, places: Places
+) -> FastAPI:
     """The ASGI application: routes behind keys and limits, every failure in one envelope."""
-    handlers = Handlers(engine, args)
+    handlers = Handlers(engine, args, places)
+    metrics.in_flight.set_function(lambda: places.taken)
     page = PAGE.read_bytes()
     policy = _content_policy(page.decode())
     door = Middleware(
         Door,
         keys=keys,
-        max_in_flight=args.max_in_flight,
+        places=places,
         max_body_bytes=args.max_body_bytes,
         rate=None
         if args.requests_per_s is None

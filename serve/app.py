@@ -57,7 +57,10 @@ def parse(argv: Sequence[str], prog: str = "python -m serve.app") -> ServeArgs:
 
 
 def main() -> None:
-    """Serve until SIGINT or SIGTERM. Bad input is one sentence and exit status 2."""
+    """Serve until SIGINT or SIGTERM, then answer what is under way and exit 0.
+
+    Bad input is one sentence and exit status 2.
+    """
     args = parse(sys.argv[1:])
     try:
         if args.plan:
@@ -103,6 +106,9 @@ def main() -> None:
     finally:
         deployed.set()
         wiring.stop()
+        if not wiring.drain(args.drain_within_s):
+            within_s = f"{args.drain_within_s:g} s"
+            _say(sys.stderr, f"stopping with requests that were not answered within {within_s}")
 
 
 def _plan(args: ServeArgs) -> None:

@@ -37,7 +37,9 @@ class ApiError(Exception):
     @property
     def headers(self) -> dict[str, str]:
         if self.status in (429, 503):
-            return {"Retry-After": str(self.retry_after_s)}
+            after = {"Retry-After": str(self.retry_after_s)}
+            # The next request of this caller should find another server.
+            return {**after, "Connection": "close"} if self.kind == "draining" else after
         return {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
 
 

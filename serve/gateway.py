@@ -14,7 +14,7 @@ import ray.serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from serve.access import load_keys
+from serve.access import Places, load_keys
 from serve.api import application
 from serve.backend import Handles, Local
 from serve.generation import Generation, ndcg_problem, recall_problem
@@ -165,14 +165,22 @@ class _Ingress:
         self._args = args
         self._keys = load_keys(args.keys_file, os.environ)
         self._metrics = Metrics()
+        self._places = places = Places(args.max_in_flight)
         self._front = front = Front(args, ledger, backend, self._metrics)
         self._follower = Follower(
-            ledger, FRONT, front.load, front.drop, turn=front.turn, in_use=front.in_use
+            ledger,
+            FRONT,
+            front.load,
+            front.drop,
+            turn=front.turn,
+            in_use=front.in_use,
+            close=places.close,
+            in_flight=lambda: places.taken,
         )
         await self._follower.start()
 
     def __serve_build_asgi_app__(self) -> "ASGIApp":
-        return application(self._front, self._args, self._keys, self._metrics)
+        return application(self._front, self._args, self._keys, self._metrics, self._places)
 
 
 @ray.serve.ingress()

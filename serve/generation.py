@@ -30,6 +30,8 @@ class Generations:
     candidate: Generation | None = None
     newest: int = 1
     """The highest number given so far: no number is given twice."""
+    draining: bool = False
+    """Nothing new is answered any more: the application is about to stop."""
 
     @classmethod
     def first(cls, index: ServedIndex, encoder: str) -> "Generations":
@@ -70,6 +72,10 @@ class Generations:
             raise ValueError("there is no previous generation to roll back to")
         return replace(self, version=self.version + 1, current=self.previous, previous=self.current)
 
+    def drain(self) -> "Generations":
+        """For the rest of the application's life."""
+        return replace(self, version=self.version + 1, draining=True)
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -86,6 +92,8 @@ class Report:
     """What new requests are pinned to, for replicas that take requests."""
     in_use: frozenset[int] = frozenset()
     """What unfinished requests are pinned to."""
+    in_flight: int = 0
+    """Unfinished requests."""
 
 
 def failure(number: int, reports: Iterable[Report]) -> str | None:
@@ -108,6 +116,15 @@ def not_loaded(number: int, reports: Iterable[Report], slots: Iterable[str]) -> 
 def not_turned(number: int, reports: Iterable[Report]) -> list[str]:
     """Replicas that take requests and still pin new ones to another generation."""
     return [r.member for r in reports if r.current is not None and r.current != number]
+
+
+def undrained(version: int, reports: Iterable[Report]) -> list[str]:
+    """Replicas that take requests and have not heard that they must not, or have unfinished ones.
+
+    `version` is the one at which draining began.
+    """
+    fronts = [report for report in reports if report.current is not None]
+    return [r.member for r in fronts if r.version < version or r.in_flight]
 
 
 def to_keep(generations: Generations, reports: Iterable[Report]) -> frozenset[int]:

@@ -23,6 +23,7 @@ from serve.generation import (
     not_loaded,
     not_turned,
     to_keep,
+    undrained,
 )
 from serve.settings import ServedIndex
 
@@ -116,6 +117,16 @@ class Ledger:
             return Outcome(self._generations, str(error))
         return await self._turned()
 
+    async def drain(self, within_s: float) -> bool:
+        """Have no new request answered; whether those under way all were, within `within_s`."""
+        self._become(self._generations.drain())
+        version, until = self._generations.version, time.monotonic() + within_s
+        while undrained(version, self._live()):
+            if time.monotonic() > until:
+                return False
+            await asyncio.sleep(_LOOK_S)
+        return True
+
     def _become(self, generations: Generations) -> None:
         self._generations = generations
         self._changed.set()
@@ -162,12 +173,18 @@ class Follower:
         *,
         turn: Callable[[Generation], None] | None = None,
         in_use: Callable[[], frozenset[int]] = frozenset,
+        close: Callable[[], None] = lambda: None,
+        in_flight: Callable[[], int] = lambda: 0,
     ) -> None:
-        """`turn` is given by replicas that take requests; it is called with what is to answer."""
+        """`turn` is given by replicas that take requests; it is called with what is to answer.
+
+        `close` is called when no more of them may be taken.
+        """
         self._ledger = ledger
         self._slot = slot
         self._member = f"{slot}-{uuid.uuid4().hex[:12]}"
         self._load, self._drop, self._turn, self._in_use = load, drop, turn, in_use
+        self._close, self._in_flight = close, in_flight
         self._known: Generations | None = None
         self._holds: set[int] = set()
         self._failed: dict[int, str] = {}
@@ -197,7 +214,8 @@ class Follower:
                 # The ledger is being replaced; what is known holds meanwhile.
                 await asyncio.sleep(0.5)
                 continue
-            wait_s = SYNC_S
+            # The ledger waits to hear that the last request is answered.
+            wait_s = _LOOK_S if answer[0].draining else SYNC_S
             if self._take(*answer):
                 wait_s = 0.0
 
@@ -206,6 +224,8 @@ class Follower:
         if self._known is not None and generations.version < self._known.version:
             return False
         self._known = generations
+        if generations.draining:
+            self._close()
         held = generations.held()
         self._failed = {n: why for n, why in self._failed.items() if n in held}
         for number, generation in held.items():
@@ -254,4 +274,5 @@ class Follower:
             failed=dict(self._failed),
             current=self._current,
             in_use=self._in_use(),
+            in_flight=self._in_flight(),
         )

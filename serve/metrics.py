@@ -35,6 +35,7 @@ class Metrics:
         self.shed_total = Counter(
             "bixse_shed_total", "Requests refused to bound the load.", ["reason"], registry=r
         )
+        self.in_flight = Gauge("bixse_in_flight", "Requests worked on.", registry=r)
         self.queue_depth = Gauge(
             "bixse_queue_depth", "Items that wait for a batch.", ["stage"], registry=r
         )

@@ -75,6 +75,8 @@ class ServeArgs(Settings):
     """Copies of each shard; with two, the loss of one costs no coverage."""
     shard_cpus: int = Field(default=1, ge=1)
     """CPUs and threads of each shard replica."""
+    drain_within_s: float = Field(default=30, ge=0)
+    """On SIGTERM new requests are refused, and those under way have so long to be answered."""
     load_within_s: float = Field(default=600, gt=0)
     """How long a new generation may take to load before it is given up."""
     least_recall: float = Field(default=0.9, ge=0, le=1)

@@ -10,7 +10,9 @@ from typing import Any
 
 import ray
 import ray.serve
+from ray.exceptions import RayError
 from ray.serve.config import BackpressureConfig, HTTPOptions
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
 from bixse.models.encoder import encoder_fingerprint, resolve
@@ -23,6 +25,8 @@ from serve.settings import ServeArgs, ServedIndex
 from serve.shard import ShardServer, slot_name
 
 NAME = "bixse"
+
+_LEDGER_WITHIN_S = 5.0
 
 _LOGGING = LoggingConfig(log_level="WARNING", enable_access_log=False)
 
@@ -154,6 +158,17 @@ def start_ray(args: ServeArgs) -> None:
     # On a laptop replicas share cores rather than wait for some that never come.
     cpus = max(wanted, os.cpu_count() or 1)
     ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
+
+
+def drain(within_s: float) -> bool:
+    """Have new requests refused, and wait; whether those under way were all answered in time."""
+    ledger = ray.serve.get_deployment_handle(Ledger.__name__, NAME)
+    try:
+        answered: bool = ledger.drain.remote(within_s).result(timeout_s=within_s + _LEDGER_WITHIN_S)
+    except (TimeoutError, RayError, RayServeException):
+        # A ledger that is gone leaves only the time that Ray itself gives each replica.
+        return False
+    return answered
 
 
 def stop() -> None:

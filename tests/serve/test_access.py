@@ -7,7 +7,16 @@ import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from serve.access import Door, Keys, Rate, authorize, check_binding, is_loopback, load_keys
+from serve.access import (
+    Door,
+    Keys,
+    Places,
+    Rate,
+    authorize,
+    check_binding,
+    is_loopback,
+    load_keys,
+)
 from serve.errors import ApiError
 
 SEARCH, MONITOR = "search-key-0123456789", "monitor-key-012345678"
@@ -126,7 +135,8 @@ class Slow:
 
 
 def through(app: Slow, **limits: int) -> httpx.AsyncClient:
-    door = Door(app, keys=Keys(), **{"max_in_flight": 2, "max_body_bytes": 10, **limits})
+    places = Places(limits.pop("max_in_flight", 2))
+    door = Door(app, keys=Keys(), places=places, **{"max_body_bytes": 10, **limits})
     return httpx.AsyncClient(transport=httpx.ASGITransport(door), base_url="http://127.0.0.1")
 
 
@@ -145,6 +155,29 @@ def test_one_more_than_may_be_in_flight_is_429_and_probes_still_pass():
             app.gate.set()
             assert [(await t).status_code for t in (*two, probe)] == [200, 200, 200]
             assert (await client.post("/search", content=b"x")).status_code == 200
+
+    asyncio.run(run())
+
+
+def test_a_closed_door_lets_those_inside_finish_and_nobody_else_in():
+    async def run() -> None:
+        app, places, told = Slow(), Places(2), []
+        door = Door(app, keys=Keys(), places=places, max_body_bytes=10, shed=told.append)
+        transport = httpx.ASGITransport(door)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            inside = asyncio.create_task(client.post("/search", content=b"x"))
+            while app.inside < 1:
+                await asyncio.sleep(0.01)
+            places.close()
+            late = await client.post("/search", content=b"x")
+            assert (late.status_code, late.json()["error"]["type"]) == (503, "draining")
+            assert late.headers["retry-after"] == "1"
+            assert late.headers["connection"] == "close"
+            assert (places.taken, told) == (1, ["draining"])
+            app.gate.set()
+            assert (await inside).status_code == 200
+            assert places.taken == 0
+            assert (await client.get("/livez")).status_code == 200
 
     asyncio.run(run())
 
@@ -169,7 +202,7 @@ def test_a_key_over_its_rate_is_429_and_told_how_long_to_wait():
         app.gate.set()
         rate = Rate(0.1, burst=2)
         shed: list[str] = []
-        limits = {"max_in_flight": 9, "max_body_bytes": 9}
+        limits = {"places": Places(9), "max_body_bytes": 9}
         door = Door(app, keys=KEYS, **limits, rate=rate, shed=shed.append)
         headers = {"Authorization": f"Bearer {SEARCH}"}
         transport = httpx.ASGITransport(door)

@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 import threading
+from dataclasses import replace
 
 import httpx
 import numpy as np
@@ -21,6 +22,7 @@ from serve.generation import (
     not_turned,
     recall_problem,
     to_keep,
+    undrained,
 )
 from serve.ledger import Ledger
 from serve.settings import Canary, ServedIndex
@@ -104,6 +106,39 @@ def test_a_new_ledger_is_told_by_its_followers_what_held():
         # One that knows less is told more, and changes nothing.
         told, _ = await ledger.sync(report("encoder", 1), FIRST, 0.0)
         assert told == later
+
+    asyncio.run(run())
+
+
+def test_draining_waits_for_every_replica_to_hear_of_it_and_to_finish():
+    def front(version: int, in_flight: int) -> Report:
+        return Report(
+            f"f{version}{in_flight}", "front", version, frozenset({1}), {}, 1, in_flight=in_flight
+        )
+
+    reports = [front(1, 0), front(2, 3), front(2, 0), report("encoder", 1)]
+    assert undrained(2, reports) == ["f10", "f23"]
+    assert undrained(2, [front(2, 0), report("encoder", 1)]) == []
+
+
+def test_a_ledger_drains_when_the_last_request_is_answered_or_time_is_over():
+    async def run() -> None:
+        ledger = Ledger(FIRST, ("front",))
+        busy = report("front", 1, current=1)
+        await ledger.sync(busy, FIRST, 0.0)
+        assert not await ledger.drain(0.1), "the replica has not even heard of it"
+        told, _ = await ledger.sync(busy, FIRST, 0.0)
+        assert told.draining
+        assert told.current == FIRST.current
+        draining = asyncio.create_task(ledger.drain(30))
+        await asyncio.sleep(0)
+        heard = (await ledger.state()).generations.version
+        for in_flight in (2, 1):
+            await ledger.sync(replace(busy, version=heard, in_flight=in_flight), told, 0.0)
+            await asyncio.sleep(0.05)
+            assert not draining.done()
+        await ledger.sync(replace(busy, version=heard), told, 0.0)
+        assert await draining
 
     asyncio.run(run())
 
