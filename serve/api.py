@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse
 from starlette.middleware import Middleware
 
@@ -25,6 +25,7 @@ from serve.generation import Generation
 from serve.ledger import Outcome
 from serve.messages import Encoded, Found, RefusedText
 from serve.metrics import Metered, Metrics
+from serve.request_log import RequestLog, line_of, request_id_of
 from serve.schema import (
     ChangeRequest,
     CoverageReply,
@@ -85,12 +86,15 @@ class Engine(Protocol):
 class Handlers:
     """The routes over one engine."""
 
-    def __init__(self, engine: Engine, args: ServeArgs, places: Places) -> None:
+    def __init__(
+        self, engine: Engine, args: ServeArgs, places: Places, request_log: RequestLog | None
+    ) -> None:
         self._engine = engine
         self._args = args
         self._places = places
+        self._request_log = request_log
 
-    async def search(self, request: SearchRequest) -> SearchReply:
+    async def search(self, request: SearchRequest, http: Request) -> SearchReply:
         start = time.perf_counter()
         many = request.queries is not None
         texts = request.queries or [request.query or ""]
@@ -99,6 +103,12 @@ class Handlers:
         with self._engine.pinned() as session:
             served = session.generation
             answer = await self._engine_search(session, texts, request)
+        request_id = None
+        if self._request_log is not None:
+            request_id = request_id_of(http.headers.get("x-request-id"))
+            self._request_log.put(
+                line_of(request_id, texts, request.k, answer, served, self._args.policy)
+            )
         rankings = [_hits(found) for found in answer.results]
         total_ms = round((time.perf_counter() - start) * 1e3, 3)
         return SearchReply(
@@ -108,6 +118,7 @@ class Handlers:
             index=IndexReply(generation=served.number, fingerprint=served.index.fingerprint),
             encoder=served.index.encoder,
             timing_ms={**answer.timing_ms, "total": total_ms},
+            request_id=request_id,
         )
 
     async def embeddings(self, request: EmbeddingsRequest) -> EmbeddingsReply:
@@ -244,10 +255,15 @@ class Handlers:
 
 
 def application(
-    engine: Engine, args: ServeArgs, keys: Keys, metrics: Metrics, places: Places
+    engine: Engine,
+    args: ServeArgs,
+    keys: Keys,
+    metrics: Metrics,
+    places: Places,
+    request_log: RequestLog | None,
 ) -> FastAPI:
     """The ASGI application: routes behind keys and limits, every failure in one envelope."""
-    handlers = Handlers(engine, args, places)
+    handlers = Handlers(engine, args, places, request_log)
     metrics.in_flight.set_function(lambda: places.taken)
     page = PAGE.read_bytes()
     policy = _content_policy(page.decode())

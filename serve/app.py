@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, NoReturn, TextIO
 import tyro
 
 from serve.access import check_binding, load_keys
+from serve.request_log import made
 from serve.settings import ServeArgs, ServedIndex
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ def main() -> None:
         check_binding(args.host, load_keys(args.keys_file, os.environ))
         check_tls(args.tls_certificate, args.tls_key)
         check_port(args.host, args.port)
+        if args.request_log is not None:
+            made(args.request_log)
         set_profile(args)
         from bixse.artifacts import Artifact
         from serve import wiring
@@ -103,12 +106,12 @@ def main() -> None:
             documents, shards = sum(index.shard_rows.values()), len(index.shard_rows)
             _say(sys.stdout, f"ready at {url} ({documents} documents in {shards} shards)")
         stop.wait()
-    finally:
-        deployed.set()
-        wiring.stop()
         if not wiring.drain(args.drain_within_s):
             within_s = f"{args.drain_within_s:g} s"
             _say(sys.stderr, f"stopping with requests that were not answered within {within_s}")
+    finally:
+        deployed.set()
+        wiring.stop()
 
 
 def _plan(args: ServeArgs) -> None:

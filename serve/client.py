@@ -61,6 +61,8 @@ class Results:
     generation: int
     index: str
     encoder: str
+    request_id: str | None = None
+    """By which the server's request log knows this answer, where it keeps one."""
 
     @property
     def hits(self) -> list[SearchHit]:
@@ -224,6 +226,7 @@ def _results(body: dict[str, Any]) -> Results:
         generation=body["index"]["generation"],
         index=body["index"]["fingerprint"],
         encoder=body["encoder"],
+        request_id=body.get("request_id"),
     )
 
 

@@ -23,6 +23,7 @@ from serve.lane import Backend, Lane
 from serve.ledger import Follower, Outcome
 from serve.messages import Unavailable
 from serve.metrics import Metrics
+from serve.request_log import RequestLog
 from serve.settings import ServeArgs
 
 if TYPE_CHECKING:
@@ -167,6 +168,14 @@ class _Ingress:
         self._metrics = Metrics()
         self._places = places = Places(args.max_in_flight)
         self._front = front = Front(args, ledger, backend, self._metrics)
+        self._request_log = None
+        if args.request_log is not None:
+            self._request_log = RequestLog(
+                args.request_log,
+                args.request_log_bytes,
+                args.request_log_files,
+                self._metrics.request_log_lost_total.inc,
+            )
         self._follower = Follower(
             ledger,
             FRONT,
@@ -180,7 +189,9 @@ class _Ingress:
         await self._follower.start()
 
     def __serve_build_asgi_app__(self) -> "ASGIApp":
-        return application(self._front, self._args, self._keys, self._metrics, self._places)
+        return application(
+            self._front, self._args, self._keys, self._metrics, self._places, self._request_log
+        )
 
 
 @ray.serve.ingress()

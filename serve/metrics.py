@@ -60,6 +60,9 @@ class Metrics:
             buckets=_FRACTIONS,
             registry=r,
         )
+        self.request_log_lost_total = Counter(
+            "bixse_request_log_lost_total", "Lines that were not written.", registry=r
+        )
         self.index_generation = Gauge(
             "bixse_index_generation", "Generation that is served.", registry=r
         )

@@ -86,6 +86,9 @@ class SearchReply(BaseModel):
     index: IndexReply
     encoder: str
     timing_ms: dict[str, float]
+    request_id: str | None = Field(
+        default=None, description="By which the request log knows this answer, where it is kept"
+    )
 
 
 class EmbeddingsRequest(Strict):

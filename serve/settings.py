@@ -79,6 +79,15 @@ class ServeArgs(Settings):
     """On SIGTERM new requests are refused, and those under way have so long to be answered."""
     load_within_s: float = Field(default=600, gt=0)
     """How long a new generation may take to load before it is given up."""
+    request_log: str | None = None
+    """Directory, on every node, for a JSON line a search: the query, what was shown, and by which
+    generation. Unset writes nothing. Queries are personal data: see `serve/request_log.py`."""
+    request_log_bytes: int = Field(default=64 << 20, ge=1)
+    """Size, about, at which a file of the request log is followed by the next."""
+    request_log_files: int = Field(default=32, ge=2)
+    """Files kept in that directory; the oldest go."""
+    policy: str = "bixse"
+    """What the request log calls this application's way to rank, to tell experiments apart."""
     least_recall: float = Field(default=0.9, ge=0, le=1)
     """A new generation whose measured recall@10 is lower is refused."""
     gate_queries: str | None = None
