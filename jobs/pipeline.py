@@ -324,7 +324,8 @@ class Pipeline:
             return self._generation(self.run.base_index)
         if self.run.delete is not None:
             raise ValueError("--delete needs --base-index: the index whose documents go")
-        data, recipe, encoder = self.data(), self.recipe, self.encoder()
+        # First: a recipe without an encoder is refused before anything is written.
+        encoder, data, recipe = self.encoder(), self.data(), self.recipe
         embeddings = self.embeddings("trained", encoder)
         return self.once(
             "index",
