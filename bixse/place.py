@@ -7,6 +7,8 @@ import hashlib
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -61,18 +63,8 @@ class Place:
         if not self.is_local:
             fs.pipe_file(path, data)
             return
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        aside = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
-        try:
-            with open(aside, "wb") as handle:
-                handle.write(data)
-                handle.flush()
-                os.fsync(handle.fileno())
-            os.replace(aside, path)
-        except OSError:
-            if os.path.exists(aside):
-                os.unlink(aside)
-            raise
+        with _aside(path) as aside:
+            Path(aside).write_bytes(data)
 
     def put(self, local: Path, name: str) -> None:
         """Copy a local file in, atomically, without holding it in memory."""
@@ -80,17 +72,8 @@ class Place:
         if not self.is_local:
             fs.put_file(str(local), path)
             return
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        aside = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
-        try:
+        with _aside(path) as aside:
             shutil.copyfile(local, aside)
-            with open(aside, "rb") as handle:
-                os.fsync(handle.fileno())
-            os.replace(aside, path)
-        except OSError:
-            if os.path.exists(aside):
-                os.unlink(aside)
-            raise
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
@@ -119,6 +102,22 @@ class Place:
                 digest.update(block)
                 size += len(block)
         return FileEntry(sha256=digest.hexdigest(), bytes=size)
+
+
+@contextmanager
+def _aside(path: str) -> Iterator[str]:
+    """A name to write to; the file becomes `path` when it is on the disk, or is gone."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    aside = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        yield aside
+        with open(aside, "rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(aside, path)
+    except OSError:
+        if os.path.exists(aside):
+            os.unlink(aside)
+        raise
 
 
 def _protocols(fs: Any) -> tuple[str, ...]:

@@ -269,6 +269,7 @@ def _cpus(placement: Placement) -> float:
 
     if "RAY_ADDRESS" in os.environ or placement.gpus_per_actor:
         return placement.cpus_per_actor
+    # Ray leaves it without types.
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return max(placement.cpus_per_actor, resources["CPU"] // placement.train_workers)
 

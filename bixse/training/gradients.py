@@ -90,6 +90,7 @@ def _backward(
             return True
         for side, grad_NE in zip(sides, grads, strict=True):
             for chunk, grad in _beside(module.chunks(side), grad_NE):
+                # As above.
                 chunk.backward(grad)  # type: ignore[no-untyped-call]
         return True
     except torch.OutOfMemoryError:

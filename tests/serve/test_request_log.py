@@ -43,6 +43,7 @@ def test_the_oldest_files_go(tmp_path):
 
 def test_a_disk_that_waits_costs_lines_and_no_time(tmp_path, monkeypatch):
     monkeypatch.setattr("serve.request_log._WAITING", 3)
+    # No disk here waits at command: the write is held, and all around it is real.
     inside, gate, lost = threading.Event(), threading.Event(), []
     log = RequestLog(str(tmp_path), most_bytes=1 << 20, most_files=2, lost=lost.append)
     write = log._write
