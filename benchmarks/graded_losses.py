@@ -137,7 +137,7 @@ def compare(name: str, options: Options) -> dict[str, Any]:
     read = Ingest(grade_min=GRADES_FROM.get(name, 0.0))
     learnt = ingest(str(apart.training if apart else source), read, f"{out}/training")
     tested = ingest(str(apart.test), read, f"{out}/test") if apart else learnt
-    start = shortened(options, Path(out) / "base")
+    start = shortened(options.start, options.encoder_tokens, Path(out) / "base")
     placement = Placement(gpus_per_actor=options.gpus)
     lexical = Lexical()
     labels = judge(
@@ -168,7 +168,8 @@ def compare(name: str, options: Options) -> dict[str, Any]:
         )  # fmt: skip
         for system, column in per_query(report).items():
             values.setdefault(system, []).append(column)
-    return summary({system: np.mean(runs, axis=0) for system, runs in values.items()}, values)
+    means = {system: np.mean(runs, axis=0) for system, runs in values.items()}
+    return summary(means, values, list(pairs(list(means))))
 
 
 def variant(options: Options) -> str:
@@ -178,13 +179,13 @@ def variant(options: Options) -> str:
     return "/" + "-".join(parts) if parts else ""
 
 
-def shortened(options: Options, directory: Path) -> str:
-    """The base encoder, or a copy that reads no more than `encoder_tokens`."""
-    if options.encoder_tokens is None:
-        return options.start
+def shortened(start: str, tokens: int | None, directory: Path) -> str:
+    """The base encoder, or a copy at `directory` that reads no more than so many tokens."""
+    if tokens is None:
+        return start
     if not directory.exists():
-        model = load_model(options.start, "cpu")
-        model.max_seq_length = options.encoder_tokens
+        model = load_model(start, "cpu")
+        model.max_seq_length = tokens
         aside = directory.with_suffix(".under-way")
         model.save_pretrained(str(aside), create_model_card=False)
         aside.rename(directory)
@@ -213,9 +214,13 @@ def per_query(report: Artifact) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def summary(
-    means: Mapping[str, np.ndarray[Any, Any]], runs: Mapping[str, Sequence[np.ndarray[Any, Any]]]
+    means: Mapping[str, np.ndarray[Any, Any]],
+    runs: Mapping[str, Sequence[np.ndarray[Any, Any]]],
+    compared: Sequence[tuple[str, str]],
 ) -> dict[str, Any]:
-    """Means and paired 95 % intervals over queries; the seeds' own means beside them."""
+    """Means and paired 95 % intervals over queries, of systems and of the differences between some;
+    the seeds' own means beside them.
+    """
     systems = list(means)
     values_QS = np.stack([means[system] for system in systems], axis=1)
     drawn_BS = resampled_means(values_QS, 10_000, seed=0)
@@ -226,7 +231,7 @@ def summary(
             "ci95": interval(drawn_BS[:, number]),
             "seeds": [round(float(run.mean()), 4) for run in runs[system]],
         }
-    for one, other in pairs(systems):
+    for one, other in compared:
         a, b = systems.index(one), systems.index(other)
         difference_Q1 = values_QS[:, [a]] - values_QS[:, [b]]
         found["differences"][f"{one}-{other}"] = {

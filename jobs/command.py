@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -115,12 +116,29 @@ def refuse(sentence: str, status: int = 2) -> NoReturn:
     sys.exit(status)
 
 
-def summary_line(summary: dict[str, Any], as_json: bool) -> None:
-    """The final line of every verb: what it made and where."""
+def show(found: dict[str, Any], as_json: bool) -> None:
+    """What a verb ends with: a line for each thing it found, then what it made and where."""
     if as_json:
-        print(json.dumps(summary))
-    else:
-        print("  ".join(f"{key}={value}" for key, value in summary.items()))
+        print(json.dumps(found))
+        return
+    rest = dict(found)
+    verb = rest.pop("verb")
+    made = {key: rest.pop(key) for key in ("made", "at", "rows", "rejected") if key in rest}
+    for key, value in rest.items():
+        print(f"{key:<10} {_shown(value)}")
+    if made:
+        counts = f"{made['rows']:,} rows, {made['rejected']:,} rejected"
+        print(f"{verb}: made {made['made']} at {_shown(made['at'])} ({counts})")
+
+
+def _shown(value: Any) -> str:
+    """A value for people: numbers in few digits, paths as they are typed from here."""
+    if isinstance(value, dict):
+        return "  ".join(f"{key} {_shown(inner)}" for key, inner in value.items())
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    here = f"{os.getcwd()}/"
+    return str(value).replace(here, "") if isinstance(value, str) else str(value)
 
 
 def _one_sentence(box: str) -> str:

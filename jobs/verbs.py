@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from bixse.models.settings import Reranking
-from jobs.command import RECIPES, parse, refuse, summary_line
+from jobs.command import RECIPES, parse, refuse, show
 from jobs.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def main(verb: str = "pipeline", argv: list[str] | None = None) -> None:
         refuse(f"--plan is of judge and pipeline: {verb} asks no judge")
     made = _plan if run.plan else VERBS[verb]
     try:
-        summary_line(made(Pipeline(run)), run.json)
+        show(made(Pipeline(run)), run.json)
     except _expected() as error:
         refuse(_sentence(error), status=_status(error))
     except KeyboardInterrupt:
