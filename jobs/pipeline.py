@@ -234,7 +234,16 @@ class Pipeline:
         return judging.replace(store=_absolute(judging.store or self.path("labels")))
 
     def encoder(self) -> str:
-        """The encoder that `--encoder` names, or the one that is trained."""
+        """The one that `--encoder` names, or the trained one; cut where the recipe says so."""
+        encoder, dimensions = self._whole_encoder(), self.recipe.truncate
+        if dimensions is None:
+            return encoder
+        from jobs.truncate import truncate
+
+        out = self.path(f"encoder-{dimensions}")
+        return str(self.once("truncate", lambda: truncate(encoder, dimensions, out)).url)
+
+    def _whole_encoder(self) -> str:
         if self.run.encoder is not None:
             return _encoder(self.run.encoder)
         if self.recipe.reranking is not None:

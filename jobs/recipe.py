@@ -2,7 +2,7 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from bixse.candidates.settings import Pools
 from bixse.evaluation.settings import Evaluation
@@ -71,6 +71,9 @@ class Recipe(Settings):
     audit: Audit = Audit()
     preferring: Preferring = Preferring()
     training: Training = Training()
+    truncate: PositiveInt | None = None
+    """Cut the vectors of the trained encoder to so many leading dimensions: a smaller index, and
+    little lost where `training.dimensions` names the number. Unset keeps them whole."""
     reranking: Reranking | None = None
     """Train a reranker, and not an encoder."""
     retrieval: Retrieval = Retrieval()

@@ -92,6 +92,30 @@ def load_model(start: str, device: str | None = None) -> "SentenceTransformer":
     return model
 
 
+def truncated(model: "SentenceTransformer", dimensions: int) -> "SentenceTransformer":
+    """The model, its vectors cut to their leading dimensions and normalised again, in place.
+
+    The cut is a module of its own, so that whoever loads the saved directory has these vectors
+    without being told. Raises ValueError when there are no more dimensions than that.
+    """
+    import torch
+    from sentence_transformers.sentence_transformer.modules import Dense
+
+    whole = int(model.get_embedding_dimension() or 0)
+    if dimensions >= whole:
+        raise ValueError(f"vectors of {whole} dimensions cannot be cut to {dimensions}")
+    leading = Dense(
+        whole,
+        dimensions,
+        bias=False,
+        activation_function=torch.nn.Identity(),
+        init_weight=torch.eye(dimensions, whole),
+    )
+    # Before the last module, which normalises.
+    model.insert(len(model) - 1, leading.to(model.device))
+    return model
+
+
 class Encoder:
     """Texts in, unit vectors out; loaded once, called often. Not thread-safe."""
 

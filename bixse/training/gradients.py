@@ -55,7 +55,8 @@ def batch_gradients(
 def batch_cosines(
     module: EncoderScoring, cells: Cells, sides: Sides, _: bool = True
 ) -> Tensor | None:
-    """Cosines of this rank's queries with the documents of all ranks, [Q, D].
+    """Cosines of this rank's queries with the documents of all ranks, [Q, K * D]: those of whole
+    vectors, then those of each number of leading components (`EncoderScoring.cosines`).
 
     None, on every rank, when the memory of one did not suffice.
     """
@@ -63,7 +64,8 @@ def batch_cosines(
     if most(made is None, module.world) or made is None:
         return None
     query_QE, own_NE = (module.vectors(*pair) for pair in zip(made, sides, strict=True))
-    return query_QE @ gather_rows(own_NE, cells.documents, module.world).T
+    document_DE = gather_rows(own_NE, cells.documents, module.world)
+    return torch.cat(module.cosines(query_QE, document_DE), dim=1)
 
 
 def _made(module: Scoring, sides: Sides, recompute: bool) -> list[Tensor] | None:

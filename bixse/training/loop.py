@@ -52,8 +52,8 @@ METRICS = (
     "seconds",
 )
 """One line of `training.jsonl`. `step` counts from 1, `loss` is of the batch before the step,
-`excess` is above the entropy of its labels, `grad_norm` before clipping, `seconds` since the step
-before."""
+`excess` is above the entropy of its labels, `bias` that of whole vectors, `grad_norm` before
+clipping, `seconds` since the step before."""
 
 _COUNTS = ("step", "epoch", "pairs", "queries", "documents")
 
@@ -141,7 +141,7 @@ def train_loop(
             first = next(_batches(run.labels, settings, plan, 0))
             _calibrate(module, _share(run, model, module, first), settings.micro_batch_tokens)
         _steps(run, model, module, optimizer, plan, history, on_step, notice)
-    return Trained(module.scale, module.bias.item(), [_named(line) for line in history])
+    return Trained(module.scale, module.bias[0].item(), [_named(line) for line in history])
 
 
 def _steps(
@@ -174,7 +174,7 @@ def _steps(
                 loss,
                 loss - floor,
                 module.scale,
-                module.bias.item(),
+                module.bias[0].item(),
                 settings.learning_rate * factor,
                 grad_norm,
                 mine.batch.own_K.sum(),
@@ -314,19 +314,19 @@ def _optimizer(module: Scoring, settings: Training) -> torch.optim.AdamW:
 
 @torch.no_grad()
 def _calibrate(module: EncoderScoring, first: _Mine, limit: int | None) -> None:
-    """Set the bias on the first global batch; every rank bisects the same cells."""
+    """Set each bias on the first global batch; every rank bisects the same cells."""
     attempt = partial(batch_cosines, module, first.cells)
-    cosine_QD, _ = _fitted(module, first, limit, attempt)
+    cosine_QKD, _ = _fitted(module, first, limit, attempt)
     size = module.world.size
     rows = len(first.batch.query_Q)
     if size > 1:
         parts = [share(rows, rank, size) for rank in range(size)]
         counts = [part.stop - part.start for part in parts]
-        cosine_QD = gather_rows(cosine_QD, counts, module.world)
+        cosine_QKD = gather_rows(cosine_QKD, counts, module.world)
     target_QD = torch.from_numpy(first.batch.target_QD)
     weight_QD = torch.from_numpy(first.batch.weight_QD)
-    bias = losses.calibrate_bias(cosine_QD.cpu(), target_QD, weight_QD, module.scale)
-    module.bias.fill_(bias)
+    for number, cosine_QD in enumerate(cosine_QKD.cpu().chunk(len(module.bias), dim=1)):
+        module.bias[number] = losses.calibrate_bias(cosine_QD, target_QD, weight_QD, module.scale)
 
 
 def _refuse_unequal(steps: int, world: World) -> None:

@@ -16,7 +16,7 @@ Shapes: Q queries of this rank, D documents of the batch, N texts of this rank, 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +36,7 @@ from bixse.training.order import share
 from bixse.training.settings import Objective, Training
 
 if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
     from sentence_transformers.base import BaseModel
 
 MAX_SCALE = 100.0
@@ -58,6 +59,7 @@ class Scoring(nn.Module, ABC):
         objective: Objective,
         world: World,
         precision: Precision = "auto",
+        biases: int = 1,
     ) -> None:
         super().__init__()
         self.precision = precision
@@ -67,7 +69,7 @@ class Scoring(nn.Module, ABC):
         self.learns_scale = objective.learns_scale
         log_scale = torch.tensor(math.log(objective.scale))
         self.log_scale = nn.Parameter(log_scale, requires_grad=self.learns_scale)
-        self.bias = nn.Parameter(torch.zeros(()), requires_grad=objective.learns_bias)
+        self.bias = nn.Parameter(torch.zeros(biases), requires_grad=objective.learns_bias)
 
     @staticmethod
     @abstractmethod
@@ -111,10 +113,25 @@ class EncoderScoring(Scoring):
     """Cosines of every query with every document of the batch.
 
     `encoder(features, task=role)` returns a mapping with `sentence_embedding` [texts, E].
+
+    With `dimensions` the loss is the mean of those of the whole vectors and of their first so many
+    components, each normalised by itself: Matryoshka, arXiv 2205.13147, all weights 1. Cosines
+    spread the more, the fewer components they have, so each has a bias of its own.
     """
 
     output = "sentence_embedding"
     chunk_cells = _CHUNK_CELLS
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        objective: Objective,
+        world: World,
+        precision: Precision = "auto",
+        dimensions: Sequence[int] = (),
+    ) -> None:
+        super().__init__(encoder, objective, world, precision, biases=1 + len(dimensions))
+        self._dimensions = (None, *dimensions)
 
     @staticmethod
     def longest(settings: Training) -> int:
@@ -136,6 +153,14 @@ class EncoderScoring(Scoring):
         """Unit vectors [side.count, E] in the order of the texts."""
         return normalize(self.ordered(made_NE, side), dim=1)
 
+    def cosines(self, query_QE: Tensor, document_DE: Tensor) -> list[Tensor]:
+        """Of whole vectors and of each number of leading components, [Q, D] each."""
+
+        def of(vector_NE: Tensor, leading: int | None) -> Tensor:
+            return vector_NE if leading is None else normalize(vector_NE[:, :leading], dim=1)
+
+        return [of(query_QE, n) @ of(document_DE, n).T for n in self._dimensions]
+
     def share(self, made: Sequence[Tensor], sides: Sides, cells: Cells) -> tuple[Tensor, Tensor]:
         """From the vectors alone: of its own queries and of the documents of all ranks."""
         query_QE, own_NE = (self.vectors(*pair) for pair in zip(made, sides, strict=True))
@@ -151,12 +176,16 @@ class EncoderScoring(Scoring):
         scale = self.log_scale.exp() if self.learns_scale else self.objective.scale
 
         def of_rows(query_CE: Tensor, document_DE: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-            cosine_CD = query_CE @ document_DE.T
+            loss, floor = query_CE.new_zeros(()), query_CE.new_zeros(())
             grid = cells.grid(part)
-            return objectives.share(self.objective, cosine_CD, grid, scale, self.bias)
+            for cosine_CD, bias in zip(self.cosines(query_CE, document_DE), self.bias, strict=True):
+                more = objectives.share(self.objective, cosine_CD, grid, scale, bias)
+                loss, floor = loss + more[0], floor + more[1]
+            return loss / len(self.bias), floor / len(self.bias)
 
         rows = len(query_QE)
-        size = rows if self.objective.whole_batch else self.chunk_cells // cells.row_cells
+        row_cells = cells.row_cells * len(self.bias)
+        size = rows if self.objective.whole_batch else self.chunk_cells // row_cells
         if rows <= size:
             return of_rows(query_QE, document_DE, slice(0, rows))
         loss, floor = query_QE.new_zeros(()), query_QE.new_zeros(())
@@ -205,10 +234,23 @@ class RerankerScoring(Scoring):
         shape = cells.rows, sum(cells.documents)
         score_QD = score_N.new_zeros(shape).index_put(own, score_N)
         grid = cells.grid(slice(0, cells.rows))
-        return objectives.share(self.objective, score_QD, grid, self.objective.scale, self.bias)
+        (bias,) = self.bias
+        return objectives.share(self.objective, score_QD, grid, self.objective.scale, bias)
 
 
-def scoring_of(model: nn.Module, settings: Training, world: World) -> Scoring:
-    """A model of the kind that the objective is for."""
-    kind = RerankerScoring if settings.objective.scores_pairs else EncoderScoring
-    return kind(model, settings.objective, world, settings.precision)
+def scoring_of(model: "BaseModel", settings: Training, world: World) -> Scoring:
+    """A model of the kind that the objective is for.
+
+    Raises ValueError for more leading dimensions than the model's vectors have.
+    """
+    objective, precision = settings.objective, settings.precision
+    if objective.scores_pairs:
+        return RerankerScoring(model, objective, world, precision)
+    if settings.dimensions:
+        most = cast("SentenceTransformer", model).get_embedding_dimension() or 0
+        if max(settings.dimensions) >= most:
+            raise ValueError(
+                f"training.dimensions are fewer than the model's {most}: "
+                f"found {max(settings.dimensions)}"
+            )
+    return EncoderScoring(model, objective, world, precision, settings.dimensions)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from bixse.settings import Precision, Settings
 
@@ -324,6 +324,9 @@ class Training(Settings):
     document_tokens: int = Field(default=256, ge=4)
     """Longest document; the rest is cut. A reranker reads both in `query_tokens` more, and cuts
     the longer of the two first."""
+    dimensions: tuple[PositiveInt, ...] = ()
+    """Leading dimensions that must rank by themselves too (Matryoshka, arXiv 2205.13147): vectors
+    may then be cut to so many. None trains whole vectors only."""
     micro_batch_tokens: int | None = Field(default=None, ge=1)
     """Encode no more tokens at a time, twice (GradCache, arXiv 2101.06983): memory stops following
     the batch size, for about a third more time. Unset: once, all together, until memory is out."""
@@ -338,4 +341,12 @@ class Training(Settings):
     def _has_negatives(self) -> Self:
         if self.objective.grouped_from is not None and self.docs_per_query < 2:
             raise ValueError("docs_per_query counts the positive: 2 or more for this objective")
+        return self
+
+    @model_validator(mode="after")
+    def _has_vectors(self) -> Self:
+        if self.dimensions and self.objective.scores_pairs:
+            raise ValueError("a reranker makes no vectors: leave out training.dimensions")
+        if len(set(self.dimensions)) < len(self.dimensions):
+            raise ValueError("training.dimensions name a number twice")
         return self

@@ -68,10 +68,14 @@ OBJECTIVES: dict[str, Objective] = {
         parts=(Wasserstein(scale=5.0), GradedBCE(scale=3.0, learn_scale=True), PreferenceKL()),
         weights=(0.5, 2.0, 3.0),
     ),
+    "matryoshka": GradedBCE(scale=5.0, learn_scale=True),
     "lce": LCE(temperature=0.5),
     "pair_bce": PairBCE(),
     "combined of pairs": Combined(parts=(LCE(threshold=0.3), PairBCE()), weights=(0.5, 2.0)),
 }
+
+DIMENSIONS: dict[str, tuple[int, ...]] = {"matryoshka": (4, 2)}
+"""Leading dimensions that an objective is also taken at."""
 
 
 class TwoTowers(nn.Module):
@@ -103,10 +107,10 @@ class Together(nn.Module):
         return {"scores": self.layers(features["words"])}
 
 
-def scoring(objective: Objective, world: World) -> Scoring:
+def scoring(objective: Objective, world: World, dimensions: tuple[int, ...] = ()) -> Scoring:
     if objective.scores_pairs:
         return RerankerScoring(Together(), objective, world).double()
-    return EncoderScoring(TwoTowers(), objective, world).double()
+    return EncoderScoring(TwoTowers(), objective, world, dimensions=dimensions).double()
 
 
 def labels(queries: int, documents: int, seed: int) -> Labels:
@@ -204,7 +208,7 @@ def gradients(world: World, tokens: int | None = None) -> dict[str, Tensor]:
     """
     found = {}
     for name, objective in OBJECTIVES.items():
-        module = scoring(objective, world)
+        module = scoring(objective, world, DIMENSIONS.get(name, ()))
         module.bias.data.fill_(-0.5)
         for kind, batch in batches().items():
             cells = cells_of(batch, objective, world, torch.device("cpu"))

@@ -33,7 +33,7 @@ def naive(objective: str, kind: str) -> dict[str, torch.Tensor]:
     settings, batch = ranks.OBJECTIVES[objective], ranks.batches()[kind]
     towers = ranks.TwoTowers()
     log_scale = torch.tensor(settings.scale, dtype=torch.float32).log().double().requires_grad_()
-    bias = torch.tensor(-0.5, dtype=torch.float64, requires_grad=True)
+    bias = torch.tensor([-0.5], dtype=torch.float64, requires_grad=True)
     query, document = (
         torch.nn.functional.normalize(
             towers({"words": ranks.words(role, numbers)}, role)["sentence_embedding"], dim=1
@@ -48,7 +48,7 @@ def naive(objective: str, kind: str) -> dict[str, torch.Tensor]:
     for i in range(s.shape[0]):
         for j in range(s.shape[1]):
             if graded and batch.weight_QD[i, j]:
-                p = torch.sigmoid(s[i, j] + bias)
+                p = torch.sigmoid(s[i, j] + bias[0])
                 loss = loss - (t[i, j] * p.log() + (1 - t[i, j]) * (1 - p).log())
             if not graded and batch.own_QD[i, j]:
                 form, z = settings.positives, float(t[i, j])
