@@ -66,6 +66,14 @@ class Scale(Settings):
         expected = sum(p * v for p, v in zip(grade_probs, self.values, strict=True)) / total
         return min(1.0, max(0.0, (expected - low) / (high - low)))
 
+    def nearest(self, relevance: float) -> int:
+        """The number, from 0, of the grade nearest to a relevance in [0, 1]; half-way goes up."""
+        low, high = self.values[0], self.values[-1]
+        wanted = low + relevance * (high - low)
+        # float32 columns: a half-way that rounding has moved is one still.
+        distances = [round(abs(value - wanted), 6) for value in self.values]
+        return max(range(len(distances)), key=lambda k: (-distances[k], k))
+
     def grade_probs(self, grade: float) -> tuple[float, ...]:
         """The narrowest distribution whose mean is `grade`: one grade, or its two neighbours.
 

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from bixse.artifacts import BEGUN, MANIFEST
 from bixse.judging.settings import CrossEncoder, Pointwise
 from bixse.synthesis.settings import Generator
 
@@ -90,9 +91,13 @@ def pin(settings: Model) -> tuple[Model, str]:
 
 
 def _hash(directory: Path) -> str:
-    """128 bits over every file of a model directory: weights, tokenizer, chat template."""
+    """128 bits over every file of a model directory: weights, tokenizer, chat template.
+
+    Not over the manifest of one that we tuned, which says when and for how long.
+    """
     digest = hashlib.sha256()
-    for path in sorted(p for p in directory.rglob("*") if p.is_file()):
+    ours = {directory / MANIFEST, directory / BEGUN}
+    for path in sorted(p for p in directory.rglob("*") if p.is_file() and p not in ours):
         digest.update(path.relative_to(directory).as_posix().encode())
         with open(path, "rb") as handle:
             digest.update(hashlib.file_digest(handle, "sha256").digest())

@@ -111,13 +111,13 @@ class Pipeline:
             return self.once("judge", lambda: label(synthetic, documents, self.path("judgments")))
         if self.recipe.judging.judge == "cascade":
             return self._cascaded()
-        return self._judged_by(self._judging(), self.pairs(), "judge", "judgments")
+        return self._judged_by(self.judging(), self.pairs(), "judge", "judgments")
 
     def _cascaded(self) -> "Artifact":
         """Cheap judgments of every pair, strong ones of the most doubtful, and both in one."""
         from jobs.cascade import escalate, merge
 
-        judging = self._judging()
+        judging = self.judging()
         cascade = judging.cascade
         cheap = judging.replace(judge=cascade.cheap)
         found = self._judged_by(cheap, self.pairs(), "judge cheap", "judgments-cheap")
@@ -215,7 +215,7 @@ class Pipeline:
             self.pairs(),
             self.all_queries(),
             self.data().corpus,
-            self._judging(),
+            self.judging(),
             recipe.lexical,
             self._judge_vectors(recipe.judging.judge),
             recipe.placement,
@@ -228,7 +228,7 @@ class Pipeline:
             return None
         return self.embeddings("base" if self.start == PACKAGED else "judge", PACKAGED)
 
-    def _judging(self) -> Any:
+    def judging(self) -> Any:
         """Judging with its label store: the one that is named, or one of this run."""
         judging = self.recipe.judging
         return judging.replace(store=_absolute(judging.store or self.path("labels")))

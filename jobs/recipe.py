@@ -11,7 +11,7 @@ from bixse.models.settings import PACKAGED, Reranking
 from bixse.retrieval.settings import Lexical, Retrieval
 from bixse.settings import Settings
 from bixse.synthesis.settings import Synthesis
-from bixse.training.settings import Training
+from bixse.training.settings import Training, Tuning
 
 
 class About(Settings):
@@ -63,6 +63,8 @@ class Recipe(Settings):
     """The base encoder: a directory, a hub id, or the packaged one."""
     ingest: Ingest = Ingest()
     synthesis: Synthesis | None = Field(default=None, discriminator="kind")
+    tuning: Tuning = Tuning()
+    """How a recipe that tunes its language models does so."""
     candidates: Pools = Pools()
     lexical: Lexical = Lexical()
     judging: Judging = Judging()

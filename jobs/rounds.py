@@ -6,13 +6,17 @@ writes nothing again. Under `--out`:
     synthetic-written     what came back for each request (`jobs.writing`)
     synthetic-unlike      of it, what repeats nothing
     encoder-first         trained on that, to find who comes back (round trip)
+    scorer, generator     language models tuned on the labels (graded queries)
     scores, comparisons   what a scorer and a comparison say of it (graded queries)
     synthetic             what is left
     documents             documents written for given queries
 
+With two rounds of graded queries, what the first made stands under the same names with `-1` behind.
+
 It is a part of `Pipeline` in a file of its own, and reaches into it.
 """
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from bixse.synthesis.settings import (
@@ -25,6 +29,7 @@ from bixse.synthesis.settings import (
 
 if TYPE_CHECKING:
     from bixse.artifacts import Artifact
+    from bixse.judging.settings import Pointwise
     from jobs.pipeline import Pipeline
 
 
@@ -42,36 +47,33 @@ def written_documents(pipeline: "Pipeline", settings: GradedDocuments) -> "Artif
 
 def sifted_queries(pipeline: "Pipeline", settings: AsksDocuments) -> "Artifact":
     """Queries written for documents, and of them what the recipe's filters leave."""
-    from jobs.sifting import drop_repeats
-
-    written, given = _written(pipeline, settings), pipeline.data().queries
+    if isinstance(settings, GradedQueries):
+        return _graded_queries(pipeline, settings)
     round_trip = settings.round_trip if isinstance(settings, FewShot) else None
-    more = round_trip is not None or isinstance(settings, GradedQueries)
-    unlike = pipeline.once(
-        "drop repeats",
-        lambda: drop_repeats(
-            written,
-            given,
-            settings.near_duplicate,
-            pipeline.path("synthetic-unlike" if more else "synthetic"),
-        ),
-    )
-    if round_trip is not None:
-        return _returned(pipeline, unlike, round_trip)
-    return _agreed(pipeline, unlike, settings) if isinstance(settings, GradedQueries) else unlike
+    unlike = _unlike(pipeline, settings, "synthetic-unlike" if round_trip else "synthetic")
+    return unlike if round_trip is None else _returned(pipeline, unlike, round_trip)
 
 
-def _written(pipeline: "Pipeline", settings: AsksDocuments) -> "Artifact":
+def _unlike(
+    pipeline: "Pipeline", settings: AsksDocuments, folder: str, suffix: str = ""
+) -> "Artifact":
+    """Queries written for documents, repeats apart."""
+    from jobs.sifting import drop_repeats
     from jobs.writing import ask_documents
 
     data, placement = pipeline.data(), pipeline.recipe.placement
     held_out = pipeline.held_out_query_ids([data.queries])
-    out = pipeline.path("synthetic-written")
-    return pipeline.once(
-        "write",
+    out = pipeline.path(f"synthetic-written{suffix}")
+    written = pipeline.once(
+        f"write{suffix}",
         lambda: ask_documents(
             data.corpus, data.queries, data.qrels, settings, placement, out, held_out
         ),
+    )
+    near = settings.near_duplicate
+    return pipeline.once(
+        f"drop repeats{suffix}",
+        lambda: drop_repeats(written, data.queries, near, pipeline.path(folder)),
     )
 
 
@@ -110,23 +112,76 @@ def _first_encoder(pipeline: "Pipeline", queries: "Artifact") -> str:
     return str(artifact.url)
 
 
-def _agreed(pipeline: "Pipeline", queries: "Artifact", settings: GradedQueries) -> "Artifact":
-    """Queries of the grade they were written at, by a scorer and by comparison (SSRA)."""
+def _graded_queries(pipeline: "Pipeline", settings: GradedQueries) -> "Artifact":
+    """SSRA: a scorer and a generator tuned on labels; in round 2 the generator on what stayed too.
+
+    With no round, the models as they come.
+    """
+    from jobs.tuning import read_labels, refuse_worse, tune_generator, tune_scorer
+
+    recipe, scorer = pipeline.recipe, pipeline.recipe.judging.vllm
+    if not settings.rounds:
+        unlike = _unlike(pipeline, settings, "synthetic-unlike")
+        return _agreed(pipeline, unlike, settings, scorer)
+    data, tuning, placement = pipeline.data(), recipe.tuning, recipe.placement
+    held_out = pipeline.held_out_query_ids([data.queries])
+    labels = read_labels(data.corpus, data.queries, data.qrels, tuning, held_out)
+    tuned = pipeline.once(
+        "tune scorer",
+        lambda: tune_scorer(labels, scorer, tuning, placement, pipeline.path("scorer")),
+    )
+    refuse_worse(tuned)
+    scorer = scorer.replace(model=tuned.url, revision=None)
+    kept: Artifact | None = None
+    for number in range(1, settings.rounds + 1):
+        suffix = "" if number == settings.rounds else f"-{number}"
+        out, before, start = pipeline.path(f"generator{suffix}"), kept, settings.generator
+        writer = pipeline.once(
+            f"tune generator{suffix}",
+            partial(tune_generator, labels, before, data.corpus, start, tuning, placement, out),
+        )
+        # A tuned generator has learnt from the labels what examples would show it.
+        asked = settings.replace(
+            generator=start.replace(model=writer.url, revision=None), examples=0
+        )
+        if suffix:
+            asked = asked.replace(documents=min(settings.documents, settings.first_documents))
+        unlike = _unlike(pipeline, asked, f"synthetic-unlike{suffix}", suffix)
+        kept = _agreed(pipeline, unlike, settings, scorer, suffix)
+    assert kept is not None
+    return kept
+
+
+def _agreed(
+    pipeline: "Pipeline",
+    queries: "Artifact",
+    settings: GradedQueries,
+    scorer: "Pointwise",
+    suffix: str = "",
+) -> "Artifact":
+    """Queries of the grade they were written at, by a scorer and by comparison (SSRA).
+
+    The comparison is the untuned generator's: the tuned one only writes queries.
+    """
     from jobs.comparing import ask_comparisons
     from jobs.judge import judge
     from jobs.sifting import keep_agreed, keep_consistent, seed_pairs
 
-    corpus, recipe, path = pipeline.data().corpus, pipeline.recipe, pipeline.path
-    pairs = pipeline.once("seed pairs", lambda: seed_pairs(queries, path("seed-pairs")))
-    scorer = recipe.judging.replace(judge="vllm")
+    corpus, recipe = pipeline.data().corpus, pipeline.recipe
+
+    def path(name: str) -> str:
+        return pipeline.path(f"{name}{suffix}")
+
+    pairs = pipeline.once(f"seed pairs{suffix}", lambda: seed_pairs(queries, path("seed-pairs")))
+    judging = pipeline.judging().replace(judge="vllm", vllm=scorer)
     scores = pipeline.once(
-        "score",
+        f"score{suffix}",
         lambda: judge(
             pairs,
             [queries],
             corpus,
             None,
-            scorer,
+            judging,
             recipe.lexical,
             None,
             recipe.placement,
@@ -134,11 +189,13 @@ def _agreed(pipeline: "Pipeline", queries: "Artifact", settings: GradedQueries) 
         ),
     )
     agreed = pipeline.once(
-        "agreement", lambda: keep_agreed(queries, scores, path("synthetic-agreed"))
+        f"agreement{suffix}", lambda: keep_agreed(queries, scores, path("synthetic-agreed"))
     )
     compared = pipeline.once(
-        "compare",
+        f"compare{suffix}",
         lambda: ask_comparisons(agreed, corpus, settings, recipe.placement, path("comparisons")),
     )
     tolerance, seed, out = settings.tolerance, settings.seed, path("synthetic")
-    return pipeline.once("balance", lambda: keep_consistent(agreed, compared, tolerance, seed, out))
+    return pipeline.once(
+        f"balance{suffix}", lambda: keep_consistent(agreed, compared, tolerance, seed, out)
+    )

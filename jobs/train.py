@@ -11,12 +11,10 @@ resumes like a restarted worker.
 """
 
 import hashlib
-import itertools
 import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,24 +28,19 @@ from bixse.models.encoder import encoder_fingerprint, load_model, resolve
 from bixse.models.reranker import load_reranker
 from bixse.place import Place
 from bixse.records import CORPUS, PREFERENCES, document_text
-from bixse.training.allocator import CPU_ALLOCATOR
 from bixse.training.settings import Training
-from jobs.following import Count, follow, stop_on_sigterm
-from jobs.parts import progress, start_ray
+from jobs.parts import progress
 from jobs.recipe import Placement
+from jobs.workers import Job, Signals, alike, run_workers
 
 if TYPE_CHECKING:
-    from bixse.training.gather import World
     from bixse.training.groups import Labels
-    from bixse.training.loop import Run, Trained
+    from bixse.training.loop import Trained
 
 SCALE_BIAS = "scale_bias.json"
 CURVE = "training.jsonl"
 
 _TIMED = ("seconds",)
-_TIMEOUT_S = 600
-_PREEMPTION_EVERY = 10
-"""Steps between two questions whether Ray knows of a machine that will be taken away."""
 
 
 def train(
@@ -114,7 +107,9 @@ def train(
     identity = json.dumps([draft.config, inputs], sort_keys=True).encode()
     run = Run(settings, labels, checkpoints, hashlib.sha256(identity).hexdigest())
     with progress("train", plan.steps * plan.rows // plan.steps_per_epoch) as advance:
-        summary = _fit(run, start, placement, draft, advance, plan.rows / plan.steps_per_epoch)
+        summary = run_workers(
+            _work, run, start, placement, draft, advance, plan.rows / plan.steps_per_epoch
+        )
     if not place.exists("modules.json"):
         raise RuntimeError(f"the {kind} is not at {out}: it must be storage that all nodes share")
     artifact = draft.finish(
@@ -204,112 +199,25 @@ def _refuse_unknown(noun: str, ids: Sequence[str], texts: dict[str, str], where:
         )
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What a Ray Train worker is told."""
-
-    run: Any
-    """An object reference to the Run: its labels go to each node once."""
-    start: str
-    draft: Draft
-    count: Any
-    """The actor that counts steps for the driver's progress bar."""
-
-
-def _fit(
-    run: "Run", start: str, placement: Placement, draft: Draft, advance: Any, rows: float
-) -> dict[str, Any]:
-    """Run the loop on Ray Train; the summary that its first worker returns."""
-    start_ray()
-    import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    count = ray.remote(num_cpus=0)(Count).remote()
-    job = _Job(ray.put(run), start, draft, count)
-    gpus = placement.gpus_per_actor
-    resources = {"CPU": _cpus(placement), **({"GPU": gpus} if gpus else {})}
-    trainer = TorchTrainer(
-        partial(_work, job),
-        # A dead rank is noticed in minutes, not in torch's half hour.
-        torch_config=TorchConfig(timeout_s=_TIMEOUT_S),
-        scaling_config=ScalingConfig(
-            num_workers=placement.train_workers,
-            use_gpu=gpus > 0,
-            resources_per_worker=resources,
-        ),
-        run_config=RunConfig(
-            name="ray-train",
-            storage_path=run.checkpoints.url,
-            worker_runtime_env={} if gpus else {"env_vars": dict(CPU_ALLOCATOR)},
-            failure_config=FailureConfig(max_failures=placement.train_retries),
-        ),
-    )
-    with follow(count, advance, rows), stop_on_sigterm(count):
-        try:
-            result = trainer.fit()
-        except TrainingFailedError as error:
-            failures = getattr(error, "worker_failures", None)
-            cause = next(iter(failures.values())) if failures else error
-            raise RuntimeError(f"training failed: {_last_line(cause)}") from None
-    summary: dict[str, Any] = result.return_value
-    if "refused" in summary:
-        raise ValueError(summary["refused"])
-    if "stopped" in summary:
-        raise SystemExit(f"{summary['stopped']}: the same command goes on from there")
-    return {**summary, "workers": placement.train_workers}
-
-
-def _cpus(placement: Placement) -> float:
-    """CPUs of a training worker.
-
-    On a machine of our own, training is alone: without GPUs its workers share all CPUs there are.
-    """
-    import ray
-
-    if "RAY_ADDRESS" in os.environ or placement.gpus_per_actor:
-        return placement.cpus_per_actor
-    # Ray leaves it without types.
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return max(placement.cpus_per_actor, resources["CPU"] // placement.train_workers)
-
-
-def _work(job: _Job) -> dict[str, Any] | None:
+def _work(job: Job) -> dict[str, Any] | None:
     """One Ray Train worker: the loop, and on the first rank the export."""
     import ray
     import ray.train
     import ray.train.torch
 
     from bixse.training.gather import World
-    from bixse.training.loop import Notice, Stopped, train_loop
+    from bixse.training.loop import Stopped, train_loop
 
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size())
     device = ray.train.torch.get_device()
     run = ray.get(job.run)
-    model, complaint = _load(job, run.settings, str(device), world)
+    model, complaint = alike(world, partial(_load, job, run.settings, str(device)))
     if model is None:
         return {"refused": complaint}
-
-    asked = itertools.count()
-    stop = job.count.put.remote(0)
-
-    def on_step(steps: int) -> None:
-        nonlocal stop
-        if world.rank == 0:
-            stop = job.count.put.remote(steps)
-
-    def notice() -> Notice:
-        # Of a machine that will be taken away. Every rank must ask as often, and waits for it.
-        asks = next(asked) % _PREEMPTION_EVERY == 0
-        leaving = asks and ray.train.get_preemption_info() is not None
-        # What the driver answered to the step before; nobody waits for it.
-        if world.rank == 0 and ray.wait([stop], timeout=0)[0] and ray.get(stop):
-            return Notice.STOP
-        return Notice.SAVE if leaving else Notice.NONE
-
+    signals = Signals(job.count, world)
     try:
-        trained = train_loop(run, model, world, on_step, notice)
+        trained = train_loop(run, model, world, signals.on_step, signals.notice)
     except ValueError as error:
         # A checkpoint that is damaged or another run's: the same on every rank and every try.
         return {"refused": str(error)}
@@ -324,32 +232,15 @@ def _work(job: _Job) -> dict[str, Any] | None:
     return {"device": device.type, "fingerprint": fingerprint, **_summary(trained)}
 
 
-def _load(job: _Job, settings: Training, device: str, world: "World") -> tuple[Any, str]:
-    """The model, or None and the first rank's complaint: either on all ranks or on none.
-
-    A complaint is returned, not raised: a model that cannot be read is not worth a retry.
-    """
-    import torch.distributed as dist
-
-    model: Any = None
-    complaint = ""
-    try:
-        directory = resolve(job.start, job.draft.kind)
-        found, wanted = encoder_fingerprint(directory), job.draft.inputs["start"]
-        if found != wanted:
-            raise ValueError(f"{job.start} is {found} on a worker, {wanted} on the driver")
-        if settings.objective.scores_pairs:
-            model = load_reranker(str(directory), device, settings.seed)
-        else:
-            model = load_model(str(directory), device)
-    except ValueError as error:
-        complaint = str(error)
-    complaints = [complaint]
-    if world.size > 1:
-        complaints *= world.size
-        dist.all_gather_object(complaints, complaint)
-    first = next(filter(None, complaints), "")
-    return (None if first else model), first
+def _load(job: Job, settings: Training, device: str) -> Any:
+    """Raises ValueError as `load_model`, or when another model stands there than on the driver."""
+    directory = resolve(job.start, job.draft.kind)
+    found, wanted = encoder_fingerprint(directory), job.draft.inputs["start"]
+    if found != wanted:
+        raise ValueError(f"{job.start} is {found} on a worker, {wanted} on the driver")
+    if settings.objective.scores_pairs:
+        return load_reranker(str(directory), device, settings.seed)
+    return load_model(str(directory), device)
 
 
 def export(model: Any, settings: Training, trained: "Trained", directory: Path) -> None:
@@ -383,11 +274,6 @@ def _summary(trained: "Trained") -> dict[str, Any]:
             [line["step"], round(line["pairs"] / line["seconds"], 1)] for line in curve[::stride]
         ],
     }
-
-
-def _last_line(error: Any) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
 
 
 def _absolute(out: str) -> str:

@@ -120,7 +120,7 @@ def few_shot(task: Task, examples: Sequence[Example], document: str) -> Messages
     for example in examples:
         messages += [
             {"role": "user", "content": _asked(task, example.document)},
-            {"role": "assistant", "content": json.dumps({"query": example.query})},
+            {"role": "assistant", "content": answer(example.query)},
         ]
     return [*messages, {"role": "user", "content": _asked(task, document)}]
 
@@ -146,7 +146,7 @@ def at_grade(grade: int, examples: Sequence[Example], document: str) -> Messages
     for example in examples:
         messages += [
             {"role": "user", "content": _graded(example.grade, example.document)},
-            {"role": "assistant", "content": json.dumps({"query": example.query})},
+            {"role": "assistant", "content": answer(example.query)},
         ]
     return [*messages, {"role": "user", "content": _graded(grade, document)}]
 
@@ -173,6 +173,11 @@ def closer(document: str, first: str, second: str) -> Messages:
     )
     ask = f"Passage:\n{document}\n\nFirst query:\n{first}\n\nSecond query:\n{second}"
     return [{"role": "system", "content": system}, {"role": "user", "content": ask}]
+
+
+def answer(query: str) -> str:
+    """What a chat that asks for a query is answered with."""
+    return json.dumps({"query": query}, ensure_ascii=False)
 
 
 def key_of(grade: int) -> str:

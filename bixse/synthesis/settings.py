@@ -105,7 +105,8 @@ class GradedQueries(Settings):
 
     kind: Literal["graded_queries"] = "graded_queries"
     examples: int = Field(default=2, ge=0, le=8)
-    """Given pairs of each grade shown (train split), where there are any."""
+    """Given pairs of each grade shown (train split), where there are any; a tuned generator is
+    shown none."""
     documents: int = Field(default=10_000, ge=1)
     """Documents asked, drawn over the corpus by a hash of `doc_id`."""
     queries_per_grade: tuple[int, int, int, int] = (1, 2, 2, 1)
@@ -114,6 +115,11 @@ class GradedQueries(Settings):
     """Two queries of one document that share this much of their words (Jaccard) are one."""
     tolerance: float = Field(default=0.1, ge=0)
     """After balancing no grade has more than (1 + this) times the rows of the rarest."""
+    rounds: Literal[0, 1, 2] = 2
+    """0: scorer and generator as they come. 1: both tuned on the labels. 2: and the generator once
+    more, on what stayed of its first round too."""
+    first_documents: int = Field(default=1000, ge=1)
+    """Documents asked in the first round of two (ours)."""
     generator: Generator = Generator()
     seed: int = 0
     """Of the draw, the examples, the sampling and the balancing."""

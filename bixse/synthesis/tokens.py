@@ -36,11 +36,34 @@ class ChatTokenizer:
         """Each chat, ready for the first token of the answer."""
         if not chats:
             return []
+        return self._ids([self._render(chat) for chat in chats])
+
+    def answered(
+        self, chats: Sequence[Messages], answers: Sequence[str]
+    ) -> list[tuple[list[int], list[int]]]:
+        """Each chat as `encode` has it, and its answer up to the end of the turn: what a generator
+        is tuned on.
+
+        Raises ValueError when the tokenizer has no token that ends a turn, or takes the end of a
+        chat and the beginning of its answer for one token.
+        """
+        end = self._tokenizer.eos_token_id
+        if end is None:
+            name = self._tokenizer.name_or_path
+            raise ValueError(f"{name} has no token that ends an answer: choose another model")
+        if not chats:
+            return []
         texts = [self._render(chat) for chat in chats]
-        # A chat template writes the special tokens itself.
-        plain = self._tokenizer.chat_template is None
-        ids: list[list[int]] = self._tokenizer(texts, add_special_tokens=plain)["input_ids"]
-        return ids
+        whole = [text + self._plain(a) for text, a in zip(texts, answers, strict=True)]
+        rows = []
+        for prompt, both in zip(self._ids(texts), self._ids(whole), strict=True):
+            if both[: len(prompt)] != prompt:
+                raise ValueError(
+                    f"{self._tokenizer.name_or_path} takes the end of a chat and its answer for "
+                    "one token: choose another model"
+                )
+            rows.append((prompt, [*both[len(prompt) :], end]))
+        return rows
 
     def cut(self, text: str, tokens: int) -> str:
         """The first `tokens` tokens of a text; 0 cuts none."""
@@ -50,6 +73,12 @@ class ChatTokenizer:
             "offset_mapping"
         ]
         return text if len(offsets) <= tokens else text[: offsets[tokens - 1][1]]
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        # A chat template writes the special tokens itself.
+        plain = self._tokenizer.chat_template is None
+        ids: list[list[int]] = self._tokenizer(list(texts), add_special_tokens=plain)["input_ids"]
+        return ids
 
     def _render(self, chat: Messages) -> str:
         from jinja2 import TemplateError

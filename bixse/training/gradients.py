@@ -45,7 +45,7 @@ def batch_gradients(
     if most(not through, module.world):
         module.zero_grad(set_to_none=True)
         return None
-    _sum_gradients(module, module.world)
+    sum_gradients(module, module.world)
     if module.world.size > 1:
         dist.all_reduce(shares)
     return shares
@@ -117,7 +117,7 @@ def most(value: int, world: World) -> int:
     return int(found)
 
 
-def _sum_gradients(module: nn.Module, world: World) -> None:
+def sum_gradients(module: nn.Module, world: World) -> None:
     """Sum every gradient over the ranks, all of them in one all-reduce a data type.
 
     A parameter without a gradient on every rank (under mean pooling, a BERT's pooler) keeps none,

@@ -131,7 +131,7 @@ def train_loop(
     module = scoring_of(model, settings, world).to(model.device)
     optimizer = _optimizer(module, settings)
     history = state.load(run.checkpoints, run.fingerprint, module, optimizer, METRICS)
-    _refuse_unequal(len(history), world)
+    refuse_unequal(len(history), world)
     _same_weights(module, world)
     on_step(len(history))
     longest = module.longest(settings)
@@ -329,7 +329,8 @@ def _calibrate(module: EncoderScoring, first: _Mine, limit: int | None) -> None:
         module.bias[number] = losses.calibrate_bias(cosine_QD, target_QD, weight_QD, module.scale)
 
 
-def _refuse_unequal(steps: int, world: World) -> None:
+def refuse_unequal(steps: int, world: World) -> None:
+    """Raises RuntimeError when the ranks have read checkpoints of different steps."""
     if most(steps, world) != -most(-steps, world):
         raise RuntimeError(
             "the workers read different checkpoints: --out must be storage that all nodes share"

@@ -350,3 +350,34 @@ class Training(Settings):
         if len(set(self.dimensions)) < len(self.dimensions):
             raise ValueError("training.dimensions name a number twice")
         return self
+
+
+class Tuning(Settings):
+    """How the language models of a recipe are tuned on graded pairs (SSRA, arXiv 2509.16717, whose
+    own numbers are not public: all ours)."""
+
+    batch_size: int = Field(default=32, ge=2)
+    """Rows (a prompt with its answer) a step, over all workers."""
+    epochs: int = Field(default=2, ge=1)
+    """Passes over the rows."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Stop after this many steps, if sooner."""
+    learning_rate: float = Field(default=1e-5, gt=0)
+    """Peak of the rate; all weights are tuned."""
+    warmup_ratio: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the steps over which the rate rises; then it falls linearly to 0."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW; never on biases and norms."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Global norm to which gradients are clipped."""
+    micro_batch_tokens: int = Field(default=8192, ge=1)
+    """Tokens (or one row) that each worker reads at a time: what memory follows."""
+    held_out: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the labelled train queries that no model is tuned on: they say whether tuning
+    helped."""
+    precision: Precision = "auto"
+    """Of matrix products: auto is bfloat16 where the device has instructions for it."""
+    seed: int = 0
+    """Of the row order and the held-out queries."""
+    checkpoint_every: int = Field(default=200, ge=1)
+    """Steps between checkpoints: what an interruption can cost."""

@@ -103,17 +103,19 @@ def sycl() -> Recipe:
 def ssra() -> Recipe:
     """SSRA, arXiv 2509.16717: queries at every grade, kept where a scorer and a comparison agree.
 
-    The scorer is `judging.vllm`, the generator `synthesis.generator`: the paper tunes both on human
-    grades and repeats; here they are models as they come, or ones that you have tuned, and there is
-    one round. InfoNCE weighted by the grade, as in the paper.
+    Scorer (`judging.vllm`) and generator (`synthesis.generator`) are tuned on the labels of the
+    train split, the generator in a second round on what stayed of the first too, as in the paper;
+    the scorer does not label a log first, since there is none. Refused when the scorer agrees less
+    with held-out labels than it did. InfoNCE weighted by the grade, as in the paper. Needs labels;
+    `--synthesis.rounds 0` takes both models as they come, in one round.
     """
     return Recipe(
         name="ssra",
         about=About(
             paper="SSRA, arXiv 2509.16717",
             hardware="1+ GPU",
-            cost="6 sampled queries a document, a prefill or two each, two short answers a pair of "
-            "them; training",
+            cost="three tunings of a language model; 6 sampled queries a document, a prefill or "
+            "two each, two short answers a pair of them; training",
         ),
         synthesis=GradedQueries(),
         judging=Judging(judge="written"),

@@ -139,7 +139,7 @@ def test_the_whole_line_judges_and_names_the_map_among_trainings_inputs(
     def stop(*_: object) -> None:
         raise ValueError("stopped before Ray")
 
-    monkeypatch.setattr("jobs.train._fit", stop)
+    monkeypatch.setattr("jobs.train.run_workers", stop)
     with pytest.raises(SystemExit):
         main("train", flags)
     assert "stopped before Ray" in capsys.readouterr().err

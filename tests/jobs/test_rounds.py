@@ -13,6 +13,7 @@ import pytest
 from bixse.artifacts import Artifact
 from bixse.judging.settings import Judging, Pointwise, Verification
 from bixse.synthesis.settings import Generator, RoundTrip
+from bixse.training.settings import Tuning
 from jobs.command import RECIPES, Run
 from jobs.pipeline import Pipeline
 from jobs.recipe import Recipe
@@ -133,20 +134,53 @@ def test_ssra(
 ) -> None:
     recipe = RECIPES["ssra"]()
     recipe = recipe.replace(
-        synthesis=recipe.synthesis.replace(generator=generator, documents=16, examples=1),
+        synthesis=recipe.synthesis.replace(
+            generator=generator, documents=16, first_documents=6, rounds=2
+        ),
+        tuning=Tuning(batch_size=4, epochs=1, learning_rate=1e-3, held_out=0.3),
         judging=Judging(judge="written", vllm=scorer),
     )
     check(recipe, encoder, data, tmp_path)
-    written = accounted(tmp_path, "synthetic-written", 16 * 6)
-    unlike = accounted(tmp_path, "synthetic-unlike", written.manifest.rows)
-    accounted(tmp_path, "scores", unlike.manifest.rows)
-    agreed = accounted(tmp_path, "synthetic-agreed", unlike.manifest.rows)
-    kept = accounted(tmp_path, "synthetic", agreed.manifest.rows)
-    compared = Artifact.open(str(tmp_path / "comparisons"))
-    assert (
-        compared.manifest.rows + compared.manifest.rejected
-        == compared.manifest.extra["comparisons"]
+    tuned = {name: Artifact.open(str(tmp_path / name)) for name in MODELS}
+    for name, artifact in tuned.items():
+        extra = artifact.manifest.extra
+        assert extra["after"]["log_prob"] > extra["before"]["log_prob"], name
+    # Round 2 learns from what stayed of round 1, from where round 1 began.
+    first, second = (tuned[name].manifest for name in ("generator-1", "generator"))
+    stayed = accounted_graded(tmp_path, "-1", 6 * 6)
+    assert (second.rows, first.rows) == (20 + stayed, 20)
+    assert second.inputs["start"] == first.inputs["start"]
+    accounted_graded(tmp_path, "", 16 * 6)
+    scores = Artifact.open(str(tmp_path / "scores")).manifest
+    assert scores.inputs["judge"] != tuned["scorer"].manifest.inputs["start"]
+
+
+def test_ssra_with_models_as_they_come(
+    data: Path, encoder: str, generator: Generator, scorer: Pointwise, tmp_path: Path
+) -> None:
+    recipe = RECIPES["ssra"]()
+    recipe = recipe.replace(
+        synthesis=recipe.synthesis.replace(generator=generator, documents=16, examples=1, rounds=0),
+        judging=Judging(judge="written", vllm=scorer),
     )
+    check(recipe, encoder, data, tmp_path)
+    assert accounted_graded(tmp_path, "", 16 * 6) > 0
+    assert not any((tmp_path / name).exists() for name in MODELS)
+
+
+MODELS = ("scorer", "generator-1", "generator")
+
+
+def accounted_graded(out: Path, suffix: str, requests: int) -> int:
+    """Every step of a round accounts for every row of the one before; how many stayed."""
+    written = accounted(out, f"synthetic-written{suffix}", requests)
+    unlike = accounted(out, f"synthetic-unlike{suffix}", written.manifest.rows)
+    accounted(out, f"scores{suffix}", unlike.manifest.rows)
+    agreed = accounted(out, f"synthetic-agreed{suffix}", unlike.manifest.rows)
+    kept = accounted(out, f"synthetic{suffix}", agreed.manifest.rows)
+    compared = Artifact.open(str(out / f"comparisons{suffix}")).manifest
+    assert compared.rows + compared.rejected == compared.extra["comparisons"]
     assert [count["filter"] for count in kept.manifest.extra["filters"]] == [
         "repeated", "agreement", "contradiction", "balance",
     ]  # fmt: skip
+    return kept.manifest.rows

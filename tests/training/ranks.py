@@ -4,6 +4,7 @@ gradients   of every objective on every batch, in double precision -> DIR/gradie
 recomputed  the same with GradCache, two texts at a time -> DIR/recomputed-WORLD
 loop        training of DIR/encoder from its last checkpoint -> DIR/loop-WORLD
 reranker    the same of a reranker that begins as DIR/encoder -> DIR/reranker-WORLD
+tuning      tuning of the language model DIR/llm from its last checkpoint -> DIR/tuning-WORLD
 """
 
 import sys
@@ -20,9 +21,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bixse.models.encoder import load_model
+from bixse.models.language_model import load_language_model
 from bixse.models.reranker import load_reranker
 from bixse.place import Place
 from bixse.training.batches import Batch, Role, Side, batch_of
+from bixse.training.completions import Completions
 from bixse.training.gather import World, cells_of
 from bixse.training.gradients import batch_gradients
 from bixse.training.groups import Labels, Preferred, group
@@ -43,8 +46,10 @@ from bixse.training.settings import (
     RankNet,
     Training,
     Triplet,
+    Tuning,
     Wasserstein,
 )
+from bixse.training.tuning import TuningRun, tune_loop
 from tests.encoders import texts
 
 OBJECTIVES: dict[str, Objective] = {
@@ -261,6 +266,42 @@ def reranker(world: World, directory: Path) -> dict[str, Tensor]:
     return loop(world, directory, objective=LCE(), docs_per_query=4)
 
 
+def completions(count: int, seed: int = 0) -> Completions:
+    """Prompts of random tokens; the answer is the last of them, and one more."""
+    draw = np.random.default_rng(seed)
+    rows = []
+    for length in draw.integers(1, 9, count):
+        prompt = draw.integers(10, 40, length).tolist()
+        rows.append((prompt, [prompt[-1], prompt[-1] + 1][: 1 + length % 2]))
+    return Completions.of(rows)
+
+
+def tuning(world: World, directory: Path, **changes: object) -> dict[str, Tensor]:
+    """Weights, curve and what is expected of held-out rows, with checkpoints every 4 steps."""
+    settings = Tuning(
+        batch_size=8, epochs=2, learning_rate=3e-3, checkpoint_every=4, precision="float32",
+        micro_batch_tokens=24,
+    ).replace(**changes)  # fmt: skip
+    model, stored = load_language_model(str(directory / "llm"))
+    checkpoints = Place(str(directory / "checkpoints"))
+    held_out = completions(9, seed=1)
+    run = TuningRun(settings, completions(61), held_out, (10, 11), checkpoints, "a fingerprint")
+
+    def on_step(steps: int) -> None:
+        if (directory / "stop").exists() and steps == int((directory / "stop").read_text()):
+            raise KeyboardInterrupt
+
+    tuned = tune_loop(run, model, stored, world, on_step)
+    curve = [[line[name] for name in line if name != "seconds"] for line in tuned.history]
+    weights = {name: value.detach() for name, value in model.named_parameters()}
+    expected = {
+        f"{when}{of}": torch.from_numpy(np.ascontiguousarray(value))
+        for when, found in (("before", tuned.before), ("after", tuned.after))
+        for of, value in (("", found.answer_R), (" labels", found.label_RL))
+    }
+    return {**weights, **expected, "curve": torch.tensor(curve, dtype=torch.float64)}
+
+
 def main() -> None:
     what, rank, size, directory = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
     torch.set_num_threads(1)
@@ -274,6 +315,8 @@ def main() -> None:
             found = gradients(world, tokens=2)
         case "reranker":
             found = reranker(world, directory)
+        case "tuning":
+            found = tuning(world, directory)
         case _:
             found = loop(world, directory)
     if rank == 0:

@@ -1,0 +1,163 @@
+"""Ray Train workers of one loop: started, resumed when they die, stopped when told to.
+
+The loop keeps checkpoints of its own (`bixse.training.state`), so a restarted driver resumes like a
+restarted worker.
+"""
+
+import itertools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from bixse.artifacts import Draft
+from bixse.training.allocator import CPU_ALLOCATOR
+from jobs.following import Count, follow, stop_on_sigterm
+from jobs.parts import start_ray
+from jobs.recipe import Placement
+
+if TYPE_CHECKING:
+    from bixse.training.gather import World
+    from bixse.training.loop import Notice
+
+_TIMEOUT_S = 600
+_PREEMPTION_EVERY = 10
+"""Steps between two questions whether Ray knows of a machine that will be taken away."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker is told."""
+
+    run: Any
+    """An object reference to what the loop runs on: its rows go to each node once."""
+    start: Any
+    """What the model begins as."""
+    draft: Draft
+    count: Any
+    """The actor that counts steps for the driver's progress bar."""
+
+
+def run_workers(
+    work: Callable[[Job], dict[str, Any] | None],
+    run: Any,
+    start: Any,
+    placement: Placement,
+    draft: Draft,
+    advance: Any,
+    rows: float,
+) -> dict[str, Any]:
+    """Run `work` on Ray Train; the summary that its first worker returns.
+
+    `run` has the checkpoints' place; a step takes `rows` rows. `work` returns what it "refused" or
+    that it was "stopped" as a value. Raises ValueError for the first, SystemExit for the second,
+    RuntimeError when workers keep dying.
+    """
+    start_ray()
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    count = ray.remote(num_cpus=0)(Count).remote()
+    job = Job(ray.put(run), start, draft, count)
+    gpus = placement.gpus_per_actor
+    resources = {"CPU": _cpus(placement), **({"GPU": gpus} if gpus else {})}
+    trainer = TorchTrainer(
+        partial(work, job),
+        # A dead rank is noticed in minutes, not in torch's half hour.
+        torch_config=TorchConfig(timeout_s=_TIMEOUT_S),
+        scaling_config=ScalingConfig(
+            num_workers=placement.train_workers,
+            use_gpu=gpus > 0,
+            resources_per_worker=resources,
+        ),
+        run_config=RunConfig(
+            name="ray-train",
+            storage_path=run.checkpoints.url,
+            worker_runtime_env={} if gpus else {"env_vars": dict(CPU_ALLOCATOR)},
+            failure_config=FailureConfig(max_failures=placement.train_retries),
+        ),
+    )
+    with follow(count, advance, rows), stop_on_sigterm(count):
+        try:
+            result = trainer.fit()
+        except TrainingFailedError as error:
+            failures = getattr(error, "worker_failures", None)
+            cause = next(iter(failures.values())) if failures else error
+            raise RuntimeError(f"training failed: {_last_line(cause)}") from None
+    summary: dict[str, Any] = result.return_value
+    if "refused" in summary:
+        raise ValueError(summary["refused"])
+    if "stopped" in summary:
+        raise SystemExit(f"{summary['stopped']}: the same command goes on from there")
+    return {**summary, "workers": placement.train_workers}
+
+
+class Signals:
+    """What a loop tells the driver after a step, and hears."""
+
+    def __init__(self, count: Any, world: "World") -> None:
+        self._count, self._world = count, world
+        self._asked = itertools.count()
+        self._stop = count.put.remote(0)
+
+    def on_step(self, steps: int) -> None:
+        if self._world.rank == 0:
+            self._stop = self._count.put.remote(steps)
+
+    def notice(self) -> "Notice":
+        import ray
+        import ray.train
+
+        from bixse.training.loop import Notice
+
+        # Of a machine that will be taken away. Every rank must ask as often, and waits for it.
+        asks = next(self._asked) % _PREEMPTION_EVERY == 0
+        leaving = asks and ray.train.get_preemption_info() is not None
+        # What the driver answered to the step before; nobody waits for it.
+        answered = self._world.rank == 0 and ray.wait([self._stop], timeout=0)[0]
+        if answered and ray.get(self._stop):
+            return Notice.STOP
+        return Notice.SAVE if leaving else Notice.NONE
+
+
+def alike(world: "World", load: Callable[[], Any]) -> tuple[Any, str]:
+    """What `load` returns, or None and the first rank's complaint: either on all ranks or on none.
+
+    A complaint (ValueError) is returned, not raised: a model that cannot be read is not worth a
+    retry.
+    """
+    import torch.distributed as dist
+
+    loaded: Any = None
+    complaint = ""
+    try:
+        loaded = load()
+    except ValueError as error:
+        complaint = str(error)
+    complaints = [complaint]
+    if world.size > 1:
+        complaints *= world.size
+        dist.all_gather_object(complaints, complaint)
+    first = next(filter(None, complaints), "")
+    return (None if first else loaded), first
+
+
+def _cpus(placement: Placement) -> float:
+    """CPUs of a training worker.
+
+    On a machine of our own, training is alone: without GPUs its workers share all CPUs there are.
+    """
+    import ray
+
+    if "RAY_ADDRESS" in os.environ or placement.gpus_per_actor:
+        return placement.cpus_per_actor
+    # Ray leaves it without types.
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return max(placement.cpus_per_actor, resources["CPU"] // placement.train_workers)
+
+
+def _last_line(error: Any) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

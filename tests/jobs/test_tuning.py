@@ -1,0 +1,123 @@
+"""A scorer and a generator tuned by Ray Train on labels: what they learn, and what they refuse."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bixse.artifacts import Artifact
+from bixse.judging.settings import Pointwise
+from bixse.synthesis.settings import Generator
+from bixse.training.settings import Tuning
+from jobs.ingest import Ingested, ingest
+from jobs.recipe import Ingest, Placement
+from jobs.tuning import Labels, read_labels, refuse_worse, tune_generator, tune_scorer
+from tests.encoders import texts
+
+TUNING = Tuning(batch_size=8, epochs=6, learning_rate=3e-3, held_out=0.25, checkpoint_every=5)
+SCORER = Pointwise(dtype="float32", max_model_len=2048)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Ingested:
+    """Documents that say their grade: what a judge of few weights can learn in a minute."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "qrels").mkdir()
+    asked = texts(24, seed=3)
+    corpus, queries, qrels = [], [], {"train": [], "test": []}
+    for number, text in enumerate(asked):
+        queries.append({"_id": f"q{number}", "text": text[:30]})
+        for grade in range(4):
+            corpus.append({"_id": f"d{number}-{grade}", "title": "", "text": str(grade) * 6})
+            split = "test" if number >= 20 else "train"
+            qrels[split].append(f"q{number}\td{number}-{grade}\t{grade}\n")
+    for name, rows in (("corpus", corpus), ("queries", queries)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for split, lines in qrels.items():
+        (folder / "qrels" / f"{split}.tsv").write_text(
+            "query-id\tcorpus-id\tscore\n" + "".join(lines)
+        )
+    return ingest(str(folder), Ingest(), str(folder / "out"))
+
+
+def labels(data: Ingested, skip: frozenset[str] = frozenset()) -> Labels:
+    return read_labels(data.corpus, data.queries, data.qrels, TUNING, skip)
+
+
+def test_held_out_queries_are_apart_and_test_queries_are_nowhere(data: Ingested) -> None:
+    found = labels(data, skip=frozenset({"q0"}))
+    known, apart = ({label.query_id for label in part} for part in (found.known, found.held_out))
+    assert not known & apart
+    assert known | apart == {f"q{number}" for number in range(1, 20)}
+    assert len(apart) == 5
+    assert {label.relevance * 3 for label in found.known} == pytest.approx({0, 1, 2, 3})
+
+
+def test_too_few_labels_are_refused(data: Ingested) -> None:
+    with pytest.raises(ValueError, match="two queries or more"):
+        labels(data, skip=frozenset(f"q{number}" for number in range(1, 20)))
+
+
+@pytest.fixture(scope="module")
+def scorer(data: Ingested, tiny_llm: str, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    out = tmp_path_factory.mktemp("scorer") / "scorer"
+    start = SCORER.replace(model=tiny_llm)
+    return tune_scorer(labels(data), start, TUNING, Placement(), str(out))
+
+
+def test_a_tuned_scorer_agrees_with_labels_it_has_not_seen(scorer: Artifact) -> None:
+    before, after = (scorer.manifest.extra[when] for when in ("before", "after"))
+    assert scorer.manifest.extra["held_out"] == 20
+    assert scorer.manifest.rows == 80
+    assert after["log_prob"] > before["log_prob"]
+    assert after["same_grade"] > max(0.6, before["same_grade"])
+    refuse_worse(scorer)
+
+
+def test_it_is_finished_once_and_belongs_to_its_start(
+    scorer: Artifact, data: Ingested, tiny_llm: str, tiny_writer: str
+) -> None:
+    again = tune_scorer(
+        labels(data), SCORER.replace(model=tiny_llm), TUNING, Placement(), scorer.url
+    )
+    assert again.fingerprint == scorer.fingerprint
+    assert not Path(f"{scorer.url}-checkpoints").exists()
+    with pytest.raises(ValueError, match=r"inputs\.start"):
+        tune_scorer(
+            labels(data), SCORER.replace(model=tiny_writer), TUNING, Placement(), scorer.url
+        )
+
+
+def test_a_worse_scorer_is_refused(scorer: Artifact) -> None:
+    manifest = scorer.manifest
+    turned = {"before": manifest.extra["after"], "after": manifest.extra["before"]}
+    worse = Artifact(
+        scorer.place, manifest.model_copy(update={"extra": {**manifest.extra, **turned}})
+    )
+    with pytest.raises(ValueError, match="the grade that people gave, before"):
+        refuse_worse(worse)
+
+
+def test_a_row_that_does_not_fit_is_rejected(data: Ingested, tiny_llm: str, tmp_path: Path) -> None:
+    start = Generator(model=tiny_llm, max_model_len=1400)
+    tuning = TUNING.replace(max_steps=1)
+    known = labels(data)
+    long = known.known[0]
+    known.known[0] = type(long)(long.query_id, long.doc_id, long.query * 200, "", 1.0)
+    made = tune_generator(
+        known, None, data.corpus, start, tuning, Placement(), str(tmp_path / "generator")
+    )
+    assert (made.manifest.rows, made.manifest.rejected) == (79, 1)
+    assert made.rejected()["doc_id"].to_pylist() == [long.doc_id]
+    assert "the model reads 1400" in made.rejected()["reason"][0].as_py()
+
+
+def test_a_tuned_generator_finds_unseen_queries_likelier(
+    data: Ingested, tiny_llm: str, tmp_path: Path
+) -> None:
+    start = Generator(model=tiny_llm, dtype="float32")
+    out = str(tmp_path / "generator")
+    made = tune_generator(labels(data), None, data.corpus, start, TUNING, Placement(), out)
+    extra = made.manifest.extra
+    assert extra["final_loss"] < 0.8 * extra["first_loss"]
+    assert extra["after"]["log_prob"] > extra["before"]["log_prob"] + 0.5
