@@ -55,3 +55,10 @@ def test_nan_has_no_relevance() -> None:
 def test_a_scale_rises(values: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="rising"):
         Scale(name="x", source="x", grades=tuple(Grade(value=v, meaning="") for v in values))
+
+
+def test_the_nearest_grade_goes_up_from_half_way() -> None:
+    assert [UMBRELA.nearest(step / 6) for step in range(7)] == [0, 1, 1, 2, 2, 3, 3]
+    assert [LIGHTBLUE.nearest(z) for z in (0.0, 0.12, 0.125, 0.5, 1.0)] == [0, 0, 1, 2, 4]
+    # As float32 columns have it.
+    assert UMBRELA.nearest(0.16666667163372040) == UMBRELA.nearest(0.16666665673255920) == 1
