@@ -4,11 +4,28 @@
     python -m benchmarks.judge --model DIR --pairs 20000 --gpus 1 --out runs/judge
 
 Without `--model` a Qwen3-shaped model of about 100 million random weights is made on the spot: big
-enough that computing dominates, and of no use as a judge. Queries and passages are invented words;
-each document is judged for several queries, as a small corpus is. Every system runs in a process of
-its own and answers the same prompts, in both presentation orders, with the log-probabilities of the
-grade tokens. Seconds count from a loaded engine to the last answer; ours include reading,
-tokenising and writing. `cached_tokens` are those that our engine found in its prefix cache.
+enough that computing dominates, and of no use as a judge. Queries and passages are invented words.
+Every system answers the same prompts, in both presentation orders, with the log-probabilities of
+the grade tokens, and begins each case with an empty prefix cache. Rounds go through the systems in
+turn, and a figure is the median of its rounds. Seconds count from a loaded engine to the last
+answer; ours include reading, tokenising and writing. Bare vLLM and ours load the engine through the
+same function; Ray Data's is given the batch limits that this engine chose (`limits`), and keeps its
+own defaults for the rows that it hands over at a time.
+
+Three cases:
+
+    shared     pairs grouped by query as candidates come, each document judged for several queries
+    shuffled   the same pairs in random order
+    unshared   no query and no document twice: only the instructions are a common prefix
+
+What explains a difference. All three engines have a prefix cache, so bare vLLM finds what ours
+finds as long as the cache holds every prefix between its two uses: on few pairs it does, and cached
+tokens are about equal. Ours asks pairs of one document, or of one query, side by side, which pays
+once the cache is smaller than the distance in the file. `computed_tokens` are those that no cache
+had: as far as pairs a second differ in proportion to them, prefix sharing is the reason; what is
+left is in `computed_tokens_s`, the rate of the engine itself (batches, scheduling, what is done
+between steps) and the noise between rounds (`spread`, largest over smallest rate). Ray Data's
+processor does not report cached tokens: they are null.
 """
 
 import json
@@ -16,12 +33,13 @@ import os
 import random
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -56,10 +74,14 @@ class Options:
     """GPUs of the engine; 0 runs on CPUs."""
     systems: tuple[str, ...] = ("bare_vllm", "bixse", "ray_data_llm")
     """Which are measured."""
+    cases: tuple[str, ...] = ("shared", "shuffled", "unshared")
+    """On which prompts."""
+    rounds: int = 3
+    """Times that each system runs each case."""
     out: str | None = None
     """Where the artefacts and the model stay; unset is a temporary directory."""
     quick: bool = False
-    """24 pairs: what the mechanics take, not a measurement."""
+    """24 pairs, one round: what the mechanics take, not a measurement."""
     json: bool = False
     """Print the result as one JSON object on standard output; logs go to standard error."""
 
@@ -67,6 +89,7 @@ class Options:
 class Case(Settings):
     """One set of prompts, as all systems find it on disk."""
 
+    name: str
     folder: str
     engine: Pointwise
     gpus: float
@@ -91,24 +114,43 @@ class Case(Settings):
         return [ids for pair in zip(*by_order, strict=True) for ids in pair], tokens.label_ids
 
 
-def bare_vllm(case: Case) -> dict[str, float]:
+Took = dict[str, float | None]
+"""Of one case: seconds, prefill_tokens, cached_tokens."""
+
+
+def bare_vllm(cases: Sequence[Case], number: int, limits: Mapping[str, int]) -> dict[str, Took]:
     """`LLM.generate` on all prompts at once, in file order."""
     from vllm import SamplingParams
 
     from jobs.engine import Engine
 
-    prompts, label_ids = case.prompts()
-    engine = Engine(case.engine)
-    params = SamplingParams(
-        max_tokens=1, temperature=0, logprob_token_ids=list(label_ids), detokenize=False
-    )
-    requests = [{"prompt_token_ids": prompt} for prompt in prompts]
-    engine._llm.generate([{"prompt_token_ids": [1, 2, 3]}], params, use_tqdm=False)
-    started = time.monotonic()
-    replies = engine._llm.generate(requests, params, use_tqdm=False)
-    seconds = time.monotonic() - started
-    cached = sum(reply.num_cached_tokens or 0 for reply in replies)
-    return {"seconds": seconds, "cached_tokens": cached, "prefill_tokens": sum(map(len, prompts))}
+    llm = Engine(cases[0].engine)._llm
+    found: dict[str, Took] = {}
+    for case in cases:
+        prompts, label_ids = case.prompts()
+        params = SamplingParams(
+            max_tokens=1, temperature=0, logprob_token_ids=list(label_ids), detokenize=False
+        )
+        requests = [{"prompt_token_ids": prompt} for prompt in prompts]
+        llm.generate([{"prompt_token_ids": [1, 2, 3]}], params, use_tqdm=False)
+        if not llm.reset_prefix_cache():
+            raise RuntimeError("the prefix cache could not be emptied")
+        started = time.monotonic()
+        replies = llm.generate(requests, params, use_tqdm=False)
+        seconds = time.monotonic() - started
+        cached = sum(reply.num_cached_tokens or 0 for reply in replies)
+        found[case.name] = {
+            "seconds": seconds, "cached_tokens": cached, "prefill_tokens": sum(map(len, prompts)),
+        }  # fmt: skip
+    return found
+
+
+def batch_limits(case: Case) -> dict[str, int]:
+    """What the engine of `jobs.engine` chose: for the one that is loaded otherwise."""
+    from jobs.engine import Engine
+
+    chosen = Engine(case.engine)._llm.llm_engine.vllm_config.scheduler_config
+    return {name: getattr(chosen, name) for name in ("max_num_seqs", "max_num_batched_tokens")}
 
 
 class Timed:
@@ -125,10 +167,12 @@ class Timed:
         return self._judge(asked)
 
 
-def bixse(case: Case) -> dict[str, float]:
+def bixse(cases: Sequence[Case], number: int, limits: Mapping[str, int]) -> dict[str, Took]:
     """Our judge, from pairs on disk to judgments and labels on disk."""
-    from dataclasses import replace
+    return {case.name: _judged(case, number) for case in cases}
 
+
+def _judged(case: Case, number: int) -> Took:
     # By its module: what stands in __main__ is unknown to workers.
     from benchmarks.judge import Timed as Imported
     from jobs.judges.generative import generative
@@ -143,7 +187,7 @@ def bixse(case: Case) -> dict[str, float]:
     judge = generative(case.engine, placement)
     judge = replace(judge, build=Imported, arguments=(*judge.arguments, note))
     queries, corpus = [case.artifact("queries")], case.artifact("corpus")
-    out = f"{case.folder}/judgments"
+    out = f"{case.folder}/judgments-{number}"
     pairs, _ = ordered(case.artifact("pairs"), queries, corpus, judge, f"{out}-order")
     draft = begin(out, "judgments", config={}, inputs={"judge": identity})
     assert isinstance(draft, Draft)
@@ -151,7 +195,7 @@ def bixse(case: Case) -> dict[str, float]:
         draft,
         row_units(pairs, 128),
         JudgeUnit,
-        (queries, corpus, judge, f"{case.folder}/labels"),
+        (queries, corpus, judge, f"{out}-labels"),
         label="judge",
         actors=1,
         cpus=1,
@@ -170,8 +214,12 @@ def bixse(case: Case) -> dict[str, float]:
     }
 
 
-def ray_data_llm(case: Case) -> dict[str, float]:
+def ray_data_llm(cases: Sequence[Case], number: int, limits: Mapping[str, int]) -> dict[str, Took]:
     """`ray.data.llm` with its default batches, on ready tokens and without detokenising."""
+    return {case.name: _processed(case, limits) for case in cases}
+
+
+def _processed(case: Case, limits: Mapping[str, int]) -> Took:
     from jobs.parts import start_ray
 
     start_ray()
@@ -188,6 +236,7 @@ def ray_data_llm(case: Case) -> dict[str, float]:
             "enable_prefix_caching": True,
             "enforce_eager": not case.gpus,
             "gpu_memory_utilization": settings.gpu_memory_utilization,
+            **limits,
         },
         concurrency=(1, 1),
         chat_template_stage={"enabled": False},
@@ -214,35 +263,74 @@ def ray_data_llm(case: Case) -> dict[str, float]:
         first = min(first, row["ended"] - row["took"])
     if len(ended) != len(prompts):
         raise RuntimeError(f"ray.data.llm answered {len(ended)} of {len(prompts)} prompts")
-    return {"seconds": max(ended) - first}
+    prefill = sum(map(len, prompts))
+    return {"seconds": max(ended) - first, "cached_tokens": None, "prefill_tokens": prefill}
 
 
 SYSTEMS = {"bare_vllm": bare_vllm, "bixse": bixse, "ray_data_llm": ray_data_llm}
 
 
 def compare(options: Options, folder: Path) -> dict[str, Any]:
-    """pairs/s of each system, and the tokens of ours."""
-    case = make_case(options, folder)
-    result: dict[str, Any] = {"pairs": options.pairs}
-    for name in options.systems:
-        # One process holds one engine.
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            found = pool.submit(SYSTEMS[name], case).result()
-        result[f"{name}_pairs_s"] = round(options.pairs / found["seconds"], 3)
-        if name == "bixse":
-            result["prefill_tokens"] = int(found["prefill_tokens"])
-            result["cached_tokens"] = int(found["cached_tokens"])
-        elif "cached_tokens" in found:
-            result[f"{name}_cached_tokens"] = int(found["cached_tokens"])
-        print(f"{name}: {result[f'{name}_pairs_s']} pairs/s", file=sys.stderr)
-    return result
+    """Medians by case and system; those of `shared` under the names that scripts read."""
+    cases = [make_case(options, folder, name) for name in options.cases]
+    limits = _apart(batch_limits, cases[0])
+    runs: dict[str, list[dict[str, Took]]] = {name: [] for name in options.systems}
+    for number in range(options.rounds):
+        for name in options.systems:
+            runs[name].append(_apart(SYSTEMS[name], cases, number, limits))
+            rates = {case: round(options.pairs / took["seconds"], 2)
+                     for case, took in runs[name][-1].items()}  # fmt: skip
+            print(f"round {number + 1}, {name}: pairs/s {rates}", file=sys.stderr)
+    found = {
+        case.name: {
+            name: summary([run[case.name] for run in runs[name]], options.pairs)
+            for name in options.systems
+        }
+        for case in cases
+    }
+    first = found[cases[0].name]
+    flat: dict[str, Any] = {f"{name}_pairs_s": of["pairs_s"] for name, of in first.items()}
+    if "bixse" in first:
+        flat |= {name: first["bixse"][name] for name in ("prefill_tokens", "cached_tokens")}
+    return {**flat, "pairs": options.pairs, "rounds": options.rounds, "limits": limits,
+            "cases": found}  # fmt: skip
 
 
-def make_case(options: Options, folder: Path) -> Case:
-    """Pairs grouped by query, as candidates come; each document stands in several groups."""
-    draw = random.Random(0)
-    documents = -(-options.pairs // options.queries_per_document)
-    per_query = max(1, documents // 4)
+def summary(rounds: Sequence[Mapping[str, Any]], pairs: int) -> dict[str, Any]:
+    """The medians of one system on one case; tokens that it does not report are None."""
+    rates = [pairs / took["seconds"] for took in rounds]
+    prefill, cached = rounds[0]["prefill_tokens"], rounds[0]["cached_tokens"]
+    made: dict[str, Any] = {
+        "pairs_s": round(median(rates), 3),
+        "spread": round(max(rates) / min(rates), 3),
+        "prefill_tokens": int(prefill),
+        "cached_tokens": None,
+    }
+    if cached is not None:
+        computed = [took["prefill_tokens"] - took["cached_tokens"] for took in rounds]
+        made["cached_tokens"] = int(median(took["cached_tokens"] for took in rounds))
+        made["computed_tokens"] = int(median(computed))
+        made["computed_tokens_s"] = round(
+            median(n / took["seconds"] for n, took in zip(computed, rounds, strict=True)), 1
+        )
+    return made
+
+
+def _apart(work: Callable[..., Any], *arguments: Any) -> Any:
+    """What `work` returns, from a process of its own: one holds one engine."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+def make_case(options: Options, root: Path, name: str) -> Case:
+    """Pairs grouped by query, as candidates come; each document stands in several groups.
+
+    `shuffled` has them in random order; in `unshared` nothing stands twice.
+    """
+    draw, folder = random.Random(0), root / name
+    each = 1 if name == "unshared" else options.queries_per_document
+    documents = -(-options.pairs // each)
+    per_query = 1 if name == "unshared" else max(1, documents // 4)
     corpus = [
         {"doc_id": f"d{n}", "title": "", "text": _words(draw, options.passage_words)}
         for n in range(documents)
@@ -255,18 +343,20 @@ def make_case(options: Options, folder: Path) -> Case:
             doc_id = f"d{len(pairs) % documents}"
             pairs.append({"query_id": query_id, "doc_id": doc_id, "source": "random",
                           "rank": rank, "score": 0.0})  # fmt: skip
+    if name == "shuffled":
+        draw.shuffle(pairs)
     for kind, rows, schema in (("corpus", corpus, CORPUS), ("queries", queries, QUERIES),
                                ("pairs", pairs, PAIRS)):  # fmt: skip
         draft = begin(str(folder / kind), kind, config={}, inputs={})
         if isinstance(draft, Draft):
             draft.write_part(0, pa.Table.from_pylist(rows, schema=schema))
             draft.finish()
-    model = options.model or make_model(folder / "model")
+    model = options.model or make_model(root / "model")
     # Random weights follow no prompt: whatever mass the grades get will do.
     engine = Pointwise(
         model=model, max_model_len=2048, min_grade_mass=1e-30, gpu_memory_utilization=0.8
     )
-    return Case(folder=str(folder), engine=engine, gpus=options.gpus)
+    return Case(name=name, folder=str(folder), engine=engine, gpus=options.gpus)
 
 
 def _words(draw: random.Random, count: int) -> str:
@@ -310,10 +400,7 @@ def make_model(folder: Path) -> str:
 def main() -> None:
     options = tyro.cli(Options, prog="python -m benchmarks.judge")
     if options.quick:
-        options = Options(
-            model=options.model, pairs=24, passage_words=60, gpus=options.gpus,
-            systems=options.systems, out=options.out, quick=True, json=options.json,
-        )  # fmt: skip
+        options = replace(options, pairs=24, passage_words=60, rounds=1)
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     with TemporaryDirectory(prefix="bixse-bench-") as temporary:
         folder = Path(options.out or temporary).resolve()

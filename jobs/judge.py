@@ -4,6 +4,7 @@ human copies the given grades of the train split. The others grade pairs in an a
 pairs in, judgments or rejections out (`jobs.parts`).
 """
 
+import random
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -26,7 +27,7 @@ from jobs.judges.plan import plan as plan_of
 from jobs.judges.seam import Judge
 from jobs.judges.spending import Spending, spending
 from jobs.judges.unit import JudgeUnit
-from jobs.parts import Stopped, row_units, run_units, start_ray, usage
+from jobs.parts import Stopped, Unit, row_units, run_units, start_ray, usage
 from jobs.recipe import Placement
 
 TRAIN: Literal["train"] = "train"
@@ -67,7 +68,7 @@ def judge(
     with spending(draft, placement, judging.price_per_gpu_hour) as spent:
         unfinished = run_units(
             draft,
-            row_units(pairs, judging.unit_pairs),
+            _from_anywhere(row_units(pairs, judging.unit_pairs)),
             JudgeUnit,
             (list(queries), corpus, chosen, judging.store, _budget(judging, draft, spent)),
             label="judge",
@@ -117,6 +118,14 @@ def summary(counts: Counter[str], pairs: int, price: float | None) -> dict[str, 
     if price is not None:
         took["cost"] = round(counts["device_seconds"] / 3600 * price, 4)
     return took
+
+
+def _from_anywhere(units: list[Unit]) -> list[Unit]:
+    """The units in their order, from one that chance chooses: two jobs that judge the same pairs at
+    once find each other's labels, and do not walk side by side through all of them.
+    """
+    start = random.randrange(max(1, len(units)))
+    return units[start:] + units[:start]
 
 
 def _budget(judging: Judging, draft: Draft, spent: Spending) -> Any:

@@ -157,10 +157,10 @@ class Pipeline:
         return Artifact.open(_absolute(self.recipe.judging.calibration), "calibration")
 
     def preferences(self) -> "Artifact | None":
-        """Which of two documents somebody prefers, where a file of that is given."""
+        """Which of two documents is preferred: a file says so, or the judge is asked."""
         file = self.recipe.judging.preferences
         if file is None:
-            return None
+            return self.judged_preferences() if self.recipe.preferring.train else None
         from jobs.preferences import import_preferences
 
         corpus, queries = self.data().corpus, self.all_queries()

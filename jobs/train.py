@@ -67,11 +67,14 @@ def train(
     Raises SystemExit on SIGTERM, with the steps so far saved.
     """
     if settings.objective.reads_preferences and preferences is None:
-        raise ValueError("this objective learns from preferences: set --judging.preferences")
+        raise ValueError(
+            "this objective learns from preferences: set --judging.preferences FILE, or "
+            "--preferring.train to ask --judging.vllm"
+        )
     if preferences is not None and not settings.objective.reads_preferences:
         raise ValueError(
             f"objective {settings.objective.kind} does not read preferences: "
-            "leave out --judging.preferences or take recipe pairdistill"
+            "leave out --judging.preferences and --preferring.train, or take recipe pairdistill"
         )
     kind = "reranker" if settings.objective.scores_pairs else "encoder"
     place = Place(_absolute(out))

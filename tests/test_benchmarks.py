@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks import train
+from benchmarks import judge, train
 from benchmarks.made_encoder import make_encoder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,6 +38,37 @@ def test_pairs_differ_and_both_sides_train_on_the_same(tmp_path: Path) -> None:
     widths = [column["input_ids"].shape[1] for batch in batches for column in batch]
     assert max(widths[::2]) <= options.query_tokens
     assert max(widths[1::2]) <= options.document_tokens
+
+
+def test_a_judging_case_is_summed_up_by_its_medians_and_unknown_tokens_stay_unknown() -> None:
+    rounds = [
+        {"seconds": seconds, "prefill_tokens": 100, "cached_tokens": cached}
+        for seconds, cached in ((2.0, 40), (1.0, 20), (4.0, 60))
+    ]
+    assert judge.summary(rounds, 8) == {
+        "pairs_s": 4.0, "spread": 4.0, "prefill_tokens": 100, "cached_tokens": 40,
+        "computed_tokens": 60, "computed_tokens_s": 30.0,
+    }  # fmt: skip
+    silent = [{**took, "cached_tokens": None} for took in rounds]
+    assert judge.summary(silent, 8) == {
+        "pairs_s": 4.0, "spread": 4.0, "prefill_tokens": 100, "cached_tokens": None,
+    }  # fmt: skip
+
+
+def test_judging_cases_differ_in_what_prompts_share(tmp_path: Path) -> None:
+    options = judge.Options(model="any", pairs=24)
+    cases = {name: judge.make_case(options, tmp_path, name) for name in options.cases}
+    keys = {
+        name: [
+            (row["query_id"], row["doc_id"]) for row in case.artifact("pairs").table().to_pylist()
+        ]
+        for name, case in cases.items()
+    }
+    assert sorted(keys["shared"]) == sorted(keys["shuffled"])
+    assert keys["shared"] != keys["shuffled"]
+    assert len({doc_id for _, doc_id in keys["shared"]}) == 6
+    for side in zip(*keys["unshared"], strict=True):
+        assert len(set(side)) == 24
 
 
 def test_they_import_neither_ray_nor_vllm_nor_faiss() -> None:

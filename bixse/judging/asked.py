@@ -67,12 +67,15 @@ class PairJudge(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What asking one pair will take, counted without asking."""
+    """What asking one pair will take, counted without asking; a judge knows some of it."""
 
-    prompt_tokens: int
-    shared_tokens: int
+    prompt_tokens: int = 0
+    shared_tokens: int = 0
     """Of those, the prefix that the prompt asked just before has too."""
-    output_tokens: int
+    output_tokens: int = 0
+    requests: int = 0
+    characters: int = 0
+    """Of all words sent."""
     fits: bool = True
     """False: the pair will be rejected unasked, and takes nothing."""
 

@@ -239,6 +239,8 @@ class Audit(Settings):
 class Preferring(Settings):
     """The `prefer` stage: which judged documents of a query are compared, by `judging.vllm`."""
 
+    train: bool = False
+    """Train on what it prefers, where no file of preferences is given."""
     window: int = Field(default=5, ge=1)
     """Ranks that two documents may be apart (PairDistill's code: 5)."""
     pairs_per_query: int = Field(default=100, ge=1)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from bixse.judging.asked import Answers, Asked, Usage
+from bixse.judging.asked import Answers, Asked, Cost, Usage
 from bixse.judging.endpoint import Unreadable, read, request, verdict
 from bixse.judging.pointwise import refuse_unreadable
 from bixse.judging.prompts import ORDERS, PROMPTS
@@ -32,6 +32,8 @@ def chat(settings: ChatEndpoint) -> Judge:
             "scale": {"name": prompt.scale.name, "values": list(prompt.scale.values)},
             "min_grade_mass": settings.min_grade_mass,
         },
+        plan=ChatPlan,
+        planned=("requests", "characters"),
     )
 
 
@@ -65,3 +67,21 @@ class ChatJudge:
         refuse_unreadable(verdicts)
         usage = sum((r.usage for r in replies if not isinstance(r, Unreadable)), Usage())
         return Answers(verdicts, usage)
+
+
+class ChatPlan:
+    """Counts requests and what they say. Tokens are the endpoint's own and nobody here knows them;
+    requests that are repeated, or asked again for missing votes, come on top.
+    """
+
+    def __init__(self, settings: ChatEndpoint) -> None:
+        self._prompt, self._orders = PROMPTS[settings.prompt], ORDERS[: settings.orders]
+
+    def __call__(self, asked: Sequence[Asked]) -> list[Cost]:
+        return [
+            Cost(requests=len(self._orders), characters=self._characters(pair)) for pair in asked
+        ]
+
+    def _characters(self, pair: Asked) -> int:
+        chats = [self._prompt.messages(pair.query, pair.passage, order) for order in self._orders]
+        return sum(len(message["content"]) for chat in chats for message in chat)

@@ -1,8 +1,9 @@
 """A cross-encoder through vLLM's pooling: one pass a pair."""
 
+import time
 from collections.abc import Sequence
 
-from bixse.judging.asked import Answers, Asked, Usage
+from bixse.judging.asked import Answers, Asked, Cost, Usage
 from bixse.judging.cross_encoder import PairTokenizer, classes, scale_of, verdict
 from bixse.judging.pointwise import refuse_unreadable, too_long
 from bixse.judging.settings import CrossEncoder
@@ -31,6 +32,8 @@ def cross_encoder(settings: CrossEncoder) -> Judge:
             "slope": pinned.slope,
             "intercept": pinned.intercept,
         },
+        plan=CrossEncoderPlan,
+        planned=("prompt_tokens",),
     )
 
 
@@ -48,15 +51,16 @@ class CrossEncoderJudge:
         pairs = self._tokens.encode([p.query for p in asked], [p.passage for p in asked])
         limit = self._settings.max_model_len
         fitting = [row for row, pair in enumerate(pairs) if len(pair.ids) <= limit]
-        logits = dict(
-            zip(fitting, self._engine.logits([pairs[row] for row in fitting]), strict=True)
-        )
+        started = time.monotonic()
+        found = self._engine.logits([pairs[row] for row in fitting])
+        seconds = time.monotonic() - started
+        logits = dict(zip(fitting, found, strict=True))
         read = {
             row: verdict(
-                asked[row].query_id, asked[row].doc_id, found, self._count, self._settings,
+                asked[row].query_id, asked[row].doc_id, of_pair, self._count, self._settings,
                 self._name,
             )
-            for row, found in logits.items()
+            for row, of_pair in logits.items()
         }  # fmt: skip
         refuse_unreadable(list(read.values()))
         verdicts = [
@@ -66,7 +70,20 @@ class CrossEncoderJudge:
             for row, pair in enumerate(asked)
         ]
         tokens = sum(len(pairs[row].ids) for row in fitting)
-        return Answers(verdicts, Usage(len(fitting), tokens, 0, 0))
+        return Answers(verdicts, Usage(len(fitting), tokens, seconds=seconds))
+
+
+class CrossEncoderPlan:
+    """Counts what `CrossEncoderJudge` would read, token for token; no two pairs share a prefix."""
+
+    def __init__(self, settings: CrossEncoder, identity: str, count: int) -> None:
+        self._tokens = PairTokenizer.load(settings)
+        self._limit = settings.max_model_len
+
+    def __call__(self, asked: Sequence[Asked]) -> list[Cost]:
+        pairs = self._tokens.encode([p.query for p in asked], [p.passage for p in asked])
+        lengths = [len(pair.ids) for pair in pairs]
+        return [Cost(n) if n <= self._limit else Cost(fits=False) for n in lengths]
 
 
 def cross_encoder_name(settings: CrossEncoder, identity: str, dtype: str) -> str:

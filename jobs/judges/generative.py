@@ -41,6 +41,7 @@ def generative(settings: Pointwise, placement: Placement) -> Judge:
         },
         in_flight=IN_FLIGHT,
         plan=GenerativePlan,
+        planned=("prompt_tokens", "shared_tokens", "output_tokens"),
         prefixes=("query", "document")[: pinned.orders],
     )
 
@@ -91,7 +92,7 @@ class GenerativePlan:
             before = prompt
         fits = set(fitting)
         return [
-            Cost(tokens[row], shared[row], len(prompts) * (row in fits), row in fits)
+            Cost(tokens[row], shared[row], len(prompts) * (row in fits), fits=row in fits)
             for row in range(len(lengths))
         ]
 

@@ -34,6 +34,8 @@ COSTS = pa.schema(
         ("prompt_tokens", pa.int64()),
         ("shared_tokens", pa.int64()),
         ("output_tokens", pa.int64()),
+        ("requests", pa.int64()),
+        ("characters", pa.int64()),
     ]
 )
 """Of one pair; `head` is the beginning of its key, which equal texts share."""
@@ -51,7 +53,9 @@ def plan(
     placement: Placement,
     out: str,
 ) -> dict[str, Any]:
-    """pairs, known, new, tokens; with a price also GPU-hours and cost at the rate of a probe."""
+    """pairs, known, new and what the judge knows beforehand (`Judge.planned`); with a price also
+    GPU-hours and cost at the rate of a probe, where that is tokens.
+    """
     units = row_units(pairs, judging.unit_pairs)
     scratch = _scratch(f"{out}-plan")
     try:
@@ -65,13 +69,14 @@ def plan(
             cpus=placement.cpus_per_actor,
             gpus=0.0,
         )
-        found, with_new = _summed(scratch, units)
+        found, with_new = _summed(scratch, units, judge.planned)
     finally:
         scratch.place.clear()
     summary: dict[str, Any] = {"pairs": pairs.manifest.rows, **found}
-    if judging.price_per_gpu_hour is not None and judge.plan is not None and with_new:
+    counted = "prompt_tokens" in judge.planned
+    if judging.price_per_gpu_hour is not None and counted and with_new:
         rate = _probe(with_new, queries, corpus, judge, judging, placement, f"{out}-probe")
-        fresh = found["prompt_tokens"] - found["shared_tokens"]
+        fresh = found["prompt_tokens"] - found.get("shared_tokens", 0)
         hours = fresh / rate / 3600 * (placement.gpus_per_actor or 1)
         summary["prefill_tokens_s"] = round(rate, 1)
         summary["gpu_hours"] = round(hours, 4)
@@ -105,15 +110,13 @@ class PlanUnit:
         new = [asked[at] for at in firsts.values()]
         costs = self._planner(new) if self._planner and new else []
         of_row: dict[int, Cost] = dict(zip(firsts.values(), costs, strict=False))
-        nothing, asked_rows = Cost(0, 0, 0), set(firsts.values())
+        nothing, asked_rows = Cost(), set(firsts.values())
         table = [
             {
                 "known": at not in asked_rows,
                 "head": int.from_bytes(key[:8], "big"),
                 "fits": of_row.get(at, nothing).fits,
-                "prompt_tokens": of_row.get(at, nothing).prompt_tokens,
-                "shared_tokens": of_row.get(at, nothing).shared_tokens,
-                "output_tokens": of_row.get(at, nothing).output_tokens,
+                **{name: getattr(of_row.get(at, nothing), name) for name in COSTS.names[3:]},
             }
             for at, key in enumerate(keys)
         ]
@@ -128,10 +131,14 @@ def _scratch(url: str) -> Draft:
     return draft
 
 
-def _summed(scratch: Draft, units: Sequence[Unit]) -> tuple[dict[str, Any], list[Unit]]:
+def _summed(
+    scratch: Draft, units: Sequence[Unit], planned: Sequence[str]
+) -> tuple[dict[str, Any], list[Unit]]:
     """The totals, and the units that have something to ask."""
-    total = {"known": 0, "new": 0, "too_long": 0}
-    tokens = dict.fromkeys(("prompt_tokens", "shared_tokens", "output_tokens"), 0)
+    total: dict[str, Any] = {"known": 0, "new": 0}
+    if planned:
+        total["too_long"] = 0
+    counts = dict.fromkeys(planned, 0)
     seen = np.empty(0, np.uint64)
     with_new = []
     for unit in units:
@@ -146,11 +153,15 @@ def _summed(scratch: Draft, units: Sequence[Unit]) -> tuple[dict[str, Any], list
             with_new.append(unit)
         total["known"] += table.num_rows - new.num_rows
         total["new"] += new.num_rows
-        total["too_long"] += new.num_rows - (pc.sum(new["fits"]).as_py() or 0)
-        for name in tokens:
-            tokens[name] += pc.sum(new[name]).as_py() or 0
-    share = tokens["shared_tokens"] / tokens["prompt_tokens"] if tokens["prompt_tokens"] else 0.0
-    return {**total, **tokens, "shared_share": round(share, 4)}, with_new
+        if planned:
+            total["too_long"] += new.num_rows - (pc.sum(new["fits"]).as_py() or 0)
+        for name in counts:
+            counts[name] += pc.sum(new[name]).as_py() or 0
+    found = {**total, **counts}
+    if "shared_tokens" in counts:
+        share = counts["shared_tokens"] / counts["prompt_tokens"] if counts["prompt_tokens"] else 0
+        found["shared_share"] = round(share, 4)
+    return found, with_new
 
 
 def _probe(

@@ -33,4 +33,6 @@ class Judge:
     prefixes: tuple[Literal["query", "document"], ...] = ("query",)
     """What stands first in its prompts, in some order or other: where sharing can be found."""
     plan: Callable[..., Planner] | None = None
-    """Builds, from the same arguments, what counts tokens for `--plan`; None counts pairs only."""
+    """Builds, from the same arguments, what counts for `--plan`; None counts pairs only."""
+    planned: tuple[str, ...] = ()
+    """The counts (fields of `Cost`) that `plan` knows exactly: no other is shown."""

@@ -4,6 +4,7 @@ The published systems that they come from make their labels in other ways as wel
 what it leaves out.
 """
 
+from bixse.judging.settings import Preferring
 from bixse.training.settings import (
     Combined,
     InfoNCE,
@@ -57,10 +58,11 @@ def wasserstein() -> Recipe:
 def pairdistill() -> Recipe:
     """PairDistill: KL over the judged list, KL over preferences (lambda 1, its DPR), in-batch CE.
 
-    Differs from the paper: one round; the preferences are brought along in a file
-    (--judging.preferences), and the pointwise teacher is whoever `judging.judge` names, its
-    relevance in place of logits; in the in-batch term every document judged .5 or better is a
-    positive, not the best alone, and a query's worse documents stay among the negatives.
+    Differs from the paper: one round; the preferences are those of `judging.vllm`, asked in windows
+    of the judged ranking (`preferring`), or come in a file (--judging.preferences); the pointwise
+    teacher is whoever `judging.judge` names, its relevance in place of logits; in the in-batch term
+    every document judged .5 or better is a positive, not the best alone, and a query's worse
+    documents stay among the negatives.
     """
     sum_of_three = Combined(
         parts=(ListKL(in_batch=False), PreferenceKL(), InfoNCE(positives="threshold")),
@@ -71,8 +73,9 @@ def pairdistill() -> Recipe:
         about=About(
             paper="PairDistill, arXiv 2410.01383",
             hardware="as bixse",
-            cost="as bixse; the preferences are yours",
+            cost="as bixse; two prefills a compared pair, unless the preferences are yours",
         ),
+        preferring=Preferring(train=True),
         # The paper's batch of 32 queries; its 64 documents a query where a query has as many.
         training=Training(objective=sum_of_three, batch_size=32, docs_per_query=64),
     )

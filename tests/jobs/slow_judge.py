@@ -1,4 +1,6 @@
-"""A judging job that takes long enough to be killed: `python -m tests.jobs.slow_judge FOLDER`.
+"""A judging job that takes long enough to be killed: `python -m tests.jobs.slow_judge FOLDER OUT`.
+
+With a third word the label store of that name is used; OUT `backwards` asks the last pairs first.
 
 The judge stands at the engine's seam: it writes down whom it answered, and answers slowly.
 """
@@ -10,6 +12,7 @@ from pathlib import Path
 
 from bixse.artifacts import Artifact, begin
 from bixse.judging.asked import Answers, Asked
+from bixse.judging.labels import Labels
 from jobs.judges.seam import Judge
 from jobs.judges.unit import JudgeUnit
 from jobs.parts import row_units, run_units
@@ -26,7 +29,7 @@ class SlowJudge(LengthJudge):
         return super().__call__(asked)
 
 
-def run(folder: Path, out: str) -> Artifact:
+def run(folder: Path, out: str, shared: str | None = None) -> Artifact:
     draft = begin(str(folder / out), "judgments", config={}, inputs={})
     if isinstance(draft, Artifact):
         return draft
@@ -39,12 +42,16 @@ def run(folder: Path, out: str) -> Artifact:
     queries = [Artifact.open(str(folder / "queries"))]
     corpus = Artifact.open(str(folder / "corpus"))
     units = row_units(Artifact.open(str(folder / "pairs")), UNIT_PAIRS)
+    store = str(folder / (shared or f"{out}-labels"))
+    if out == "backwards":
+        units = units[::-1]
     run_units(
-        draft, units, JudgeUnit, (queries, corpus, judge, str(folder / f"{out}-labels")),
+        draft, units, JudgeUnit, (queries, corpus, judge, store),
         label="judge", actors=1, cpus=1, gpus=0, in_flight=IN_FLIGHT,
     )  # fmt: skip
+    Labels(store, seam.signature or {}, load=False).compact()
     return draft.finish()
 
 
 if __name__ == "__main__":
-    run(Path(sys.argv[1]), sys.argv[2])
+    run(Path(sys.argv[1]), *sys.argv[2:])

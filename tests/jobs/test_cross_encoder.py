@@ -16,7 +16,7 @@ from bixse.judging.cross_encoder import PairTokenizer, probs_of
 from bixse.judging.settings import CrossEncoder, Judging
 from bixse.records import CORPUS, PAIRS, QUERIES
 from bixse.retrieval.settings import Lexical
-from jobs.judge import judge
+from jobs.judge import judge, plan
 from jobs.pooling import Pooling
 from jobs.recipe import Placement
 from tests.encoders import save_tiny_cross_encoder, texts
@@ -65,17 +65,19 @@ def test_one_logit_through_ray_data(tmp_path: Path) -> None:
     settings = CrossEncoder(
         model=str(model), dtype="float32", max_model_len=64, slope=0.5, intercept=0.1
     )
-    made = judge(
-        artifact(tmp_path / "pairs", "pairs", pairs, PAIRS),
-        [artifact(tmp_path / "queries", "queries", queries, QUERIES)],
-        artifact(tmp_path / "corpus", "corpus", documents, CORPUS),
-        None,
-        Judging(judge="cross_encoder", cross_encoder=settings, unit_pairs=10),
-        Lexical(),
-        None,
-        Placement(),
-        str(tmp_path / "judgments"),
-    )
+    pairs_ = artifact(tmp_path / "pairs", "pairs", pairs, PAIRS)
+    queries_ = [artifact(tmp_path / "queries", "queries", queries, QUERIES)]
+    corpus = artifact(tmp_path / "corpus", "corpus", documents, CORPUS)
+    judging = Judging(judge="cross_encoder", cross_encoder=settings, unit_pairs=10)
+    last = (judging, Lexical(), None, Placement(), str(tmp_path / "judgments"))
+    planned = plan(pairs_, queries_, corpus, *last)
+    made = judge(pairs_, queries_, corpus, None, *last)
+    took = made.manifest.extra["usage"]
+    assert planned == {
+        "pairs": len(keys), "known": 0, "new": took["new"], "too_long": made.manifest.rejected,
+        "prompt_tokens": took["prompt_tokens"],
+    }  # fmt: skip
+    assert took["prefill_tokens_s"] > 0
     found = {(row["query_id"], row["doc_id"]): row for row in made.table().to_pylist()}
     fitting = [key for key in keys if key[1] != LONG]
     assert set(found) == {(f"q{q}", f"d{d}") for q, d in fitting}

@@ -11,7 +11,7 @@ import pytest
 from bixse.artifacts import Artifact, begin
 from bixse.judging.asked import Asked
 from bixse.judging.endpoint import Answer, Unreadable, read, request
-from bixse.judging.prompts import PROMPTS
+from bixse.judging.prompts import ORDERS, PROMPTS
 from bixse.judging.settings import ChatEndpoint, Judging
 from bixse.records import CORPUS, PAIRS, QUERIES, Judgment, Rejection
 from bixse.retrieval.settings import Lexical
@@ -136,6 +136,20 @@ def test_a_hostile_endpoint_loses_no_pair_and_yields_no_wrong_grade(server: Host
     assert any(said.startswith("Passage:") for said in server.requests)
     assert any(said.startswith("Query:") for said in server.requests)
     assert answers.usage.requests >= 2 * len(graded)
+
+
+def test_the_plan_counts_what_is_sent_and_no_tokens(server: Hostile) -> None:
+    judge = chat(settings(server))
+    assert judge.plan is not None
+    asked = [Asked("q0", f"d{n}", "tea", f"honest {n % 4}") for n in range(5)]
+    costs = judge.plan(*judge.arguments)(asked)
+    judge.build(*judge.arguments)(asked)
+    assert sum(cost.requests for cost in costs) == sum(server.requests.values()) == 10
+    for pair, cost in zip(asked, costs, strict=True):
+        bodies = [request(settings(server), UMBRELA, "tea", pair.passage, o) for o in ORDERS]
+        sent = [message["content"] for body in bodies for message in body["messages"]]
+        assert cost.characters == len("".join(sent))
+    assert judge.planned == ("requests", "characters")
 
 
 def test_retry_after_is_waited_for_by_all(server: Hostile) -> None:

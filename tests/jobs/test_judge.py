@@ -123,6 +123,10 @@ def test_features_grade_every_pair(
 ) -> None:
     """The passage that answers is graded above the others, wherever the units are cut."""
     made = features_run(corpus, queries, pairs, tmp_path / "out")
+    vectors = Artifact.open(str(tmp_path / "vectors"))
+    judging, out = Judging(judge="features", unit_pairs=10), str(tmp_path / "out")
+    planned = plan(pairs, queries, corpus, judging, Lexical(), vectors, Placement(), out)
+    assert planned == {"pairs": made.manifest.rows, "known": 0, "new": made.manifest.rows}
     assert made.manifest.rows == pairs.manifest.rows
     assert made.manifest.rejected == 0
     rows = made.table().to_pylist()

@@ -1,4 +1,4 @@
-"""kill -9 of driver, worker and raylet: nothing is lost, and no finished pair is asked again."""
+"""Jobs as processes: killed, they lose nothing; side by side on one store, they share the work."""
 
 import contextlib
 import os
@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 QUERIES, DOCUMENTS = 12, 60
 
 
-def start(folder: Path, out: str) -> subprocess.Popen[bytes]:
-    line = [sys.executable, "-m", "tests.jobs.slow_judge", str(folder), out]
+def start(folder: Path, *words: str) -> subprocess.Popen[bytes]:
+    line = [sys.executable, "-m", "tests.jobs.slow_judge", str(folder), *words]
     with open(folder / "output", "ab") as handle:
         return subprocess.Popen(
             line, cwd=ROOT, stdout=handle, stderr=handle, start_new_session=True
@@ -64,17 +64,50 @@ def end(run: subprocess.Popen[bytes]) -> None:
         return
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_killed_at_ten_random_moments(tmp_path: Path) -> None:
+def inputs(folder: Path) -> list[tuple[str, str]]:
+    """Corpus, queries and all pairs of them; the ids of the pairs."""
     texts = {f"d{n}": f"word {n} " * (1 + n % 7) for n in range(DOCUMENTS)}
     asked = {f"q{n}": f"query {n}" for n in range(QUERIES)}
-    corpus_of(tmp_path / "corpus", texts)
-    queries_of(tmp_path / "queries", asked)
+    corpus_of(folder / "corpus", texts)
+    queries_of(folder / "queries", asked)
     keys = [(q, d) for q in asked for d in texts]
     rows = [{"query_id": q, "doc_id": d, "source": "bm25", "rank": 1, "score": 1.0}
             for q, d in keys]  # fmt: skip
-    artifact(tmp_path / "pairs", "pairs", rows, PAIRS)
+    artifact(folder / "pairs", "pairs", rows, PAIRS)
+    return keys
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_jobs_on_one_store_at_once_share_the_work(tmp_path: Path) -> None:
+    """They begin at both ends: whoever comes where the other has been asks nobody."""
+    keys = inputs(tmp_path)
+    runs = [start(tmp_path, out, "labels") for out in ("forwards", "backwards")]
+    try:
+        codes = [run.wait(600) for run in runs]
+    finally:
+        for run in runs:
+            end(run)
+    assert codes == [0, 0], (tmp_path / "output").read_text()[-3000:]
+    asked = {out: asked_in(tmp_path / f"{out}.log") for out in ("forwards", "backwards")}
+    assert len({*asked["forwards"], *asked["backwards"]}) == len(keys)
+    # Both have in hand what the other has not filed yet; a unit more where labels were just read.
+    twice = len(asked["forwards"]) + len(asked["backwards"]) - len(keys)
+    assert twice <= 2 * (IN_FLIGHT + 1) * UNIT_PAIRS
+    assert min(map(len, asked.values())) > 0
+    first, second = (Artifact.open(str(tmp_path / out)).table() for out in asked)
+    assert first == second
+    assert first.num_rows == len(keys)
+    lines = [line.split("\t") for line in asked["forwards"] + asked["backwards"]]
+    signature = {"judge": "length"}
+    found = Labels(str(tmp_path / "labels"), signature)
+    assert all(found.find([label_key(signature, query, text) for query, text in lines]))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_killed_at_ten_random_moments(tmp_path: Path) -> None:
+    keys = inputs(tmp_path)
     whole = start(tmp_path, "whole")
     assert whole.wait(600) == 0, (tmp_path / "output").read_text()[-3000:]
     assert len(asked_in(tmp_path / "whole.log")) == len(keys)

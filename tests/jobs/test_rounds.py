@@ -155,6 +155,20 @@ def test_ssra(
     assert scores.inputs["judge"] != tuned["scorer"].manifest.inputs["start"]
 
 
+def test_pairdistill_trains_on_what_the_judge_prefers(
+    data: Path, encoder: str, scorer: Pointwise, tmp_path: Path
+) -> None:
+    recipe = RECIPES["pairdistill"]()
+    judging = recipe.judging.replace(vllm=scorer)
+    recipe = recipe.replace(judging=judging, training=recipe.training.replace(docs_per_query=2))
+    check(recipe, encoder, data, tmp_path)
+    pairings = Artifact.open(str(tmp_path / "pairings")).manifest.rows
+    preferred = accounted(tmp_path, "judged-preferences", pairings)
+    assert preferred.manifest.rows > 0
+    trained = Artifact.open(str(tmp_path / "encoder")).manifest
+    assert trained.inputs["preferences"] == preferred.fingerprint
+
+
 def test_ssra_with_models_as_they_come(
     data: Path, encoder: str, generator: Generator, scorer: Pointwise, tmp_path: Path
 ) -> None:

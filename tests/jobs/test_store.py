@@ -57,6 +57,7 @@ def judge_of(log: Path) -> Judge:
         origin="llm",
         signature={"judge": "length"},
         plan=WordPlan,
+        planned=("prompt_tokens",),
     )
 
 
