@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from bixse.artifacts import Artifact, Draft, begin, part_name
 from bixse.judging.asked import Cost
-from bixse.judging.labels import Labels, label_key
+from bixse.judging.labels import Label, Labels, label_key
 from bixse.judging.settings import Judging
 from bixse.place import Place
 from jobs.judges.budget import Budget, shared
@@ -100,9 +100,13 @@ class PlanUnit:
 
     def __call__(self, rows: pa.Table) -> Made:
         asked = asked_pairs(rows, self._queries, self._texts)
-        keys = [label_key(self._signature, pair.query, pair.passage) for pair in asked]
-        labels = self._labels.find(keys) if self._labels else [None] * len(keys)
-        # As the worker does: equal texts are asked once, known ones not at all.
+        # As the worker does: with a store, equal texts are asked once, known ones not at all.
+        if self._labels is None:
+            keys = [label_key({}, pair.query_id, pair.doc_id) for pair in asked]
+            labels: list[Label | None] = [None] * len(keys)
+        else:
+            keys = [label_key(self._signature, pair.query, pair.passage) for pair in asked]
+            labels = self._labels.find(keys)
         firsts: dict[bytes, int] = {}
         for at, (key, label) in enumerate(zip(keys, labels, strict=True)):
             if label is None:
