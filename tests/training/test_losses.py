@@ -152,6 +152,19 @@ def test_infonce_is_plain_cross_entropy_when_nothing_else_is_known() -> None:
     assert float(loss) == pytest.approx(float(plain), abs=1e-12)
 
 
+@pytest.mark.parametrize("grade", [0.2, 1.0])
+def test_weighted_infonce_is_the_plain_one_where_all_grades_are_equal(grade: float) -> None:
+    """SSRA, methods 4: the weights are normalised, so that they do not shift the rate."""
+    cells = batch()
+    target, ones = grade * cells["own"], torch.ones_like(cells["target"])
+    losses = []
+    for form in ("all", "weighted"):
+        positive = positive_weights(target, cells["own"], form, 0.5)
+        divisor = float(positive.sum())
+        losses.append(float(infonce(cells["logit"], target, ones, cells["own"], positive, divisor)))
+    assert losses[0] == pytest.approx(losses[1], abs=1e-12)
+
+
 @pytest.mark.parametrize("form", ["all", "threshold", "weighted"])
 def test_gradient_of_infonce(form: str) -> None:
     cells = batch()
