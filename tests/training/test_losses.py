@@ -156,7 +156,7 @@ def test_infonce_is_plain_cross_entropy_when_nothing_else_is_known() -> None:
 def test_weighted_infonce_is_the_plain_one_where_all_grades_are_equal(grade: float) -> None:
     """SSRA, methods 4: the weights are normalised, so that they do not shift the rate."""
     cells = batch()
-    target, ones = grade * cells["own"], torch.ones_like(cells["target"])
+    target, ones = grade * cells["own"].double(), torch.ones_like(cells["target"])
     losses = []
     for form in ("all", "weighted"):
         positive = positive_weights(target, cells["own"], form, 0.5)
