@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bixse.models.encoder import Encoder, Role, encoder_fingerprint, resolve
+from bixse.settings import Precision
 from serve.generation import Generation
 from serve.ledger import Follower
 from serve.messages import EncodedBatch, NotHeld, Vectors
@@ -23,10 +24,12 @@ _SAME = 0.999
 class EncoderStore:
     """Loaded encoders of some generations. They run on one thread, one batch at a time."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, queries: Precision = "float32") -> None:
+        """`queries`: as in `Encoder.load`."""
         import torch
 
         torch.set_num_threads(threads)
+        self._queries = queries
         self._encoders: dict[int, tuple[Encoder, Vectors]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
 
@@ -40,7 +43,7 @@ class EncoderStore:
         index.check_encoder(start, fingerprint)
         same = [held for held in self._encoders.values() if held[0].fingerprint == fingerprint]
         if not same:
-            encoder = Encoder.load(start)
+            encoder = Encoder.load(start, queries=self._queries)
             # Of what was loaded, not of what stood there a moment before.
             index.check_encoder(start, encoder.fingerprint)
             same = [(encoder, encoder.encode([_PROBE], "query"))]
@@ -78,10 +81,10 @@ class QueryEncoder:
     """The encoder, a deployment that follows the ledger."""
 
     async def __init__(  # type: ignore[misc]  # Ray Serve awaits it.
-        self, ledger: "DeploymentHandle[Any]", threads: int
+        self, ledger: "DeploymentHandle[Any]", threads: int, queries: Precision
     ) -> None:
         """Raises ValueError as `EncoderStore.load`."""
-        self._store = store = EncoderStore(threads)
+        self._store = store = EncoderStore(threads, queries)
 
         async def load(generation: Generation) -> None:
             await asyncio.to_thread(store.load, generation)
