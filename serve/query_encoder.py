@@ -31,7 +31,10 @@ class EncoderStore:
         torch.set_num_threads(threads)
         self._queries = queries
         self._encoders: dict[int, tuple[Encoder, Vectors]] = {}
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
+        # OpenMP keeps its number of threads by thread: it must be set on the one that encodes too.
+        self._thread = ThreadPoolExecutor(
+            1, "encoder", initializer=torch.set_num_threads, initargs=(threads,)
+        )
 
     def load(self, generation: Generation) -> None:
         """Load the encoder of a generation, unless it is the one of another already here.
