@@ -119,4 +119,5 @@ def texts_of(directory: Path) -> list[str]:
 if __name__ == "__main__":
     name, place, encoder, port = sys.argv[1:]
     os.environ["PEER_ENCODER"] = encoder
+    os.environ["ALLOW_RESOLVE_TRANSFORM"] = "True"  # txtai asks for it before it imports `encode`.
     {"txtai": txtai, "chroma": chroma}[name](Path(place), encoder, int(port))
