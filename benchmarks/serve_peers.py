@@ -52,7 +52,7 @@ def txtai(directory: Path, encoder: str, port: int) -> None:
         embeddings = Embeddings({**config, "faiss": {"components": "IDMap,Flat"}})
         embeddings.index((f"{n:09d}", vectors[n], None) for n in range(len(texts)))
         embeddings.save(str(saved))
-    (directory / "txtai.yml").write_text(f"path: {saved}\nwritable: false\n")
+    (directory / "txtai.yml").write_text(f"path: {saved}\nwritable: false\nembeddings:\n")
     os.environ["CONFIG"] = str(directory / "txtai.yml")
     uvicorn.run("txtai.api:app", port=port, log_level="error")
 
