@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import RayServeException
 
 from bixse.models.encoder import Role
 from serve.generation import Generation
-from serve.messages import EncodedBatch, FoundInShard, NotHeld, Unavailable, Vectors
+from serve.messages import EncodedBatch, Failed, FoundInShard, NotHeld, Unavailable, Vectors
 from serve.query_encoder import EncoderStore
 from serve.settings import ServeArgs
 from serve.shard import ShardStore, slot_of
@@ -76,7 +76,7 @@ class Local:
     shard_calls = 1
 
     def __init__(self, args: ServeArgs) -> None:
-        self.encoder = EncoderStore(args.encoder_cpus)
+        self.encoder = EncoderStore(args.encoder_cpus, args.query_precision)
         self.shards = ShardStore(args.shard_cpus)
 
     async def load(self, generation: Generation) -> None:
@@ -118,7 +118,7 @@ class Local:
 async def _within(call: Callable[[float], Any], deadline: float, tries: int) -> Any:
     """Await a handle call until the deadline, and once more when its replica died under it.
 
-    Raises TimeoutError; what has not begun by then is cancelled.
+    Raises TimeoutError, and what has not begun by then is cancelled; what Ray raises; Failed.
     """
     for left in reversed(range(tries)):
         response = call(deadline - asyncio.get_running_loop().time())
@@ -128,11 +128,14 @@ async def _within(call: Callable[[float], Any], deadline: float, tries: int) -> 
         except TimeoutError:
             response.cancel()
             raise
-        except RayActorError:
+        except (RayActorError, NotHeld):
+            # A replica that has just come up may not hold a generation that another does. Over
+            # actor calls this NotHeld is a RayTaskError too, over gRPC it comes as it was raised.
             if not left:
                 raise
-        except RayTaskError as error:
-            # A replica that has just come up may not hold a generation that another does.
-            if not isinstance(error, NotHeld) or not left:
-                raise
+        except (RayError, RayServeException):
+            raise
+        except Exception as error:
+            # gRPC between replicas does not wrap what one raised.
+            raise Failed(f"{type(error).__name__}: {error}") from error
     raise AssertionError("tries is at least 1")

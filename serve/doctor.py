@@ -114,11 +114,20 @@ def _ports(args: ServeArgs, environment: Mapping[str, str]) -> list[Finding]:
     found.append(Finding("port", f"{replicas}, unpickles requests of token holders"))
     if args.profile == "fast":
         sentence = (
-            "30000-31000 and 40000-41000: replicas behind HAProxy, all interfaces whatever --host "
-            "says; keys are asked there too, but put a firewall before them"
+            f"30000-31000, 8500: replicas behind HAProxy, Ray's own proxy, for {where}; keys "
+            "are asked there too"
         )
         found.append(Finding("port", sentence))
-        found.append(Finding("port", "8404 and 9101: HAProxy's statistics, counts only"))
+        sentence = (
+            "8404 and 9101: HAProxy's statistics, all interfaces whatever --host says, no key: put "
+            "a firewall before them"
+        )
+        found.append(Finding("port", sentence))
+        sentence = (
+            "/tmp/haproxy-serve/*/admin.sock: HAProxy's control socket, for every user of this "
+            "machine: share it with nobody"
+        )
+        found.append(Finding("warning", sentence))
     return found
 
 

@@ -21,6 +21,7 @@ from serve.generation import Generation
 from serve.messages import (
     Encoded,
     EncodedBatch,
+    Failed,
     FoundInShard,
     NotHeld,
     Refused,
@@ -60,7 +61,7 @@ class Backend(Protocol):
         with_fields: list[bool],
         deadline: float,
     ) -> list[FoundInShard]:
-        """Raises TimeoutError, NotHeld, or what Ray raises for a call that failed."""
+        """Raises TimeoutError, NotHeld, Failed, or what Ray raises for a call that failed."""
 
 
 class _Ask(NamedTuple):
@@ -155,7 +156,7 @@ class Lane:
             return Missing(name, "shed")
         except (RayActorError, RayServeException, NotHeld):
             return Missing(name, "lost")
-        except RayError:
+        except (RayError, Failed):
             return Missing(name, "failed")
 
     async def _call_shard(self, name: str, asks: list[_Ask], deadline: float) -> list[FoundInShard]:

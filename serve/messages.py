@@ -75,3 +75,7 @@ class Unavailable(Exception):
 
 class NotHeld(Exception):
     """A replica was asked for a generation that it has not loaded, or has dropped."""
+
+
+class Failed(Exception):
+    """A replica raised something that is neither Ray's nor expected."""

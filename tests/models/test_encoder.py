@@ -9,6 +9,7 @@ from sentence_transformers import SentenceTransformer
 
 from bixse.models.encoder import Encoder, encoder_fingerprint, resolve
 from bixse.models.settings import PACKAGED
+from bixse.precision import in_bfloat16
 from tests.encoders import save_tiny_encoder
 
 
@@ -29,6 +30,17 @@ def test_vectors_are_those_of_sentence_transformers(directory: Path) -> None:
     as_query, as_document = encoder.encode(texts, "query"), encoder.encode(texts, "document")
     assert not np.allclose(as_query, as_document)
     assert encoder.encode([], "query").shape == (0, encoder.dim)
+
+
+def test_queries_in_bfloat16_are_nearly_those_in_float32_and_documents_are_the_same() -> None:
+    texts = ["bal bem", "which animal sleeps in winter by the coast", "x", "long " * 400]
+    whole, rounded = Encoder.load(PACKAGED, "cpu"), Encoder.load(PACKAGED, "cpu", "bfloat16")
+    queries = rounded.encode(texts, "query")
+    assert (queries * whole.encode(texts, "query")).sum(axis=1).min() >= 0.9999
+    assert not np.array_equal(queries, whole.encode(texts, "query"))
+    if in_bfloat16(whole.model.device):
+        documents = rounded.encode(texts, "document")
+        assert np.allclose(documents, whole.encode(texts, "document"), atol=1e-6)
 
 
 def test_padding_changes_nothing(directory: Path) -> None:

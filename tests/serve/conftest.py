@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -113,11 +114,14 @@ class Served:
     process: subprocess.Popen[str]
     corpus: list[Document]
     log: Path
+    verify: ssl.SSLContext | bool = True
     client: httpx.Client = field(init=False)
 
     def __post_init__(self) -> None:
         headers = {"Authorization": f"Bearer {self.search_key}"}
-        self.client = httpx.Client(base_url=self.url, headers=headers, timeout=30)
+        self.client = httpx.Client(
+            base_url=self.url, headers=headers, timeout=30, verify=self.verify
+        )
 
     def search(self, **request: Any) -> httpx.Response:
         return self.client.post("/search", json=request)
@@ -210,8 +214,11 @@ def run_application(
         try:
             until(lambda: "ready at" in log.read_text() or process.poll() is not None, 240)
             assert process.poll() is None, log.read_text()
-            url = f"http://127.0.0.1:{port}"
-            yield Served(url, index, *keys, process, corpus, log)
+            certificate = flags.get("tls-certificate")
+            scheme = "http" if certificate is None else "https"
+            verify = certificate is None or ssl.create_default_context(cafile=certificate)
+            url = f"{scheme}://127.0.0.1:{port}"
+            yield Served(url, index, *keys, process, corpus, log, verify)
         finally:
             alive = process.poll() is None
             children = psutil.Process(process.pid).children(recursive=True) if alive else []
