@@ -72,6 +72,9 @@ class Retrieval(Settings):
     """As in the manifest's `search`; unset is tuned to `target_recall`."""
     truth_queries: int = Field(default=200, ge=1)
     """Queries on which recall against exact search and latency are measured."""
+    bm25: bool = False
+    """Index the words of the documents beside their vectors, by the recipe's `lexical` settings, so
+    that `/search` can answer by words and by both. A new generation has what its base has."""
 
 
 class Lexical(Settings):
