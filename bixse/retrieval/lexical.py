@@ -76,7 +76,8 @@ def best_rows(scores_N: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64
     if len(rows) > k:
         worst = np.partition(scores_N[rows], len(rows) - k)[len(rows) - k]
         rows = rows[scores_N[rows] >= worst]
-    return rows[np.lexsort((rows, -scores_N[rows]))][:k]
+    best: npt.NDArray[np.int64] = rows[np.lexsort((rows, -scores_N[rows]))][:k]
+    return best
 
 
 def _stemmer(language: str) -> Stemmer.Stemmer | None:

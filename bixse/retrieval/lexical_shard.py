@@ -100,11 +100,12 @@ def build_lexical(
 ) -> None:
     """Write the lexical part of a shard, whose rows are the texts in order, into a directory.
 
-    `corpus` must count these texts too. Memory is some 30 bytes a posting: bounded by the shard.
+    `corpus` must count these texts too. Memory is some 60 bytes a posting of
+    this shard.
     """
     tokenize = Words(settings.language)
     columns: dict[str, int] = {}
-    columns_P, counts_P, held_N, lengths_N = (array("q") for _ in range(4))
+    columns_P, counts_P, held_N, lengths_N = (array("i") for _ in range(4))
     for texts in batches:
         for tokens in tokenize(texts):
             counted = Counter(tokens)
@@ -112,7 +113,7 @@ def build_lexical(
             counts_P.extend(counted.values())
             held_N.append(len(counted))
             lengths_N.append(len(tokens))
-    cols, held, lengths = (np.array(part, np.int64) for part in (columns_P, held_N, lengths_N))
+    cols, held, lengths = (np.array(part, np.int32) for part in (columns_P, held_N, lengths_N))
     idf_V = np.array([corpus.idf(word) for word in columns], np.float32)
     tf_P = np.array(counts_P, np.float32)
     rows_P = np.repeat(np.arange(len(lengths), dtype=np.int32), held)

@@ -78,7 +78,7 @@ class Retrieval(Settings):
 
 
 class Lexical(Settings):
-    """BM25, for candidates, for the features judge and as a baseline."""
+    """BM25, for candidates, for the features judge, as a baseline and for search by words."""
 
     k1: float = Field(default=1.2, gt=0)
     """Term saturation (Anserini's default is 0.9, Lucene's 1.2)."""
