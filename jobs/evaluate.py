@@ -15,13 +15,14 @@ from bixse.artifacts import Artifact, Draft, begin, library_versions, parquet_by
 from bixse.evaluation.leakage import find_leaks
 from bixse.evaluation.metrics import Qrels, Rankings, measure, unjudged, without_relevant
 from bixse.evaluation.page import page
-from bixse.evaluation.report import MAIN, RERANKED, Measured, summarise
+from bixse.evaluation.report import HYBRID, MAIN, RERANKED, Measured, summarise
 from bixse.evaluation.settings import Evaluation
 from bixse.evaluation.trec import gains_on_scale, write_qrels, write_run
 from bixse.models.encoder import Encoder, encoder_fingerprint, resolve
 from bixse.models.reranker import Reranker, reranked
 from bixse.records import document_text
 from bixse.retrieval.exact import search_exact
+from bixse.retrieval.fusion import fuse_ranks
 from bixse.retrieval.lexical import LexicalIndex
 from bixse.retrieval.settings import Lexical
 from jobs.parts import progress
@@ -95,6 +96,8 @@ def evaluate(
             advance(len(texts))
         if reranker is not None:
             rankings |= _reranked(*reranker, rankings, texts, corpus, advance)
+        if settings.hybrid:
+            rankings |= _hybrid(rankings, encoders, settings.depth)
     values = {
         name: measure(ranking, judged, settings.relevant_from, settings.depth)
         for name, ranking in rankings.items()
@@ -247,6 +250,20 @@ def _bm25(corpus: Artifact, texts: Mapping[str, str], lexical: Lexical, depth: i
 def _dense(path: str, embeddings: Artifact, texts: Mapping[str, str], depth: int) -> Rankings:
     vectors_QD = Encoder.load(path).encode(list(texts.values()), "query")
     return dict(zip(texts, search_exact(embeddings, vectors_QD, depth), strict=True))
+
+
+def _hybrid(
+    rankings: Mapping[str, Rankings], encoders: Encoders, depth: int
+) -> dict[str, Rankings]:
+    """Each encoder's ranking fused with that of BM25."""
+    words = rankings["bm25"]
+    return {
+        f"{name}{HYBRID}": {
+            query_id: fuse_ranks([hits, words[query_id]], depth)
+            for query_id, hits in rankings[name].items()
+        }
+        for name in encoders
+    }
 
 
 def _reranked(

@@ -4,6 +4,7 @@
     trained/   centroids and codes, trained once on a sample and shared by all shards
     shard-*/   gathered in the order of `doc_id` and built, each by a task of its own
     search     the cheapest search that finds enough, tuned over all shards against exact search
+    lexical/   of each shard, where asked for: BM25 by the statistics of the whole corpus
 
 A new generation of an index (`base`) holds the base's documents, less what is deleted, with the
 documents of the corpus added or put in place of those of the same `doc_id`. It is a whole index
@@ -25,11 +26,12 @@ from bixse.artifacts import Artifact, Draft, begin
 from bixse.models.encoder import Encoder, encoder_fingerprint, resolve
 from bixse.records import Hit, document_text
 from bixse.retrieval.merge import merge
-from bixse.retrieval.settings import Retrieval, Search
+from bixse.retrieval.settings import Lexical, Retrieval, Search
 from bixse.retrieval.sources import Source, shard_name
 from bixse.retrieval.structures import TRAINED, resident_bytes
 from bixse.retrieval.structures import resolve as resolve_structure
 from bixse.retrieval.tuning import Point, Requirements, Tuning, grid, relevant, table, tune
+from jobs.lexical import LEXICAL_MARK, build_words, count_words
 from jobs.parts import progress, start_ray
 from jobs.recipe import Placement
 
@@ -54,11 +56,13 @@ def index(
     out: str,
     base: Artifact | None = None,
     deleted: frozenset[str] = frozenset(),
+    lexical: Lexical | None = None,
 ) -> Artifact:
     """Shards under `out`, with recall@10 against exact search and latency in the manifest.
 
     Recall is measured on up to `truth_queries` of `queries`, else on those of the base, else on
-    titles of the corpus; the manifest says which.
+    titles of the corpus; the manifest says which. With `lexical` words are indexed too; of a base
+    that has them they are, as its own settings say.
     Raises ValueError when the embeddings are of another encoder or lack a document, when there are
     too few vectors to train on, or when what is asked for cannot be reached.
     """
@@ -73,7 +77,12 @@ def index(
     inputs |= {f"queries-{n}": artifact.fingerprint for n, artifact in enumerate(queries)}
     if deleted:
         inputs["deleted"] = hashlib.sha256(json.dumps(sorted(deleted)).encode()).hexdigest()[:32]
-    draft = begin(out, "index", config=settings.model_dump(mode="json"), inputs=inputs)
+    if base and base.manifest.extra.get("lexical"):
+        lexical = Lexical.model_validate(base.manifest.extra["lexical"])
+    config = settings.model_dump(mode="json")
+    if lexical is not None:
+        config["lexical"] = lexical.model_dump(mode="json")
+    draft = begin(out, "index", config=config, inputs=inputs)
     if isinstance(draft, Artifact):
         return draft
     asked = _once(draft, QUERIES, lambda: _truth_queries(queries, corpus, base, settings))
@@ -89,6 +98,8 @@ def index(
         raise ValueError("no document is left: an index holds at least one")
     tuning, best = run.tune(chosen, built, rows)
     _check_memory(draft, chosen)
+    if lexical is not None:
+        run.words(lexical, built)
     if chosen.structure != "exact":
         for shard in built:
             name = f"{shard['name']}/search.json"
@@ -108,6 +119,7 @@ def index(
         "tuning": table(tuning.points),
         "structures": plan["structures"],
         "settings": plan["settings"],
+        "lexical": config.get("lexical"),
         "changes": {name: sum(shard[name] for shard in built) for name in changes},
         "canary": {"query": asked["texts"][0], "doc_id": best.doc_id, "score": best.score},
     }
@@ -284,6 +296,25 @@ class _Run:
             raise ValueError("the first measured query finds nothing: raise --retrieval.nprobe")
         return tuning, found[0]
 
+    def words(self, settings: Lexical, built: Sequence[dict[str, Any]]) -> None:
+        """The lexical part of every shard, each weighted by the words of all.
+
+        Raises ValueError when no document holds a word.
+        """
+        import ray
+
+        from bixse.retrieval.lexical_shard import Statistics
+
+        names = [shard["name"] for shard in built]
+        todo = [n for n in names if not self.draft.place.exists(f"{n}/{LEXICAL_MARK}")]
+        if not todo:
+            return
+        counted = self._each(
+            count_words, "count words", [(self.draft, name, settings) for name in names]
+        )
+        whole = ray.put(Statistics.total(counted))
+        self._each(build_words, "bm25", [(self.draft, name, whole, settings) for name in todo])
+
     def _each(
         self, work: Callable[..., Any], label: str, arguments: Sequence[tuple[Any, ...]]
     ) -> list[Any]:
@@ -392,7 +423,7 @@ def _measure(
         if not draft.place.is_local:
             directory = Path(folder)
             for file in draft.place.names():
-                if file.startswith(f"{name}/"):
+                if file.startswith(f"{name}/") and file.count("/") == 1:
                     (directory / file.split("/", 1)[1]).write_bytes(draft.place.read(file))
         shard = Shard.load(directory)
         return watch(shard, settings, searches, vectors_QD, true, RECALL_AT)

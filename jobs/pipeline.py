@@ -346,6 +346,7 @@ class Pipeline:
                 recipe.retrieval,
                 recipe.placement,
                 self.path("index"),
+                lexical=recipe.lexical if recipe.retrieval.bm25 else None,
             ),
         )
 
@@ -373,6 +374,7 @@ class Pipeline:
                 self.path("index"),
                 before,
                 _doc_ids(self.run.delete),
+                self.recipe.lexical if self.recipe.retrieval.bm25 else None,
             ),
         )
 

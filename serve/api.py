@@ -20,11 +20,12 @@ from starlette.middleware import Middleware
 from bixse.models.encoder import Role
 from serve.access import Door, Keys, Places, Rate, draining
 from serve.errors import FAILURES, HANDLERS, ApiError
-from serve.fanout import Answer, Verdict, verdict
+from serve.fanout import Answer, Verdict, Way, verdict
 from serve.generation import Generation
 from serve.ledger import Outcome
-from serve.messages import Encoded, Found, RefusedText
+from serve.messages import Encoded, RefusedText
 from serve.metrics import Metered, Metrics
+from serve.ranking import hits_of, way_of
 from serve.request_log import RequestLog, line_of, request_id_of
 from serve.schema import (
     ChangeRequest,
@@ -35,7 +36,6 @@ from serve.schema import (
     ErrorReply,
     GenerationReply,
     GenerationsReply,
-    HitReply,
     IndexReply,
     RetrieveRequest,
     SearchReply,
@@ -50,7 +50,7 @@ PAGE = Path(__file__).with_name("page.html")
 class Session(Protocol):
     """One generation, for one request. Deadlines are times of the running loop.
 
-    Both methods raise TimeoutError, RefusedText for a text that cannot be encoded, and Unavailable.
+    All methods raise TimeoutError, RefusedText for a text that cannot be encoded, and Unavailable.
     """
 
     generation: Generation
@@ -59,6 +59,11 @@ class Session(Protocol):
         self, queries: Sequence[str], k: int, with_fields: bool, deadline: float
     ) -> Answer:
         """Rankings of all queries, over the shards that answered."""
+
+    async def search_words(
+        self, queries: Sequence[str], k: int, with_fields: bool, way: Way, deadline: float
+    ) -> Answer:
+        """As `search`, by words or by words and vectors; the index must have `lexical`."""
 
     async def embed(self, texts: Sequence[str], role: Role, deadline: float) -> list[Encoded]:
         """Vectors of all texts."""
@@ -109,13 +114,17 @@ class Handlers:
             self._request_log.put(
                 line_of(request_id, texts, request.k, answer, served, self._args.policy)
             )
-        rankings = [_hits(found) for found in answer.results]
+        rankings = [hits_of(found) for found in answer.results]
         total_ms = round((time.perf_counter() - start) * 1e3, 3)
         return SearchReply(
             hits=None if many else rankings[0],
             results=rankings if many else None,
             coverage=CoverageReply.model_validate(answer.coverage, from_attributes=True),
-            index=IndexReply(generation=served.number, fingerprint=served.index.fingerprint),
+            index=IndexReply(
+                generation=served.number,
+                fingerprint=served.index.fingerprint,
+                modes=served.index.modes,
+            ),
             encoder=served.index.encoder,
             timing_ms={**answer.timing_ms, "total": total_ms},
             request_id=request_id,
@@ -192,8 +201,13 @@ class Handlers:
         self, session: Session, texts: Sequence[str], request: SearchRequest
     ) -> Answer:
         deadline = self._deadline(request.timeout_ms)
+        asked = (texts, request.k, request.include_text)
+        way = way_of(request, session.generation.index)
         try:
-            answer = await session.search(texts, request.k, request.include_text, deadline)
+            if way is None:
+                answer = await session.search(*asked, deadline)
+            else:
+                answer = await session.search_words(*asked, way, deadline)
         except RefusedText as error:
             field = "query" if request.queries is None else "queries"
             raise _refused(error, field, request.queries is not None) from None
@@ -303,16 +317,6 @@ def application(
         return HTMLResponse(page, headers={"Content-Security-Policy": policy})
 
     return app
-
-
-def _hits(found: Found) -> list[HitReply]:
-    if found.documents is None:
-        return [HitReply(doc_id=h.doc_id, score=h.score, rank=h.rank) for h in found.hits]
-    fields = zip(found.hits, found.documents, strict=True)
-    return [
-        HitReply(doc_id=h.doc_id, score=h.score, rank=h.rank, title=d.title, text=d.text)
-        for h, d in fields
-    ]
 
 
 def _generations(outcome: Outcome) -> GenerationsReply:

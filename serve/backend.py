@@ -58,12 +58,35 @@ class Handles:
         with_fields: list[bool],
         deadline: float,
     ) -> list[FoundInShard]:
+        return await self._ask_slot(
+            "search", generation, shard, (vectors_QD, ks, with_fields), deadline
+        )
+
+    async def search_words(
+        self,
+        generation: Generation,
+        shard: str,
+        queries: list[str],
+        ks: list[int],
+        with_fields: list[bool],
+        deadline: float,
+    ) -> list[FoundInShard]:
+        ask = (queries, ks, with_fields)
+        return await self._ask_slot("search_words", generation, shard, ask, deadline)
+
+    async def _ask_slot(
+        self,
+        method: str,
+        generation: Generation,
+        shard: str,
+        ask: tuple[Any, ...],
+        deadline: float,
+    ) -> list[FoundInShard]:
         names = list(generation.index.shard_rows)
         slot = self._slots[slot_of(names, shard, len(self._slots))]
 
         def call(budget_s: float) -> Any:
-            ask = (generation.number, shard, vectors_QD, ks, with_fields, budget_s)
-            return slot.search.remote(*ask)
+            return getattr(slot, method).remote(generation.number, shard, *ask, budget_s)
 
         found: list[FoundInShard] = await _within(call, deadline, self._tries)
         return found
@@ -109,6 +132,19 @@ class Local:
     ) -> list[FoundInShard]:
         left = deadline - asyncio.get_running_loop().time()
         return await self.shards.search(generation.number, shard, vectors_QD, ks, with_fields, left)
+
+    async def search_words(
+        self,
+        generation: Generation,
+        shard: str,
+        queries: list[str],
+        ks: list[int],
+        with_fields: list[bool],
+        deadline: float,
+    ) -> list[FoundInShard]:
+        left = deadline - asyncio.get_running_loop().time()
+        ask = (generation.number, shard, queries, ks, with_fields, left)
+        return await self.shards.search_words(*ask)
 
     async def check_health(self) -> None:
         await self.encoder.check_health()

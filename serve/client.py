@@ -4,6 +4,8 @@
         for hit in client.search("merge two sorted iterables", k=5).hits:
             print(hit.rank, hit.doc_id, hit.score)
 
+    client.search("E1234", mode="hybrid")  # or lexical, of an index that was built with BM25
+
     async with AsyncClient("https://search.example", key="…") as client:
         results = await client.search_many(["a", "b"])
 
@@ -41,14 +43,26 @@ class ServerError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Side:
+    """Where a hit of mode hybrid stands by vectors (`score` is cosine) or by words (BM25)."""
+
+    score: float
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
 class SearchHit:
-    """One document found; `score` is cosine, `rank` counts from 1."""
+    """One document found; `rank` counts from 1, `score` is cosine unless another `mode` was asked
+    for (BM25, or what the fusion gives).
+    """
 
     doc_id: str
     score: float
     rank: int
     title: str | None = None
     text: str | None = None
+    dense: Side | None = None
+    lexical: Side | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,13 +235,20 @@ def _read(reply: httpx.Response) -> Any:
 def _results(body: dict[str, Any]) -> Results:
     rankings = body["results"] if "results" in body else [body["hits"]]
     return Results(
-        rankings=[[SearchHit(**hit) for hit in ranking] for ranking in rankings],
+        rankings=[[_hit(hit) for hit in ranking] for ranking in rankings],
         coverage=body["coverage"]["fraction"],
         generation=body["index"]["generation"],
         index=body["index"]["fingerprint"],
         encoder=body["encoder"],
         request_id=body.get("request_id"),
     )
+
+
+def _hit(hit: dict[str, Any]) -> SearchHit:
+    sides: dict[str, Any] = {
+        name: Side(**hit[name]) for name in ("dense", "lexical") if name in hit
+    }
+    return SearchHit(**(hit | sides))
 
 
 def _embed(texts: Sequence[str], input_type: str, model: str) -> dict[str, Any]:

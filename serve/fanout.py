@@ -9,9 +9,10 @@ from enum import Enum, auto
 from itertools import chain
 from typing import Literal
 
+from bixse.retrieval.fusion import FUSION_DEPTH, fuse_ranks, fuse_scores
 from bixse.retrieval.merge import ranked
 from serve.messages import Found, FoundInShard
-from serve.settings import Canary
+from serve.settings import Canary, Mode
 
 CANARY_TOLERANCE = 0.02
 """Scores of one text differ by less between bfloat16 on a GPU and float32 on a CPU."""
@@ -45,6 +46,20 @@ class Answer:
     results: list[Found]
     coverage: Coverage
     timing_ms: dict[str, float]
+    mode: Mode = "dense"
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How words take part in a search; a search by vectors alone has none."""
+
+    mode: Literal["lexical", "hybrid"]
+    fusion: Literal["rrf", "weighted"] = "rrf"
+    dense_weight: float = 0.5
+
+    def depth(self, k: int) -> int:
+        """Hits that each ranking is asked for."""
+        return k if self.mode == "lexical" else max(k, FUSION_DEPTH)
 
 
 class Verdict(Enum):
@@ -110,3 +125,16 @@ def one_ranking(found: Sequence[FoundInShard], k: int) -> Found:
         return Found(hits)
     fields = {doc.doc_id: doc for shard in found for doc in shard.documents or ()}
     return Found(hits, [fields[hit.doc_id] for hit in hits])
+
+
+def fused(dense: Found, lexical: Found, way: Way, k: int) -> Found:
+    """One ranking by vectors and by words, each already that of all shards that answered."""
+    if way.fusion == "rrf":
+        hits = fuse_ranks([dense.hits, lexical.hits], k)
+    else:
+        hits = fuse_scores(dense.hits, lexical.hits, way.dense_weight, k)
+    sides = (dense.hits, lexical.hits)
+    if dense.documents is None or lexical.documents is None:
+        return Found(hits, fused=sides)
+    fields = {doc.doc_id: doc for doc in (*dense.documents, *lexical.documents)}
+    return Found(hits, [fields[hit.doc_id] for hit in hits], sides)

@@ -16,7 +16,16 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 
 from bixse.models.encoder import Role
 from serve.batcher import Batcher
-from serve.fanout import Answer, Coverage, Missing, canary_problem, coverage, one_ranking
+from serve.fanout import (
+    Answer,
+    Coverage,
+    Missing,
+    Way,
+    canary_problem,
+    coverage,
+    fused,
+    one_ranking,
+)
 from serve.generation import Generation
 from serve.messages import (
     Encoded,
@@ -63,6 +72,23 @@ class Backend(Protocol):
     ) -> list[FoundInShard]:
         """Raises TimeoutError, NotHeld, Failed, or what Ray raises for a call that failed."""
 
+    async def search_words(
+        self,
+        generation: Generation,
+        shard: str,
+        queries: list[str],
+        ks: list[int],
+        with_fields: list[bool],
+        deadline: float,
+    ) -> list[FoundInShard]:
+        """Raises as `search`."""
+
+
+class _AskWords(NamedTuple):
+    query: str
+    k: int
+    with_fields: bool
+
 
 class _Ask(NamedTuple):
     vector: Vectors
@@ -93,6 +119,12 @@ class Lane:
             name: self._batcher(name, partial(self._call_shard, name), backend.shard_calls)
             for name in self.index.shard_rows
         }
+        self._words: dict[str, Batcher[_AskWords, FoundInShard]] = {
+            name: self._batcher(
+                f"{name}_words", partial(self._call_words, name), backend.shard_calls
+            )
+            for name in (self.index.shard_rows if self.index.lexical else ())
+        }
 
     async def search(
         self, queries: Sequence[str], k: int, with_fields: bool, deadline: float
@@ -107,7 +139,10 @@ class Lane:
         asks = [_Ask(one.vector, k, with_fields) for one in encoded]
         encoded_at = time.perf_counter()
         replies = await asyncio.gather(
-            *(self._ask(name, asks, deadline - _MERGE_RESERVE_S) for name in self._search)
+            *(
+                self._ask(name, batcher, asks, deadline - _MERGE_RESERVE_S)
+                for name, batcher in self._search.items()
+            )
         )
         searched_at = time.perf_counter()
         missing = [reply for reply in replies if isinstance(reply, Missing)]
@@ -121,6 +156,49 @@ class Lane:
             "merge": (time.perf_counter() - searched_at) * 1e3,
         }
         return Answer(results, seen, {name: round(ms, 3) for name, ms in timing_ms.items()})
+
+    async def search_words(
+        self, queries: Sequence[str], k: int, with_fields: bool, way: Way, deadline: float
+    ) -> Answer:
+        """As `search`, by words or by words and vectors; a shard counts when it gave all asked."""
+        start = time.perf_counter()
+        depth, until = way.depth(k), deadline - _MERGE_RESERVE_S
+        by_words = [_AskWords(query, depth, with_fields) for query in queries]
+        asked: list[tuple[dict[str, Batcher[Any, FoundInShard]], list[Any]]]
+        asked = [(self._words, by_words)]
+        if way.mode == "hybrid":
+            encoded = await self.embed(queries, "query", deadline)
+            by_vectors = [_Ask(one.vector, depth, with_fields) for one in encoded]
+            asked.insert(0, (self._search, by_vectors))
+        encoded_at = time.perf_counter()
+        names = list(self.index.shard_rows)
+        replies = await asyncio.gather(
+            *(self._ask(n, batchers[n], asks, until) for batchers, asks in asked for n in names)
+        )
+        searched_at = time.perf_counter()
+        missing = {reply.shard: reply for reply in replies if isinstance(reply, Missing)}
+        sides = []
+        for first in range(0, len(replies), len(names)):
+            of_side = zip(names, replies[first : first + len(names)], strict=True)
+            kept = [
+                reply
+                for name, reply in of_side
+                if name not in missing and not isinstance(reply, Missing)
+            ]
+            sides.append([one_ranking(each, depth) for each in zip(*kept, strict=True)])
+        results = sides[0]
+        if way.mode == "hybrid":
+            pairs = zip(sides[0], sides[1], strict=True)
+            results = [fused(dense, lexical, way, k) for dense, lexical in pairs]
+        seen = coverage(self.index.shard_rows, list(missing.values()))
+        self._observe(seen)
+        timing_ms = {
+            "encode": (encoded_at - start) * 1e3,
+            "search": (searched_at - encoded_at) * 1e3,
+            "merge": (time.perf_counter() - searched_at) * 1e3,
+        }
+        timing_ms = {name: round(ms, 3) for name, ms in timing_ms.items()}
+        return Answer(results, seen, timing_ms, way.mode)
 
     async def embed(self, texts: Sequence[str], role: Role, deadline: float) -> list[Encoded]:
         """Vectors of all texts. Raises TimeoutError, RefusedText, Unavailable."""
@@ -145,11 +223,11 @@ class Lane:
         return canary_problem(known, answer)
 
     async def _ask(
-        self, name: str, asks: list[_Ask], deadline: float
+        self, name: str, batcher: Batcher[Any, FoundInShard], asks: list[Any], deadline: float
     ) -> list[FoundInShard] | Missing:
         """What one shard found for each query, or why it is missing."""
         try:
-            return await self._search[name].submit(asks, deadline)
+            return await batcher.submit(asks, deadline)
         except TimeoutError:
             return Missing(name, "late")
         except BackPressureError:
@@ -165,6 +243,15 @@ class Lane:
         with self._metrics.shard_seconds.labels(name).time():
             return await self._backend.search(
                 self.generation, name, vectors_QD, ks, with_fields, deadline
+            )
+
+    async def _call_words(
+        self, name: str, asks: list[_AskWords], deadline: float
+    ) -> list[FoundInShard]:
+        queries, ks, with_fields = (list(column) for column in zip(*asks, strict=True))
+        with self._metrics.shard_seconds.labels(name).time():
+            return await self._backend.search_words(
+                self.generation, name, queries, ks, with_fields, deadline
             )
 
     async def _call_encoder(

@@ -29,6 +29,8 @@ class Found:
 
     hits: list[Hit]
     documents: list[Document] | None = None
+    fused: tuple[list[Hit], list[Hit]] | None = None
+    """By vectors and by words, where `hits` are made of both."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """What was shown to those who searched: a JSON line a request, for click models.
 
-    {"request_id", "time", "policy", "k", "generation", "index", "encoder", "coverage",
+    {"request_id", "time", "policy", "k", "mode", "generation", "index", "encoder", "coverage",
      "results": [{"query", "shown": [{"doc_id", "rank", "score"}]}]}
 
 Off unless `--request-log` names a directory, since queries are personal data: they are what people
@@ -126,6 +126,7 @@ def line_of(
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "policy": policy,
         "k": k,
+        "mode": answer.mode,
         "generation": served.number,
         "index": served.index.fingerprint,
         "encoder": served.index.encoder,

@@ -12,6 +12,7 @@ from pydantic import (
 )
 
 from bixse.models.encoder import Role
+from serve.settings import Mode
 
 
 def readable(text: str) -> str:
@@ -46,18 +47,53 @@ class SearchRequest(Strict):
     allow_partial: bool = True
     min_coverage: float = Field(default=0.0, ge=0, le=1)
     include_text: bool = True
+    mode: Mode = Field(
+        default="dense",
+        description="dense: by vectors. lexical: by words (BM25). hybrid: both, fused. An index "
+        "built without BM25 answers dense only; `index.modes` of a reply says which it has",
+    )
+    fusion: Literal["rrf", "weighted"] = Field(
+        default="rrf",
+        description="Of hybrid. rrf: by reciprocal ranks, k = 60 (Cormack et al. 2009). weighted: "
+        "by scores, each between its least possible and the best of its ranking (Bruch et al. "
+        "2023). Of both rankings the first max(k, 100) take part",
+    )
+    dense_weight: float = Field(
+        default=0.5, ge=0, le=1, description="Of weighted; words have the rest"
+    )
 
     @model_validator(mode="after")
     def _one_of_two(self) -> "SearchRequest":
         if (self.query is None) == (self.queries is None):
             raise ValueError("give either query or queries")
+        if self.mode != "hybrid" and self.model_fields_set & {"fusion", "dense_weight"}:
+            raise ValueError("fusion and dense_weight are for mode hybrid")
+        if self.fusion != "weighted" and "dense_weight" in self.model_fields_set:
+            raise ValueError("dense_weight is for fusion weighted")
         return self
+
+
+class SideReply(BaseModel):
+    """Where a hit of hybrid stands in one of the two rankings."""
+
+    score: float
+    rank: int
 
 
 class HitReply(BaseModel):
     doc_id: str
-    score: float
+    score: float = Field(
+        description="Higher is better. dense: cosine, -1 to 1. lexical: BM25, above 0, comparable "
+        "within one query only. hybrid, rrf: sum of 1 / (60 + rank), at most 2 / 61. hybrid, "
+        "weighted: 0 to 1, comparable within one query only"
+    )
     rank: int
+    dense: SideReply | None = Field(
+        default=None, description="Of hybrid: its cosine and rank by vectors, if among those fused"
+    )
+    lexical: SideReply | None = Field(
+        default=None, description="Of hybrid: its BM25 score and rank, if among those fused"
+    )
     title: str | None = None
     text: str | None = None
 
@@ -77,6 +113,7 @@ class CoverageReply(BaseModel):
 class IndexReply(BaseModel):
     generation: int
     fingerprint: str
+    modes: list[Mode] = Field(description="How this index can be searched")
 
 
 class SearchReply(BaseModel):

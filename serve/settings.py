@@ -10,6 +10,9 @@ from bixse.settings import Precision, Settings
 
 ROUTER_LOOP = "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP"
 
+Mode = Literal["dense", "lexical", "hybrid"]
+"""By vectors, by words, or by both."""
+
 
 class ServeArgs(Settings):
     """Arguments of `python -m serve.app --name value` and `serve run serve.app:build name=value`.
@@ -153,6 +156,13 @@ class ServedIndex:
     canary: Canary
     recall: float | None = None
     """recall@10 against exact search, as measured when the index was built."""
+    lexical: bool = False
+    """Whether its shards hold BM25 too: other modes than `dense` need it."""
+
+    @property
+    def modes(self) -> list[Mode]:
+        """How it can be searched."""
+        return ["dense", "lexical", "hybrid"] if self.lexical else ["dense"]
 
     @classmethod
     def read(cls, url: str) -> "ServedIndex":
@@ -178,7 +188,8 @@ class ServedIndex:
         rows = {name: count for name, count in rows.items() if count}
         if not rows:
             raise ArtifactError(f"the index {url} holds no document")
-        return cls(url, artifact.fingerprint, encoder, dim, rows, canary, recall)
+        lexical = bool(extra.get("lexical"))
+        return cls(url, artifact.fingerprint, encoder, dim, rows, canary, recall, lexical)
 
     def check_encoder(self, start: str, fingerprint: str) -> None:
         """Raises ValueError, naming both fingerprints, when another encoder made this index."""

@@ -15,7 +15,8 @@ import numpy as np
 from bixse.artifacts import Artifact, ArtifactError
 from bixse.place import Place
 from bixse.records import Hit
-from bixse.retrieval.shard import Shard
+from bixse.retrieval.lexical_shard import LEXICAL_DIR, LEXICAL_FILE, LexicalShard
+from bixse.retrieval.shard import Ranking, Shard
 from serve.generation import Generation
 from serve.ledger import Follower
 from serve.messages import FoundInShard, NotHeld, Vectors
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
 
-def load_shard(url: str, fingerprint: str, name: str) -> Shard:
-    """Read the shard `name` of an index, its files checked against the manifest first.
+def load_shard(url: str, fingerprint: str, name: str) -> tuple[Shard, LexicalShard | None]:
+    """Read the shard `name` of an index, its files checked against the manifest first; and its
+    lexical part, if it has one.
 
     Raises ArtifactError naming the file that is missing or damaged, or when the index at `url` is
     not the one with `fingerprint`.
@@ -38,7 +40,10 @@ def load_shard(url: str, fingerprint: str, name: str) -> Shard:
     # Of a remote index this shard is copied; what is read is what must be right.
     directory = index.local_directory(under=f"{name}/")
     Artifact(Place(str(directory)), index.manifest).verify(under=f"{name}/")
-    return Shard.load(directory / name)
+    shard, lexical = Shard.load(directory / name), None
+    if f"{name}/{LEXICAL_DIR}/{LEXICAL_FILE}" in index.manifest.files:
+        lexical = LexicalShard.load(directory / name / LEXICAL_DIR, shard)
+    return shard, lexical
 
 
 def slot_name(slot: int) -> str:
@@ -54,6 +59,7 @@ def slot_of(shards: Sequence[str], name: str, slots: int) -> int:
 @dataclass(frozen=True, slots=True)
 class _Loaded:
     shard: Shard
+    lexical: LexicalShard | None
     probe_1D: Vectors
     probe_hits: list[list[Hit]]
 
@@ -79,10 +85,10 @@ class ShardStore:
         ]
         loaded = {}
         for name in names:
-            shard = load_shard(index.url, index.fingerprint, name)
+            shard, lexical = load_shard(index.url, index.fingerprint, name)
             probe_1D = shard.vectors(np.zeros(1, np.int64))
             hits = self._thread.submit(shard.search, probe_1D, 1).result()
-            loaded[name] = _Loaded(shard, probe_1D, hits)
+            loaded[name] = _Loaded(shard, lexical, probe_1D, hits)
         self._shards[generation.number] = loaded
 
     def drop(self, number: int) -> None:
@@ -103,14 +109,37 @@ class ShardStore:
         Raises TimeoutError when `budget_s` is over; a search not begun by then never begins. Raises
         NotHeld for a generation that is not loaded here.
         """
-        held = self._shards.get(number, {}).get(name)
-        if held is None:
-            raise NotHeld(f"{name} of generation {number} is not loaded here")
+        held = self._held(number, name)
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(budget_s):
             return await loop.run_in_executor(
                 self._thread, _search, held.shard, vectors_QD, ks, with_fields
             )
+
+    async def search_words(
+        self,
+        number: int,
+        name: str,
+        queries: Sequence[str],
+        ks: Sequence[int],
+        with_fields: Sequence[bool],
+        budget_s: float,
+    ) -> list[FoundInShard]:
+        """As `search`, by the words of the queries."""
+        held = self._held(number, name)
+        if held.lexical is None:
+            raise NotHeld(f"{name} of generation {number} holds no words")
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(budget_s):
+            return await loop.run_in_executor(
+                self._thread, _search_words, held.shard, held.lexical, queries, ks, with_fields
+            )
+
+    def _held(self, number: int, name: str) -> _Loaded:
+        held = self._shards.get(number, {}).get(name)
+        if held is None:
+            raise NotHeld(f"{name} of generation {number} is not loaded here")
+        return held
 
     async def check_health(self) -> None:
         """Raises RuntimeError when a stored vector no longer finds what it found when loaded."""
@@ -140,6 +169,10 @@ class ShardServer:
         """As `ShardStore.search`."""
         return await self._store.search(*ask)
 
+    async def search_words(self, *ask: Any) -> list[FoundInShard]:
+        """As `ShardStore.search_words`."""
+        return await self._store.search_words(*ask)
+
     async def check_health(self) -> None:
         await self._store.check_health()
 
@@ -147,7 +180,22 @@ class ShardServer:
 def _search(
     shard: Shard, vectors_QD: Vectors, ks: Sequence[int], with_fields: Sequence[bool]
 ) -> list[FoundInShard]:
-    found = shard.rankings(vectors_QD, ks)
+    return _with_fields(shard, shard.rankings(vectors_QD, ks), with_fields)
+
+
+def _search_words(
+    shard: Shard,
+    lexical: LexicalShard,
+    queries: Sequence[str],
+    ks: Sequence[int],
+    with_fields: Sequence[bool],
+) -> list[FoundInShard]:
+    return _with_fields(shard, lexical.rankings(queries, ks, shard), with_fields)
+
+
+def _with_fields(
+    shard: Shard, found: Sequence[Ranking], with_fields: Sequence[bool]
+) -> list[FoundInShard]:
     return [
         FoundInShard(one.doc_ids, one.scores, shard.documents(one.rows) if fields else None)
         for one, fields in zip(found, with_fields, strict=True)

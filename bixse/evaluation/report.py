@@ -22,9 +22,12 @@ from bixse.evaluation.significance import interval, randomisation_p, resampled_m
 
 MAIN = "ndcg@10"
 RERANKED = "+reranker"
+HYBRID = "+bm25"
 COMPARED = (
     ("trained", "base"),
     ("trained", "bm25"),
+    (f"trained{HYBRID}", "trained"),
+    (f"base{HYBRID}", "base"),
     (f"base{RERANKED}", "base"),
     (f"bm25{RERANKED}", "bm25"),
     ("base", "bm25"),

@@ -13,6 +13,8 @@ class Evaluation(Settings):
     relevant_from: float = Field(default=0.5, gt=0, le=1)
     """Relevance from which a document counts as relevant for Recall and MRR. 0.5 is NIST's cut of
     the 0-3 scale (grade 2 and above) and takes every binary positive."""
+    hybrid: bool = False
+    """Measure each encoder fused with BM25 too, by the ranks of both, as `/search` fuses them."""
     bootstrap: int = Field(default=10_000, ge=100)
     """Resamples of the queries for each interval."""
     seed: int = 0

@@ -11,6 +11,27 @@ from bixse.records import Hit
 from bixse.retrieval.settings import Lexical
 
 
+class Words:
+    """Texts -> stemmed words, or character bigrams; the same for documents and queries."""
+
+    def __init__(self, language: str) -> None:
+        self._language = language
+        self._stemmer = _stemmer(language)
+
+    def __call__(self, texts: Sequence[str]) -> list[list[str]]:
+        if self._language == "bigrams":
+            return [_bigrams(text) for text in texts]
+        stopwords = "en" if self._language == "english" else []
+        tokens = bm25s.tokenize(
+            list(texts),
+            stopwords=stopwords,
+            stemmer=self._stemmer,
+            return_ids=False,
+            show_progress=False,
+        )
+        return [list(words) for words in tokens]
+
+
 class LexicalIndex:
     """BM25 over texts, in memory. Not Anserini's BM25: bm25s tokenises unlike Lucene."""
 
@@ -22,27 +43,12 @@ class LexicalIndex:
         order = sorted(range(len(doc_ids)), key=doc_ids.__getitem__)
         self.doc_ids = [doc_ids[i] for i in order]
         self._rows = {doc_id: row for row, doc_id in enumerate(self.doc_ids)}
-        self._settings = settings
-        self._stemmer = _stemmer(settings.language)
+        self.tokenize = Words(settings.language)
         tokens = self.tokenize([texts[i] for i in order])
         if not any(tokens):
             raise ValueError("no document of the corpus holds a word that BM25 can use")
         self._bm25 = bm25s.BM25(k1=settings.k1, b=settings.b)
         self._bm25.index(tokens, show_progress=False)
-
-    def tokenize(self, texts: Sequence[str]) -> list[list[str]]:
-        """Stemmed words, or character bigrams."""
-        if self._settings.language == "bigrams":
-            return [_bigrams(text) for text in texts]
-        stopwords = "en" if self._settings.language == "english" else []
-        tokens = bm25s.tokenize(
-            list(texts),
-            stopwords=stopwords,
-            stemmer=self._stemmer,
-            return_ids=False,
-            show_progress=False,
-        )
-        return [list(words) for words in tokens]
 
     def scores(self, query: str) -> npt.NDArray[np.float32]:
         """The BM25 score of every document, in the order of `self.doc_ids`."""
@@ -58,15 +64,20 @@ class LexicalIndex:
     def search(self, query: str, k: int) -> list[Hit]:
         """The best `k` documents that share a word with the query, ties by `doc_id`."""
         scores = self.scores(query)
-        rows = np.flatnonzero(scores > 0)
-        if len(rows) > k:
-            worst = np.partition(scores[rows], len(rows) - k)[len(rows) - k]
-            rows = rows[scores[rows] >= worst]
-        order = rows[np.lexsort((rows, -scores[rows]))][:k]
         return [
             Hit(self.doc_ids[row], float(scores[row]), rank)
-            for rank, row in enumerate(order.tolist(), start=1)
+            for rank, row in enumerate(best_rows(scores, k).tolist(), start=1)
         ]
+
+
+def best_rows(scores_N: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64]:
+    """Rows of the best `k` scores above 0, best first, ties by row."""
+    rows = np.flatnonzero(scores_N > 0)
+    if len(rows) > k:
+        worst = np.partition(scores_N[rows], len(rows) - k)[len(rows) - k]
+        rows = rows[scores_N[rows] >= worst]
+    best: npt.NDArray[np.int64] = rows[np.lexsort((rows, -scores_N[rows]))][:k]
+    return best
 
 
 def _stemmer(language: str) -> Stemmer.Stemmer | None:

@@ -72,10 +72,13 @@ class Retrieval(Settings):
     """As in the manifest's `search`; unset is tuned to `target_recall`."""
     truth_queries: int = Field(default=200, ge=1)
     """Queries on which recall against exact search and latency are measured."""
+    bm25: bool = False
+    """Index the words of the documents beside their vectors, by the recipe's `lexical` settings, so
+    that `/search` can answer by words and by both. A new generation has what its base has."""
 
 
 class Lexical(Settings):
-    """BM25, for candidates, for the features judge and as a baseline."""
+    """BM25, for candidates, for the features judge, as a baseline and for search by words."""
 
     k1: float = Field(default=1.2, gt=0)
     """Term saturation (Anserini's default is 0.9, Lucene's 1.2)."""

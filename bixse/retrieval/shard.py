@@ -7,6 +7,7 @@ A shard is a directory:
     scales.npy        what each row of int8 vectors is multiplied with
     documents.arrow   doc_id, title, text (Arrow IPC)
     search.json       how wide to search; approximate structures only
+    lexical/          BM25 of the same rows, where asked for (`retrieval/lexical_shard.py`)
 
 All of it is memory-mapped and read only, so that processes that serve the same shard share its
 pages; only codes (ivf_pq, ivf_rabitq), which FAISS 1.15 cannot map, are read. Rows stand in the

@@ -171,6 +171,25 @@ def test_the_report_holds_what_scripts_rely_on(report):
     assert report.manifest.extra["ndcg@10"] == found["ndcg@10"]
 
 
+def test_bm25_and_an_encoder_fused_are_a_system_with_intervals(world, report, tmp_path):
+    found = run(world, tmp_path / "report", settings=SETTINGS.replace(hybrid=True))
+    values = numbers(found)
+    assert set(values["ndcg@10"]) == {"bm25", "base", "trained", "base+bm25", "trained+bm25"}
+    assert {"base+bm25-base", "trained+bm25-trained"} <= set(values["differences"])
+    low, high = values["ci95"]["ndcg@10"]["base+bm25"]
+    assert low <= values["ndcg@10"]["base+bm25"] <= high
+    runs = {s: read_run(found.place.read(f"runs/{s}.trec")) for s in ("bm25", "base", "base+bm25")}
+    for query_id, hits in runs["base+bm25"].items():
+        ranks = [
+            {hit.doc_id: hit.rank for hit in runs[s].get(query_id, [])} for s in ("bm25", "base")
+        ]
+        for hit in hits:
+            of_both = sum(1 / (60 + r[hit.doc_id]) for r in ranks if hit.doc_id in r)
+            assert hit.score == pytest.approx(of_both)
+    for system in ("bm25", "base", "trained"):
+        assert values["ndcg@10"][system] == numbers(report)["ndcg@10"][system]
+
+
 def test_the_encoder_finds_what_it_should(report):
     rankings = read_run(report.place.read("runs/base.trec"))
     assert rankings["q 1"][0].doc_id == "json dumps"

@@ -1,6 +1,7 @@
 """pair, embed and index on Ray: known answers, sharded equals whole, refusals."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,9 +9,11 @@ import pytest
 from bixse.artifacts import Artifact
 from bixse.candidates.settings import Pools
 from bixse.models.encoder import Encoder
-from bixse.records import document_text, text_hash
+from bixse.records import Hit, document_text, text_hash
 from bixse.retrieval.exact import search_exact, vectors_of
-from bixse.retrieval.merge import merge
+from bixse.retrieval.lexical import LexicalIndex
+from bixse.retrieval.lexical_shard import LexicalShard
+from bixse.retrieval.merge import merge, ranked
 from bixse.retrieval.settings import Lexical, Retrieval
 from bixse.retrieval.shard import Shard
 from bixse.retrieval.sources import shard_of
@@ -174,6 +177,56 @@ def test_a_generation_leaves_out_what_is_deleted(
     assert made.manifest.files[trained] == base.manifest.files[trained]
     with pytest.raises(ValueError, match="has shards 2, 3 was asked for"):
         generation(Retrieval(shards=3), urls[2])
+
+
+def test_words_are_indexed_by_the_statistics_of_the_whole(
+    data: Ingested, encoder: str, embeddings: Artifact, tmp_path: Path
+) -> None:
+    wanted, url = Retrieval(shards=3, truth_queries=5), str(tmp_path / "index")
+
+    def made() -> Artifact:
+        given = [data.queries]
+        arguments = (embeddings, data.corpus, given, encoder, wanted, PLACEMENT, url)
+        return index(*arguments, lexical=Lexical(b=0.5))
+
+    first = made()
+    extra = first.manifest.extra
+    assert extra["lexical"]["b"] == 0.5
+    assert "shard-00002/lexical/data.csc.index.npy" in first.manifest.files
+    queries = data.queries.table()["text"].to_pylist()
+    rows = data.corpus.table()
+    texts = [document_text(r["title"], r["text"]) for r in rows.to_pylist()]
+    whole = LexicalIndex(rows["doc_id"].to_pylist(), texts, Lexical(b=0.5))
+    assert _by_words(tmp_path / "index", extra, queries) == [whole.search(q, 10) for q in queries]
+    # A killed run: what is whole stays, what is missing is made, and it is the same index.
+    for name in ("manifest.json", "shard-00001/lexical/lexical.json"):
+        (tmp_path / "index" / name).unlink()
+    kept = tmp_path / "index" / "shard-00000" / "lexical" / "data.csc.index.npy"
+    before = kept.stat().st_mtime_ns
+    assert made().fingerprint == first.fingerprint
+    assert kept.stat().st_mtime_ns == before
+    # A new generation has what its base has, with the statistics of what is left.
+    gone = frozenset(rows["doc_id"].to_pylist()[:1000])
+    later = str(tmp_path / "later")
+    extra = index(
+        None, None, [], encoder, Retrieval(), PLACEMENT, later, first, gone
+    ).manifest.extra
+    kept_rows = [row for row in rows.to_pylist() if row["doc_id"] not in gone]
+    texts = [document_text(row["title"], row["text"]) for row in kept_rows]
+    whole = LexicalIndex([row["doc_id"] for row in kept_rows], texts, Lexical(b=0.5))
+    assert _by_words(tmp_path / "later", extra, queries) == [whole.search(q, 10) for q in queries]
+
+
+def _by_words(place: Path, extra: dict[str, Any], queries: list[str]) -> list[list[Hit]]:
+    pieces = []
+    for name in extra["shards"]:
+        shard = Shard.load(place / name)
+        words = LexicalShard.load(place / name / "lexical", shard)
+        pieces.append(words.rankings(queries, [10] * len(queries), shard))
+    return [
+        ranked([p for one in found for p in zip(one.scores, one.doc_ids, strict=True)], 10)
+        for found in zip(*pieces, strict=True)
+    ]
 
 
 def test_an_index_of_another_encoder_is_refused(

@@ -24,8 +24,9 @@ from bixse.artifacts import Artifact, begin
 from bixse.models.encoder import Encoder
 from bixse.models.settings import PACKAGED
 from bixse.records import CORPUS, Document, Hit, document_text
-from bixse.retrieval.settings import Retrieval
-from bixse.retrieval.shard import Shard, build_shard
+from bixse.retrieval.lexical_shard import LEXICAL_DIR, Statistics, build_lexical, texts_of
+from bixse.retrieval.settings import Lexical, Retrieval
+from bixse.retrieval.shard import DOCUMENTS_FILE, Shard, build_shard
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -66,8 +67,10 @@ def index_of(
     encoder: str,
     shards: int,
     recall: float = 1.0,
+    lexical: Lexical | None = None,
 ) -> Artifact:
     """An index artefact as `jobs.index` writes it; documents go round the shards."""
+    words = Statistics.of([[document_text(d.title, d.text) for d in corpus]], "english")
     draft = begin(str(url), "index", config={}, inputs={})
     assert not isinstance(draft, Artifact)
     names = [f"shard-{number:05d}" for number in range(shards)]
@@ -82,6 +85,9 @@ def index_of(
         )
         with tempfile.TemporaryDirectory() as local:
             build_shard(Path(local), table, vectors[rows], Retrieval())
+            if lexical is not None:
+                texts = texts_of(Path(local) / DOCUMENTS_FILE)
+                build_lexical(Path(local) / LEXICAL_DIR, texts, words, lexical)
             draft.add_directory(Path(local), under=f"{name}/")
     return draft.finish(
         rows=len(corpus),
@@ -92,6 +98,7 @@ def index_of(
             "shard_rows": [len(range(n, len(corpus), shards)) for n in range(shards)],
             "structure": "exact",
             "recall@10": recall,
+            "lexical": None if lexical is None else lexical.model_dump(mode="json"),
             # The document of row 0, so the first shard holds it.
             "canary": {
                 "query": document_text(corpus[0].title, corpus[0].text),
@@ -175,7 +182,7 @@ def index(
     encoder: Encoder,
 ) -> Artifact:
     url = tmp_path_factory.mktemp("served") / "index"
-    return index_of(url, corpus, vectors, encoder.fingerprint, shards=2)
+    return index_of(url, corpus, vectors, encoder.fingerprint, shards=2, lexical=Lexical())
 
 
 @pytest.fixture(scope="session")

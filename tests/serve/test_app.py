@@ -106,6 +106,7 @@ def test_a_retrained_encoder_of_the_same_shape_is_refused(refused, index, tmp_pa
         ("shard-00001/index.faiss", -1),
         ("shard-00000/index.faiss", 0),
         ("shard-00001/documents.arrow", 700),
+        ("shard-00001/lexical/data.csc.index.npy", -1),
     ],
 )
 def test_one_flipped_bit_is_refused_and_the_file_named(refused, damaged, name, position):
@@ -117,7 +118,7 @@ def test_one_flipped_bit_is_refused_and_the_file_named(refused, damaged, name, p
     with pytest.raises(ArtifactError, match=name):
         load_shard(url, fingerprint, broken)
     # A replica verifies its own files only.
-    assert load_shard(url, fingerprint, whole).size == 100
+    assert load_shard(url, fingerprint, whole)[0].size == 100
 
 
 def test_a_damaged_manifest(refused, damaged):
@@ -149,7 +150,7 @@ def test_empty_shards_are_not_served_and_an_empty_index_is_refused(
     served = ServedIndex.read(three.url)
     assert served.shard_rows == {f"shard-{n:05d}": 1 for n in range(3)}
     for name in served.shard_rows:
-        assert load_shard(three.url, three.fingerprint, name).size == 1
+        assert load_shard(three.url, three.fingerprint, name)[0].size == 1
     draft = begin(str(tmp_path / "none"), "index", config={}, inputs={})
     assert not isinstance(draft, Artifact)
     draft.finish(rows=0, extra={**three.manifest.extra, "shard_rows": [0] * 5})

@@ -13,7 +13,17 @@ from hypothesis import strategies as st
 from bixse.records import CORPUS, Document, Hit
 from bixse.retrieval.settings import Retrieval
 from bixse.retrieval.shard import Shard, build_shard
-from serve.fanout import Answer, Missing, Verdict, canary_problem, coverage, one_ranking, verdict
+from serve.fanout import (
+    Answer,
+    Missing,
+    Verdict,
+    Way,
+    canary_problem,
+    coverage,
+    fused,
+    one_ranking,
+    verdict,
+)
 from serve.messages import Found, FoundInShard
 from serve.settings import Canary
 
@@ -155,3 +165,21 @@ def test_sharded_equals_whole(shards):
             [FoundInShard(part[query].doc_ids, part[query].scores) for part in parts], 20
         )
         assert merged.hits == whole[query]
+
+
+def test_fields_of_a_fused_ranking_come_from_the_side_that_found_it():
+    a, b = Document("a", "A", "only by vectors"), Document("b", "B", "only by words")
+    dense, lexical = Found([Hit("a", 0.5, 1)], [a]), Found([Hit("b", 7.0, 1)], [b])
+    found = fused(dense, lexical, Way("hybrid"), 5)
+    assert found.documents == [a, b]
+    assert [hit.score for hit in found.hits] == [1 / 61, 1 / 61], "a tie, broken by doc_id"
+    assert found.fused == (dense.hits, lexical.hits)
+    assert fused(Found([Hit("a", 0.5, 1)]), lexical, Way("hybrid"), 5).documents is None
+    alone = fused(dense, lexical, Way("hybrid", "weighted", 0.0), 1)
+    assert [(hit.doc_id, hit.score) for hit in alone.hits] == [("b", 1.0)]
+
+
+def test_a_fusion_reads_deeper_than_it_answers():
+    assert Way("lexical").depth(10) == 10
+    assert Way("hybrid").depth(10) == 100
+    assert Way("hybrid").depth(500) == 500

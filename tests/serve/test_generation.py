@@ -323,6 +323,19 @@ def test_rolling_back_and_forth(changing, wait_until):
     assert changing.client.get("/readyz").json()["generation"] == now
 
 
+def test_the_modes_are_those_of_the_generation_served(changing, index, other_index, other_encoder):
+    assert changing.change(index=other_index.url, encoder=other_encoder).status_code == 200
+    assert changing.search(query=QUESTION).json()["index"]["modes"] == ["dense"]
+    for mode in ("lexical", "hybrid"):
+        error = changing.search(query=QUESTION, mode=mode)
+        assert error.status_code == 422
+        assert error.json()["error"]["param"] == "mode"
+        assert "--retrieval.bm25" in error.json()["error"]["message"]
+    assert changing.change(index=index.url, encoder=PACKAGED).status_code == 200
+    hits = changing.search(query=QUESTION, mode="hybrid").json()["hits"]
+    assert {"dense", "lexical"} <= set(hits[0])
+
+
 def test_a_killed_replica_comes_back_on_the_generation_that_is_served(changing, wait_until):
     expected = answer_of(changing)
     for name in ("Ledger", "shard-00001", "QueryEncoder", "Gateway", "Replica"):

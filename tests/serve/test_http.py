@@ -63,7 +63,11 @@ def test_one_query_gives_hits_and_says_where_they_came_from(served):
     assert len(reply["hits"]) == 10
     assert set(reply["hits"][0]) == {"doc_id", "score", "rank"}
     assert reply["coverage"] == {"fraction": 1.0, "shards_ok": 2, "shards": 2, "degraded": []}
-    assert reply["index"] == {"generation": 1, "fingerprint": served.index.fingerprint}
+    assert reply["index"] == {
+        "generation": 1,
+        "fingerprint": served.index.fingerprint,
+        "modes": ["dense", "lexical", "hybrid"],
+    }
     assert reply["encoder"] == served.index.manifest.extra["encoder"]
     timing = reply["timing_ms"]
     assert set(timing) == {"encode", "search", "merge", "total"}

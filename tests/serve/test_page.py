@@ -40,6 +40,7 @@ def browser(tmp_path) -> Iterator["Chrome"]:
 def test_a_search_is_typed_and_answered(served, browser, tmp_path):
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.select import Select
     from selenium.webdriver.support.wait import WebDriverWait
 
     def all_of(selector: str) -> list:
@@ -68,6 +69,18 @@ def test_a_search_is_typed_and_answered(served, browser, tmp_path):
     assert served.index.fingerprint in all_of("#trace")[0].text
     # Every field has a name that a screen reader says.
     assert [e.accessible_name for e in (query, key)] == ["Query", "Key"]
+    mode = all_of("#mode")[0]
+    assert mode.is_displayed(), "this index holds words too"
+    assert mode.accessible_name == "Search by"
+    Select(mode).select_by_visible_text("both")
+    wait.until(lambda _: all_of("#hits .sides"))
+    both = served.search(query="a heron that builds its nest", mode="hybrid").json()["hits"]
+    assert [e.text for e in all_of("#hits h2")] == [h["title"] for h in both]
+    shown = [e.text for e in all_of("#hits li:first-child .sides")]
+    assert shown == [
+        f"cosine {both[0]['dense']['score']:.4f} (rank {both[0]['dense']['rank']})",
+        f"BM25 {both[0]['lexical']['score']:.2f} (rank {both[0]['lexical']['rank']})",
+    ]
     if shots := os.environ.get("BIXSE_SCREENSHOTS"):
         browser.save_screenshot(f"{shots}/search.png")
 

@@ -107,6 +107,7 @@ def test_the_application_writes_what_it_shows(tmp_path, run_app, index, corpus):
         }
     ]
     assert (first["request_id"], first["policy"], first["k"]) == ("mine-1", "arm-b", 3)
+    assert first["mode"] == "dense"
     assert (first["generation"], first["index"]) == (1, index.fingerprint)
     assert (first["encoder"], first["coverage"]) == (two["encoder"], 1.0)
     assert second["request_id"] == two["request_id"]

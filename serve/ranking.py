@@ -1,0 +1,40 @@
+"""Between the JSON of `/search` and the values of a search."""
+
+from serve.errors import ApiError
+from serve.fanout import Way
+from serve.messages import Found
+from serve.schema import HitReply, SearchRequest, SideReply
+from serve.settings import ServedIndex
+
+
+def way_of(request: SearchRequest, index: ServedIndex) -> Way | None:
+    """How words take part, None when they do not.
+
+    Raises ApiError when they should and the index has none.
+    """
+    if request.mode == "dense":
+        return None
+    if not index.lexical:
+        raise ApiError(
+            422,
+            "invalid_request",
+            "this index was built without BM25 and answers mode dense only: build it again with "
+            f"`python -m jobs.index … --retrieval.bm25` to search {request.mode}",
+            "mode",
+        )
+    return Way(request.mode, request.fusion, request.dense_weight)
+
+
+def hits_of(found: Found) -> list[HitReply]:
+    """The hits of one query as the reply holds them."""
+    hits = [HitReply(doc_id=h.doc_id, score=h.score, rank=h.rank) for h in found.hits]
+    if found.documents is not None:
+        for hit, document in zip(hits, found.documents, strict=True):
+            hit.title, hit.text = document.title, document.text
+    if found.fused is not None:
+        dense, lexical = (
+            {h.doc_id: SideReply(score=h.score, rank=h.rank) for h in side} for side in found.fused
+        )
+        for hit in hits:
+            hit.dense, hit.lexical = dense.get(hit.doc_id), lexical.get(hit.doc_id)
+    return hits
