@@ -4,7 +4,9 @@ workers.
     python -m jobs.train <recipe> --data DIR --out DIR
 
 The artefact is a sentence-transformers directory, with `training.jsonl` (one line a step) beside it
-and, of an encoder, `scale_bias.json` (scale alpha and bias beta; ranking does not need them).
+and, of an encoder, `scale_bias.json` (scale alpha and bias beta; ranking does not need them). With
+`training.evaluate_every` it is the best encoder on the dev split, and `dev.jsonl` has one line an
+evaluation.
 While it is being made, `<out>-checkpoints` holds what an interrupted run goes on from. Checkpoints
 are our own file and not Ray's, so that the same loop resumes without Ray, and a restarted driver
 resumes like a restarted worker.
@@ -15,7 +17,8 @@ import itertools
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,13 +29,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bixse.artifacts import MANIFEST, Artifact, Draft, begin
-from bixse.models.encoder import encoder_fingerprint, load_model, resolve
+from bixse.models.encoder import Encoder, encoder_fingerprint, load_model, resolve
 from bixse.models.reranker import load_reranker
 from bixse.place import Place
 from bixse.records import CORPUS, PREFERENCES, document_text
 from bixse.training.allocator import CPU_ALLOCATOR
 from bixse.training.settings import Training
-from jobs.following import Count, follow, stop_on_sigterm
+from jobs.following import Count, Note, follow, stop_on_sigterm
+from jobs.measuring import DevSplit, dev_ndcg, refuse_trained
 from jobs.parts import progress, start_ray
 from jobs.recipe import Placement
 
@@ -43,6 +47,7 @@ if TYPE_CHECKING:
 
 SCALE_BIAS = "scale_bias.json"
 CURVE = "training.jsonl"
+DEV_CURVE = "dev.jsonl"
 
 _TIMED = ("seconds",)
 _TIMEOUT_S = 600
@@ -61,13 +66,16 @@ def train(
     calibration: Artifact | None = None,
     preferences: Artifact | None = None,
     documents: Artifact | None = None,
+    dev: DevSplit | None = None,
 ) -> Artifact:
     """Tune `start` on judgments; the finished encoder, or reranker where the objective is for one,
     at `out`.
 
     The judgments are read through the map that `calibration` holds, if any, and stay as they are.
     `documents` are written ones (jobs.writing), which judgments may name beside the corpus's.
-    Goes on from the last checkpoint of an interrupted run. Raises ValueError when there is nothing
+    `dev` is what `evaluate_every` measures on. Goes on from the last checkpoint of an interrupted
+    run. Raises ValueError when `evaluate_every` is set and `dev` is not or the reverse, when
+    training reads a query of it, when there is nothing
     to learn from (no judgments, all of relevance 0, fewer than two rows), when a judgment names a
     query or document that is not there, when the objective reads preferences and there are none,
     or the reverse, and as `plan_of`, `begin` and `load_model` (of a reranker: `load_reranker`).
@@ -80,6 +88,8 @@ def train(
             f"objective {settings.objective.kind} does not read preferences: "
             "leave out --judging.preferences or take recipe pairdistill"
         )
+    if (dev is None) != (settings.evaluate_every is None):
+        raise ValueError("training.evaluate_every and a dev split go together: one is missing")
     kind = "reranker" if settings.objective.scores_pairs else "encoder"
     place = Place(_absolute(out))
     checkpoints = Place(f"{place.url}-checkpoints")
@@ -95,6 +105,8 @@ def train(
         inputs["preferences"] = preferences.fingerprint
     if documents is not None:
         inputs["documents"] = documents.fingerprint
+    if dev is not None:
+        inputs |= dev.inputs
     # How often it is saved does not change what is made, nor, but for rounding, how it is cut.
     config = settings.model_dump(mode="json", exclude={"checkpoint_every", "micro_batch_tokens"})
     from bixse.training import state
@@ -108,13 +120,23 @@ def train(
     # Before anything is written: what teaches nothing leaves nothing behind.
     labels = read_labels(judgments, queries, corpus, calibration, preferences, documents)
     plan = plan_of(labels, settings)
+    if dev is not None:
+        refuse_trained(dev, labels.query_text_Q.to_pylist())
     under_way = bool(checkpoints.names())
     draft = begin(place.url, kind, config=config, inputs=inputs, under_way=under_way)
     assert isinstance(draft, Draft)
     identity = json.dumps([draft.config, inputs], sort_keys=True).encode()
     run = Run(settings, labels, checkpoints, hashlib.sha256(identity).hexdigest())
-    with progress("train", plan.steps * plan.rows // plan.steps_per_epoch) as advance:
-        summary = _fit(run, start, placement, draft, advance, plan.rows / plan.steps_per_epoch)
+    note, rows = Note(), plan.rows / plan.steps_per_epoch
+    with progress("train", int(plan.steps * rows), note) as advance:
+        summary = _fit(
+            run,
+            start,
+            placement,
+            draft,
+            dev,
+            partial(follow, advance=advance, rows=rows, note=note),
+        )
     if not place.exists("modules.json"):
         raise RuntimeError(f"the {kind} is not at {out}: it must be storage that all nodes share")
     artifact = draft.finish(
@@ -212,21 +234,31 @@ class _Job:
     """An object reference to the Run: its labels go to each node once."""
     start: str
     draft: Draft
+    dev: DevSplit | None
+    encode_batch: int
     count: Any
     """The actor that counts steps for the driver's progress bar."""
 
 
 def _fit(
-    run: "Run", start: str, placement: Placement, draft: Draft, advance: Any, rows: float
+    run: "Run",
+    start: str,
+    placement: Placement,
+    draft: Draft,
+    dev: DevSplit | None,
+    followed: Callable[[Any], AbstractContextManager[None]],
 ) -> dict[str, Any]:
-    """Run the loop on Ray Train; the summary that its first worker returns."""
+    """Run the loop on Ray Train; the summary that its first worker returns.
+
+    `followed` is the context in which the driver sees the counts of the actor it is given.
+    """
     start_ray()
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     count = ray.remote(num_cpus=0)(Count).remote()
-    job = _Job(ray.put(run), start, draft, count)
+    job = _Job(ray.put(run), start, draft, dev, placement.encode_batch, count)
     gpus = placement.gpus_per_actor
     resources = {"CPU": _cpus(placement), **({"GPU": gpus} if gpus else {})}
     trainer = TorchTrainer(
@@ -245,7 +277,7 @@ def _fit(
             failure_config=FailureConfig(max_failures=placement.train_retries),
         ),
     )
-    with follow(count, advance, rows), stop_on_sigterm(count):
+    with followed(count), stop_on_sigterm(count):
         try:
             result = trainer.fit()
         except TrainingFailedError as error:
@@ -281,7 +313,7 @@ def _work(job: _Job) -> dict[str, Any] | None:
     import ray.train.torch
 
     from bixse.training.gather import World
-    from bixse.training.loop import Notice, Stopped, train_loop
+    from bixse.training.loop import Notice, Seen, Stopped, train_loop
 
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size())
@@ -292,12 +324,16 @@ def _work(job: _Job) -> dict[str, Any] | None:
         return {"refused": complaint}
 
     asked = itertools.count()
-    stop = job.count.put.remote(0)
+    stop = job.count.put.remote(Seen(0, {}, []))
+    measure = None
+    if job.dev is not None:
+        # The model that is trained, encoding as it will once it is finished.
+        measure = partial(dev_ndcg, job.dev, Encoder(model, ""), world, job.encode_batch)
 
-    def on_step(steps: int) -> None:
+    def on_step(seen: Seen) -> None:
         nonlocal stop
         if world.rank == 0:
-            stop = job.count.put.remote(steps)
+            stop = job.count.put.remote(seen)
 
     def notice() -> Notice:
         # Of a machine that will be taken away. Every rank must ask as often, and waits for it.
@@ -309,7 +345,7 @@ def _work(job: _Job) -> dict[str, Any] | None:
         return Notice.SAVE if leaving else Notice.NONE
 
     try:
-        trained = train_loop(run, model, world, on_step, notice)
+        trained = train_loop(run, model, world, on_step, notice, measure)
     except ValueError as error:
         # A checkpoint that is damaged or another run's: the same on every rank and every try.
         return {"refused": str(error)}
@@ -366,13 +402,21 @@ def export(model: Any, settings: Training, trained: "Trained", directory: Path) 
     # Times differ between equal runs: they go to the manifest, outside the fingerprint.
     lines = [{k: v for k, v in line.items() if k not in _TIMED} for line in trained.history]
     (directory / CURVE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if trained.dev:
+        found = [
+            {"step": step, "ndcg@10": score, "best": step == trained.best_step}
+            for step, score in trained.dev
+        ]
+        (directory / DEV_CURVE).write_text("".join(json.dumps(line) + "\n" for line in found))
 
 
 def _summary(trained: "Trained") -> dict[str, Any]:
     curve = trained.history
     seconds = [line["seconds"] for line in curve]
     stride = -(-len(curve) // 500)
+    dev = {"dev_ndcg@10": trained.dev, "best_step": trained.best_step} if trained.dev else {}
     return {
+        **dev,
         "steps": len(curve),
         "first_loss": curve[0]["loss"],
         "final_loss": curve[-1]["loss"],
