@@ -82,7 +82,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_number_is_that_of_evaluate_at_the_base_and_at_the_best(place: Path) -> None:
     made = train_at(place, "made")
     lines = [json.loads(line) for line in made.place.read("dev.jsonl").splitlines()]
-    assert [line["step"] for line in lines] == [0, 7, 14]
+    assert [line["step"] for line in lines] == [0, 7, 14, 15]
     assert [[line["step"], line["ndcg@10"]] for line in lines] == made.manifest.extra["dev_ndcg@10"]
     (best,) = (line for line in lines if line["best"])
     assert best["step"] == made.manifest.extra["best_step"]
@@ -110,6 +110,17 @@ def test_the_number_is_that_of_evaluate_at_the_base_and_at_the_best(place: Path)
     page = report.place.read("report.html").decode()
     assert "Dev split while training" in page
     assert f"{best['ndcg@10']:.3f} at step {best['step']}" in page
+
+
+def test_a_killed_driver_goes_on_to_the_same_best_encoder(place: Path) -> None:
+    whole = train_at(place, "made")
+    with trains.driver_at(place, "killed", 10, "tests.jobs.test_measuring"):
+        pass
+    assert not (place / "killed" / "manifest.json").exists()
+    again = train_at(place, "killed")
+    for name in ("training.jsonl", "dev.jsonl"):
+        assert again.place.read(name) == whole.place.read(name)
+    assert again.fingerprint == whole.fingerprint
 
 
 def test_shares_of_the_corpus_give_the_ranking_of_the_whole(
