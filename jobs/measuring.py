@@ -2,7 +2,8 @@
 
 Every rank encodes its share of the whole corpus, some thousand documents at a time, and keeps the
 best ten of each dev query; the shares are merged on every rank, so all ranks get one number. The
-test split is never read here, and a dev query that training reads is refused.
+test split is never read here, and a dev query that training reads is refused. The trainer's weights
+are float32 and its attention may be another: `evaluate` differs by rounding.
 """
 
 from collections.abc import Iterable, Mapping

@@ -246,7 +246,7 @@ def _work(job: _Job) -> dict[str, Any] | None:
     stop = job.count.put.remote(Seen(0, {}, []))
     measure = None
     if job.dev is not None:
-        # The model that is trained, encoding as it will once it is finished.
+        # Around the model that is being trained; nothing asks for its fingerprint.
         measure = partial(dev_ndcg, job.dev, Encoder(model, ""), world, job.encode_batch)
 
     def on_step(seen: Seen) -> None:

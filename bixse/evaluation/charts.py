@@ -107,9 +107,10 @@ def _by_step(
     if marked is not None:
         step, value = marked
         drawn.append(f'<circle cx="{x(step):.1f}" cy="{y(value):.1f}" r="6" fill="var(--s2)"/>')
-        drawn.append(
-            _text(x(step), y(value) + 22, f"{value:.3f} at step {step:g}", "value", "middle")
-        )
+        # Towards the middle of the chart, where there is room.
+        side, gap = ("start", 10) if step < (first + last) / 2 else ("end", -10)
+        said = f"{value:.3f} at step {step:g}"
+        drawn.append(_text(x(step) + gap, y(value) + 20, said, "value", side))
     drawn.append(_text(left, height - 4, f"step {first:g}", "tick", "start"))
     drawn.append(_text(_WIDE - 4, height - 4, f"step {last:g}", "tick", "end"))
     return _svg(_WIDE, height, drawn, label)
