@@ -333,7 +333,8 @@ def _summary(trained: "Trained") -> dict[str, Any]:
     curve = trained.history
     seconds = [line["seconds"] for line in curve]
     stride = -(-len(curve) // 500)
-    dev = {"dev_ndcg@10": trained.dev, "best_step": trained.best_step} if trained.dev else {}
+    measured = [list(found) for found in trained.dev]
+    dev = {"dev_ndcg@10": measured, "best_step": trained.best_step} if measured else {}
     return {
         **dev,
         "steps": len(curve),

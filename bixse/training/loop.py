@@ -194,8 +194,8 @@ def _steps(
         return
     started = time.perf_counter()
     batches = _batches(run.labels, settings, plan, len(history))
-    shares = (_share(run, model, module, batch) for batch in batches)
-    for mine in _ahead(shares, lambda: _due(len(history) + 1, settings, plan)):
+    read = (_share(run, model, module, batch) for batch in batches)
+    for mine in _ahead(read, lambda: _due(len(history) + 1, settings, plan)):
         step = len(history)
         factor = rate_factor(step, plan.steps, settings.warmup_ratio)
         shares, limit = _fitted(module, mine, limit, partial(batch_gradients, module, mine.cells))

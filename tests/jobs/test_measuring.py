@@ -98,7 +98,7 @@ def test_the_number_is_that_of_evaluate_at_the_base_and_at_the_best(place: Path)
         "dev",
         systems,
         Lexical(),
-        Evaluation(bootstrap=10),
+        Evaluation(bootstrap=100),
         [],
         "a recipe",
         {},

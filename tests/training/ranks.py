@@ -260,7 +260,7 @@ def loop(
         assert len(vectors) == 4
         now = zip(model.parameters(), start_at, strict=True)
         distance = sum(float(((a.detach() - b) ** 2).sum()) for a, b in now) ** 0.5
-        return math.sin(distance)
+        return math.sin(4 * distance)
 
     measured = measure if settings.evaluate_every is not None else None
     trained = train_loop(run, model, world, on_step, notice, measured)
