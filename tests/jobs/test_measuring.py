@@ -112,6 +112,7 @@ def test_the_number_is_that_of_evaluate_at_the_base_and_at_the_best(place: Path)
     assert f"{best['ndcg@10']:.3f} at step {best['step']}" in page
 
 
+@pytest.mark.slow
 def test_a_killed_driver_goes_on_to_the_same_best_encoder(place: Path) -> None:
     whole = train_at(place, "made")
     with trains.driver_at(place, "killed", 10, "tests.jobs.test_measuring"):
