@@ -9,6 +9,7 @@ import json
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bixse.artifacts import Artifact, Draft, begin, library_versions, parquet_bytes
@@ -30,10 +31,12 @@ from jobs.parts import progress
 if TYPE_CHECKING:
     from rich.table import Table
 
-CURVE = "training.jsonl"
-"""One line a step, beside the model that `train` made."""
+CURVE, DEV_CURVE = "training.jsonl", "dev.jsonl"
+"""One line a step, and one an evaluation on dev, beside the model that `train` made."""
 
 _ON_THE_PAGE_ONLY = ("mrr@10",)
+
+Curve = Sequence[tuple[float, float]]
 
 Encoders = Mapping[str, tuple[str, Artifact]]
 """System name -> the encoder, and the embeddings of the corpus that it made."""
@@ -116,7 +119,7 @@ def evaluate(
         "fingerprints": inputs,
         "versions": _versions(),
     }
-    _write(draft, report, measured, rankings, _gains(qrels, judged), _losses(encoders, reranker))
+    _write(draft, report, measured, rankings, _gains(qrels, judged), _curves(encoders, reranker))
     summary = {key: report[key] for key in (MAIN, "ci95", "differences", "n_queries", "recipe")}
     return draft.finish(rows=len(texts), extra=summary)
 
@@ -295,18 +298,22 @@ def _reranked(
     return made
 
 
-def _losses(encoders: Encoders, reranker: tuple[str, int] | None) -> list[tuple[float, float]]:
-    """(step, loss) of the training, if what was trained has the curve that `train` writes."""
+def _curves(encoders: Encoders, reranker: tuple[str, int] | None) -> tuple[Curve, Curve]:
+    """(step, loss) and (step, nDCG@10 on dev) of the training, where `train` has written them."""
     if reranker is not None:
-        path = resolve(reranker[0], "reranker") / CURVE
+        directory = resolve(reranker[0], "reranker")
     elif "trained" in encoders:
-        path = resolve(encoders["trained"][0]) / CURVE
+        directory = resolve(encoders["trained"][0])
     else:
-        return []
+        return [], []
+    return _curve(directory / CURVE, "loss"), _curve(directory / DEV_CURVE, MAIN)
+
+
+def _curve(path: Path, name: str) -> Curve:
     if not path.exists():
         return []
     lines = map(json.loads, path.read_text().splitlines())
-    return [(line["step"], line["loss"]) for line in lines]
+    return [(line["step"], line[name]) for line in lines]
 
 
 def _gains(qrels: Artifact, judged: Qrels) -> Qrels:
@@ -321,13 +328,13 @@ def _write(
     measured: Measured,
     rankings: Mapping[str, Rankings],
     gains: Qrels,
-    losses: Sequence[tuple[float, float]],
+    curves: tuple[Curve, Curve],
 ) -> None:
     for system, ranking in rankings.items():
         draft.write_file(f"runs/{system}.trec", write_run(ranking, system))
     draft.write_file("qrels.trec", write_qrels(gains))
     draft.write_file("per_query.parquet", parquet_bytes(measured.table()))
-    draft.write_file("report.html", page(report, losses).encode())
+    draft.write_file("report.html", page(report, *curves).encode())
     draft.write_file("report.json", json.dumps(report, indent=1, ensure_ascii=False).encode())
 
 

@@ -1,33 +1,61 @@
-"""What the driver of a training run sees and says: steps done, and whether to stop."""
+"""What the driver of a training run sees and says: how it goes, and whether to stop."""
 
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bixse.training.loop import Seen
 
 
 class Count:
-    """Steps done, from the first rank to the driver; and back, whether to stop."""
+    """How it goes, from the first rank to the driver; and back, whether to stop."""
 
     def __init__(self) -> None:
-        self._steps = 0
+        self._seen: Seen | None = None
         self._stop = False
 
-    def put(self, steps: int) -> bool:
-        self._steps = steps
+    def put(self, seen: "Seen") -> bool:
+        self._seen = seen
         return self._stop
 
     def stop(self) -> None:
         self._stop = True
 
-    def get(self) -> int:
-        return self._steps
+    def get(self) -> "Seen | None":
+        return self._seen
+
+
+class Note:
+    """What the bar says beside rows, rate and time left."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def __call__(self) -> str:
+        return self.text
+
+
+def note_of(seen: "Seen") -> str:
+    """`loss 0.031, 0.012 over labels, 812 pairs/s, dev nDCG@10 0.412 (best 0.431 at 200)`."""
+    said, line = [], seen.line
+    if line:
+        said.append(f"loss {line['loss']:.4g}")
+        # A language model's answers have no floor, and are no pairs.
+        said += [f"{line['excess']:.4g} over labels"] if "excess" in line else []
+        if "pairs" in line:
+            said.append(f"{line['pairs'] / line['seconds']:,.0f} pairs/s")
+    if seen.dev:
+        step, best = max(seen.dev, key=lambda found: (found[1], -found[0]))
+        said.append(f"dev nDCG@10 {seen.dev[-1][1]:.3f} (best {best:.3f} at {step})")
+    return ", ".join(said)
 
 
 @contextmanager
-def follow(count: Any, advance: Any, rows: float) -> Iterator[None]:
-    """Advance the bar, in rows, while the trainer holds the driver's thread."""
+def follow(count: Any, advance: Any, rows: float, note: Note) -> Iterator[None]:
+    """Advance the bar, in rows, and its note, while the trainer holds the driver's thread."""
     import ray
 
     done = threading.Event()
@@ -36,7 +64,10 @@ def follow(count: Any, advance: Any, rows: float) -> Iterator[None]:
         shown, last = 0, False
         while not last:
             last = done.wait(0.5)
-            now = int(ray.get(count.get.remote()) * rows)
+            seen = ray.get(count.get.remote())
+            if seen is None:
+                continue
+            now, note.text = int(seen.steps * rows), note_of(seen)
             advance(now - shown)
             shown = now
 

@@ -14,6 +14,7 @@ from jobs.command import Run
 
 if TYPE_CHECKING:
     from bixse.artifacts import Artifact
+    from jobs.measuring import DevSplit
 
 Made = TypeVar("Made")
 """An artefact; of `ingest`, the three it makes."""
@@ -264,6 +265,8 @@ class Pipeline:
     def _trained(self, start: str, folder: str) -> str:
         from jobs.train import train
 
+        # First: without a dev split nothing is judged, nor paid for.
+        dev = self.dev()
         judgments, queries, recipe = self.judgments(), self.all_queries(), self.recipe
         calibration, preferences = self.calibration(), self.preferences()
         if recipe.judging.judge == "given":
@@ -282,9 +285,19 @@ class Pipeline:
                 calibration,
                 preferences,
                 documents,
+                dev,
             ),
         )
         return str(artifact.url)
+
+    def dev(self) -> "DevSplit | None":
+        """What training is measured on, where the recipe asks for it."""
+        if self.recipe.training.evaluate_every is None:
+            return None
+        from jobs.measuring import dev_split
+
+        data = self.data()
+        return dev_split(data.corpus, data.queries, data.qrels)
 
     def embeddings(self, name: str, encoder: str) -> "Artifact":
         from jobs.embed import embed

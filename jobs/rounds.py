@@ -107,7 +107,16 @@ def _first_encoder(pipeline: "Pipeline", queries: "Artifact") -> str:
     out = pipeline.path("encoder-first")
     artifact = pipeline.once(
         "train first",
-        lambda: train(judged, [queries], corpus, recipe.training, start, recipe.placement, out),
+        lambda: train(
+            judged,
+            [queries],
+            corpus,
+            recipe.training,
+            start,
+            recipe.placement,
+            out,
+            dev=pipeline.dev(),
+        ),
     )
     return str(artifact.url)
 

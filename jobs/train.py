@@ -4,7 +4,9 @@ workers.
     python -m jobs.train <recipe> --data DIR --out DIR
 
 The artefact is a sentence-transformers directory, with `training.jsonl` (one line a step) beside it
-and, of an encoder, `scale_bias.json` (scale alpha and bias beta; ranking does not need them).
+and, of an encoder, `scale_bias.json` (scale alpha and bias beta; ranking does not need them). With
+`training.evaluate_every` it is the best encoder on the dev split, and `dev.jsonl` has one line an
+evaluation.
 While it is being made, `<out>-checkpoints` holds what an interrupted run goes on from. Checkpoints
 are our own file and not Ray's, so that the same loop resumes without Ray, and a restarted driver
 resumes like a restarted worker.
@@ -14,31 +16,31 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from bixse.artifacts import MANIFEST, Artifact, Draft, begin
-from bixse.models.encoder import encoder_fingerprint, load_model, resolve
+from bixse.models.encoder import Encoder, encoder_fingerprint, load_model, resolve
 from bixse.models.reranker import load_reranker
 from bixse.place import Place
-from bixse.records import CORPUS, PREFERENCES, document_text
 from bixse.training.settings import Training
+from jobs.following import Note, follow
+from jobs.measuring import DevSplit, dev_ndcg, refuse_trained
 from jobs.parts import progress
 from jobs.recipe import Placement
+from jobs.supervision import read_labels
 from jobs.workers import Job, Signals, alike, run_workers
 
 if TYPE_CHECKING:
-    from bixse.training.groups import Labels
     from bixse.training.loop import Trained
 
 SCALE_BIAS = "scale_bias.json"
 CURVE = "training.jsonl"
+DEV_CURVE = "dev.jsonl"
 
 _TIMED = ("seconds",)
 
@@ -54,13 +56,16 @@ def train(
     calibration: Artifact | None = None,
     preferences: Artifact | None = None,
     documents: Artifact | None = None,
+    dev: DevSplit | None = None,
 ) -> Artifact:
     """Tune `start` on judgments; the finished encoder, or reranker where the objective is for one,
     at `out`.
 
     The judgments are read through the map that `calibration` holds, if any, and stay as they are.
     `documents` are written ones (jobs.writing), which judgments may name beside the corpus's.
-    Goes on from the last checkpoint of an interrupted run. Raises ValueError when there is nothing
+    `dev` is what `evaluate_every` measures on. Goes on from the last checkpoint of an interrupted
+    run. Raises ValueError when `evaluate_every` is set and `dev` is not or the reverse, when
+    training reads a query of it, when there is nothing
     to learn from (no judgments, all of relevance 0, fewer than two rows), when a judgment names a
     query or document that is not there, when the objective reads preferences and there are none,
     or the reverse, and as `plan_of`, `begin` and `load_model` (of a reranker: `load_reranker`).
@@ -76,6 +81,8 @@ def train(
             f"objective {settings.objective.kind} does not read preferences: "
             "leave out --judging.preferences and --preferring.train, or take recipe pairdistill"
         )
+    if (dev is None) != (settings.evaluate_every is None):
+        raise ValueError("training.evaluate_every and a dev split go together: one is missing")
     kind = "reranker" if settings.objective.scores_pairs else "encoder"
     place = Place(_absolute(out))
     checkpoints = Place(f"{place.url}-checkpoints")
@@ -91,6 +98,8 @@ def train(
         inputs["preferences"] = preferences.fingerprint
     if documents is not None:
         inputs["documents"] = documents.fingerprint
+    if dev is not None:
+        inputs |= dev.inputs
     # How often it is saved does not change what is made, nor, but for rounding, how it is cut.
     config = settings.model_dump(mode="json", exclude={"checkpoint_every", "micro_batch_tokens"})
     from bixse.training import state
@@ -104,14 +113,22 @@ def train(
     # Before anything is written: what teaches nothing leaves nothing behind.
     labels = read_labels(judgments, queries, corpus, calibration, preferences, documents)
     plan = plan_of(labels, settings)
+    if dev is not None:
+        refuse_trained(dev, labels.query_text_Q.to_pylist())
     under_way = bool(checkpoints.names())
     draft = begin(place.url, kind, config=config, inputs=inputs, under_way=under_way)
     assert isinstance(draft, Draft)
     identity = json.dumps([draft.config, inputs], sort_keys=True).encode()
     run = Run(settings, labels, checkpoints, hashlib.sha256(identity).hexdigest())
-    with progress("train", plan.steps * plan.rows // plan.steps_per_epoch) as advance:
+    note, rows = Note(), plan.rows / plan.steps_per_epoch
+    with progress("train", int(plan.steps * rows), note) as advance:
         summary = run_workers(
-            _work, run, start, placement, draft, advance, plan.rows / plan.steps_per_epoch
+            partial(_work, dev, placement.encode_batch),
+            run,
+            start,
+            placement,
+            draft,
+            partial(follow, advance=advance, rows=rows, note=note),
         )
     if not place.exists("modules.json"):
         raise RuntimeError(f"the {kind} is not at {out}: it must be storage that all nodes share")
@@ -124,85 +141,7 @@ def train(
     return artifact
 
 
-def read_labels(
-    judgments: Artifact,
-    queries: Sequence[Artifact],
-    corpus: Artifact,
-    calibration: Artifact | None = None,
-    preferences: Artifact | None = None,
-    documents: Artifact | None = None,
-) -> "Labels":
-    """The judgments with the texts that they name; of the corpus only judged documents are held.
-
-    Preferences count where both their documents are judged; the others are left out.
-
-    Raises ValueError when a judgment names a query or document that is not there (judgments are
-    made from this corpus and these queries: other inputs are a mistake, not rows to skip), when one
-    `query_id` has two texts, when a written document has the `doc_id` of one of the corpus, and as
-    `group` and `calibration.relevance`.
-    """
-    from bixse.training.groups import Preferred, group
-
-    table = judgments.table(["query_id", "doc_id", "relevance"])
-    query_ids, doc_ids = table["query_id"].to_pylist(), table["doc_id"].to_pylist()
-    query_texts: dict[str, str] = {}
-    seeds: dict[str, str] = {}
-    wanted = pa.array(sorted(set(query_ids)), pa.string())
-    for part in queries:
-        for row in _rows_where(part, "query_id", wanted, ["query_id", "text", "seed_doc_id"]):
-            if query_texts.setdefault(row["query_id"], row["text"]) != row["text"]:
-                raise ValueError(f"query {row['query_id']!r} stands twice, with different texts")
-            if row["seed_doc_id"] is not None:
-                seeds[row["query_id"]] = row["seed_doc_id"]
-    wanted = pa.array(sorted(set(doc_ids)), pa.string())
-    document_texts = {
-        row["doc_id"]: document_text(row["title"], row["text"])
-        for row in _rows_where(corpus, "doc_id", wanted, CORPUS.names)
-    }
-    for row in _rows_where(documents, "doc_id", wanted, CORPUS.names) if documents else ():
-        if row["doc_id"] in document_texts:
-            raise ValueError(f"a written document has the id of another: {row['doc_id']!r}")
-        document_texts[row["doc_id"]] = document_text(row["title"], row["text"])
-    _refuse_unknown("query", query_ids, query_texts, "the queries")
-    _refuse_unknown("document", doc_ids, document_texts, "the corpus")
-    relevance = _relevance(judgments, calibration, table)
-    preferred = None
-    if preferences is not None:
-        table = preferences.table(PREFERENCES.names)
-        asked, a, b = (table[name].to_pylist() for name in ("query_id", "doc_id_a", "doc_id_b"))
-        preferred = Preferred(asked, a, b, table["prob_a"].to_numpy())
-    return group(query_ids, doc_ids, relevance, query_texts, document_texts, seeds, preferred)
-
-
-def _relevance(judgments: Artifact, calibration: Artifact | None, table: pa.Table) -> Any:
-    """The stored relevance, or what the map makes of the stored distributions."""
-    if calibration is None:
-        return table["relevance"].to_numpy().astype(np.float32)
-    # Brings scikit-learn along, which training itself has no use for.
-    from bixse.judging.calibration import load, relevance
-
-    signed = judgments.table(["grade_probs", "judge", "prompt"])
-    scale = judgments.manifest.extra["scale"]["values"]
-    return relevance(signed, scale, load(calibration)).astype(np.float32)
-
-
-def _rows_where(
-    artifact: Artifact, key: str, values: pa.Array, columns: Sequence[str]
-) -> Iterator[dict[str, Any]]:
-    for batch in artifact.batches(columns):
-        yield from batch.filter(pc.is_in(batch[key], value_set=values)).to_pylist()
-
-
-def _refuse_unknown(noun: str, ids: Sequence[str], texts: dict[str, str], where: str) -> None:
-    unknown = [name for name in ids if name not in texts]
-    if unknown:
-        raise ValueError(
-            f"{len(unknown)} of {len(ids)} judgments name a {noun} that {where} lack, "
-            f"first {unknown[0]!r}: train on the {noun} texts that were judged"
-        )
-
-
-def _work(job: Job) -> dict[str, Any] | None:
+def _work(dev: DevSplit | None, encode_batch: int, job: Job) -> dict[str, Any] | None:
     """One Ray Train worker: the loop, and on the first rank the export."""
     import ray
     import ray.train
@@ -218,9 +157,12 @@ def _work(job: Job) -> dict[str, Any] | None:
     model, complaint = alike(world, partial(_load, job, run.settings, str(device)))
     if model is None:
         return {"refused": complaint}
-    signals = Signals(job.count, world)
+    signals, measure = Signals(job.count, world), None
+    if dev is not None:
+        # Around the model that is being trained; nothing asks for its fingerprint.
+        measure = partial(dev_ndcg, dev, Encoder(model, ""), world, encode_batch)
     try:
-        trained = train_loop(run, model, world, signals.on_step, signals.notice)
+        trained = train_loop(run, model, world, signals.on_step, signals.notice, measure)
     except ValueError as error:
         # A checkpoint that is damaged or another run's: the same on every rank and every try.
         return {"refused": str(error)}
@@ -260,13 +202,22 @@ def export(model: Any, settings: Training, trained: "Trained", directory: Path) 
     # Times differ between equal runs: they go to the manifest, outside the fingerprint.
     lines = [{k: v for k, v in line.items() if k not in _TIMED} for line in trained.history]
     (directory / CURVE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if trained.dev:
+        found = [
+            {"step": step, "ndcg@10": score, "best": step == trained.best_step}
+            for step, score in trained.dev
+        ]
+        (directory / DEV_CURVE).write_text("".join(json.dumps(line) + "\n" for line in found))
 
 
 def _summary(trained: "Trained") -> dict[str, Any]:
     curve = trained.history
     seconds = [line["seconds"] for line in curve]
     stride = -(-len(curve) // 500)
+    measured = [list(found) for found in trained.dev]
+    dev = {"dev_ndcg@10": measured, "best_step": trained.best_step} if measured else {}
     return {
+        **dev,
         "steps": len(curve),
         "first_loss": curve[0]["loss"],
         "final_loss": curve[-1]["loss"],

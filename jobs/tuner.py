@@ -22,6 +22,7 @@ from bixse.place import Place
 from bixse.records import Rejection
 from bixse.synthesis.settings import Generator
 from bixse.training.settings import Tuning
+from jobs.following import Note, follow
 from jobs.loading import pin
 from jobs.parts import progress, rejected_table
 from jobs.recipe import Placement
@@ -107,8 +108,10 @@ def tune(
     fingerprint = hashlib.sha256(identity).hexdigest()
     run = TuningRun(tuning, rows, held_out, lessons.label_ids, checkpoints, fingerprint)
     a_step = plan.rows / plan.steps_per_epoch
-    with progress("tune", int(plan.steps * a_step)) as advance:
-        summary = run_workers(_work, run, start, placement, draft, advance, a_step)
+    note = Note()
+    with progress("tune", int(plan.steps * a_step), note) as advance:
+        followed = partial(follow, advance=advance, rows=a_step, note=note)
+        summary = run_workers(_work, run, start, placement, draft, followed)
     if rejected:
         data = parquet_bytes(rejected_table(rejected))
         draft.write_file(f"{REJECTED_DIR}/{part_name(0)}", data)

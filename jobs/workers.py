@@ -7,19 +7,20 @@ restarted worker.
 import itertools
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from bixse.artifacts import Draft
 from bixse.training.allocator import CPU_ALLOCATOR
-from jobs.following import Count, follow, stop_on_sigterm
+from jobs.following import Count, stop_on_sigterm
 from jobs.parts import start_ray
 from jobs.recipe import Placement
 
 if TYPE_CHECKING:
     from bixse.training.gather import World
-    from bixse.training.loop import Notice
+    from bixse.training.loop import Notice, Seen
 
 _TIMEOUT_S = 600
 _PREEMPTION_EVERY = 10
@@ -45,12 +46,12 @@ def run_workers(
     start: Any,
     placement: Placement,
     draft: Draft,
-    advance: Any,
-    rows: float,
+    followed: Callable[[Any], AbstractContextManager[None]],
 ) -> dict[str, Any]:
     """Run `work` on Ray Train; the summary that its first worker returns.
 
-    `run` has the checkpoints' place; a step takes `rows` rows. `work` returns what it "refused" or
+    `run` has the checkpoints' place; `followed` is the context in which the driver sees the counts
+    of the actor that it is given. `work` returns what it "refused" or
     that it was "stopped" as a value. Raises ValueError for the first, SystemExit for the second,
     RuntimeError when workers keep dying.
     """
@@ -79,7 +80,7 @@ def run_workers(
             failure_config=FailureConfig(max_failures=placement.train_retries),
         ),
     )
-    with follow(count, advance, rows), stop_on_sigterm(count):
+    with followed(count), stop_on_sigterm(count):
         try:
             result = trainer.fit()
         except TrainingFailedError as error:
@@ -98,13 +99,15 @@ class Signals:
     """What a loop tells the driver after a step, and hears."""
 
     def __init__(self, count: Any, world: "World") -> None:
+        from bixse.training.loop import Seen
+
         self._count, self._world = count, world
         self._asked = itertools.count()
-        self._stop = count.put.remote(0)
+        self._stop = count.put.remote(Seen(0, {}, []))
 
-    def on_step(self, steps: int) -> None:
+    def on_step(self, seen: "Seen") -> None:
         if self._world.rank == 0:
-            self._stop = self._count.put.remote(steps)
+            self._stop = self._count.put.remote(seen)
 
     def notice(self) -> "Notice":
         import ray

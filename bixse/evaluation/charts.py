@@ -65,32 +65,55 @@ def waterfall(changes: Sequence[float]) -> str:
 
 def curve(points: Sequence[tuple[float, float]]) -> str:
     """(step, loss): a thin line through means of at most 400 runs of steps, a bold one of 40."""
+    lines = ((_means(points, 400), 1, 0.4), (_means(points, 40), 2.5, 1))
+    return _by_step(points, lines, None, "training loss by step")
+
+
+def scores(points: Sequence[tuple[float, float]]) -> str:
+    """(step, score): a line through all of them, and a dot at the first of the best."""
+    best = max(points, key=lambda point: (point[1], -point[0]))
+    return _by_step(points, ((points, 2.5, 1),), best, "dev score by step")
+
+
+def _by_step(
+    points: Sequence[tuple[float, float]],
+    lines: Sequence[tuple[Sequence[tuple[float, float]], float, float]],
+    marked: tuple[float, float] | None,
+    label: str,
+) -> str:
+    """Lines, each with its width and opacity, over the steps of `points`."""
     height, left, bottom = 220, 56, 24
-    thin, bold = _means(points, 400), _means(points, 40)
-    losses = [loss for _, loss in thin]
-    low, high = min(losses), max(losses)
+    values = [value for _, value in lines[0][0]]
+    low, high = min(values), max(values)
     spread = (high - low) or 1.0
     first, last = points[0][0], points[-1][0]
 
     def x(step: float) -> float:
         return left + (_WIDE - left - 8) * (step - first) / ((last - first) or 1.0)
 
-    def y(loss: float) -> float:
-        return 10 + (height - bottom - 20) * (high - loss) / spread
+    def y(value: float) -> float:
+        return 10 + (height - bottom - 20) * (high - value) / spread
 
     drawn = []
     for tick in (low, (low + high) / 2, high):
         drawn.append(_line(left, y(tick), _WIDE, y(tick), "grid"))
         drawn.append(_text(left - 8, y(tick) + 4, f"{tick:.3g}", "tick", "end"))
-    for line, width, opacity in ((thin, 1, 0.4), (bold, 2.5, 1)):
-        path = " ".join(f"{x(step):.1f},{y(loss):.1f}" for step, loss in line)
+    for line, width, opacity in lines:
+        path = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in line)
         drawn.append(
             f'<polyline points="{path}" fill="none" stroke="var(--s2)" '
             f'stroke-width="{width}" opacity="{opacity}"/>'
         )
+    if marked is not None:
+        step, value = marked
+        drawn.append(f'<circle cx="{x(step):.1f}" cy="{y(value):.1f}" r="6" fill="var(--s2)"/>')
+        # Towards the middle of the chart, where there is room.
+        side, gap = ("start", 10) if step < (first + last) / 2 else ("end", -10)
+        said = f"{value:.3f} at step {step:g}"
+        drawn.append(_text(x(step) + gap, y(value) + 20, said, "value", side))
     drawn.append(_text(left, height - 4, f"step {first:g}", "tick", "start"))
     drawn.append(_text(_WIDE - 4, height - 4, f"step {last:g}", "tick", "end"))
-    return _svg(_WIDE, height, drawn, "training loss by step")
+    return _svg(_WIDE, height, drawn, label)
 
 
 def _means(points: Sequence[tuple[float, float]], runs: int) -> list[tuple[float, float]]:

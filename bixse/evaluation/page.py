@@ -61,8 +61,21 @@ details table { margin-top: 12px; }
 """
 
 
-def page(report: Mapping[str, Any], losses: Sequence[tuple[float, float]] = ()) -> str:
-    """The page of `report.json`; `losses` are (step, loss) of the training, if it is known."""
+_DEV_NOTE = """<p class="soft">nDCG@10 on the dev split at each evaluation, step 0 being the base;
+the dot is the best, whose encoder was kept. It was chosen by this number, so the number flatters
+it.</p>"""
+
+
+def page(
+    report: Mapping[str, Any],
+    losses: Sequence[tuple[float, float]] = (),
+    dev: Sequence[tuple[float, float]] = (),
+) -> str:
+    """The page of `report.json`.
+
+    `losses` are (step, loss) of the training and `dev` its (step, nDCG@10) on the dev split, if
+    they are known.
+    """
     title = f"{report['recipe']}: {report['split']} split"
     body = [
         f"<h1>{escape(report['recipe'])}</h1>",
@@ -75,6 +88,8 @@ def page(report: Mapping[str, Any], losses: Sequence[tuple[float, float]] = ()) 
     ]
     if losses:
         body.append(_section("Training loss", charts.curve(losses) + _LOSS_NOTE))
+    if dev:
+        body.append(_section("Dev split while training", charts.scores(dev) + _DEV_NOTE))
     body += [_section("How it was measured", _method(report)), _lineage(report)]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'

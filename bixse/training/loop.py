@@ -24,6 +24,7 @@ from bixse.place import Place
 from bixse.training import losses, state
 from bixse.training.attention import fast_attention
 from bixse.training.batches import Batch, batch_of
+from bixse.training.dev import Dev
 from bixse.training.gather import World, cells_of, gather_rows
 from bixse.training.gradients import batch_cosines, batch_gradients, most
 from bixse.training.groups import Labels, count_groups, count_rows, epoch_groups, epoch_rows
@@ -75,6 +76,21 @@ class Trained:
     scale: float
     bias: float
     history: list[dict[str, float]]
+    dev: list[tuple[int, float]]
+    """(step, score) of every evaluation; empty without any."""
+    best_step: int
+    """Steps behind the weights: those of the best evaluation, or all."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What there is to see of a run after some steps."""
+
+    steps: int
+    line: dict[str, float]
+    """The `METRICS` of the last step; empty before the first."""
+    dev: list[tuple[int, float]]
+    """(step, score) of every evaluation so far."""
 
 
 def plan_of(labels: Labels, settings: Training) -> Plan:
@@ -114,34 +130,45 @@ def train_loop(
     run: Run,
     model: "BaseModel",
     world: World,
-    on_step: Callable[[int], None] = lambda _: None,
+    on_step: Callable[[Seen], None] = lambda _: None,
     notice: Callable[[], Notice] = lambda: Notice.NONE,
+    measure: Callable[[], float] | None = None,
 ) -> Trained:
     """Tune `model` in place, from its last checkpoint if there is one.
 
-    With more than one rank the process group must stand. `on_step` is called with the number of
-    steps done: once at the start, then after every step. `notice` is asked after every step, and
-    what one rank hears holds for all. Raises ValueError as `state.load`; RuntimeError when a loss
-    or gradient is not finite, the ranks read different checkpoints or memory does not suffice for
-    one text; Stopped when a notice says so.
+    With more than one rank the process group must stand. `on_step` is called once at the start,
+    then after every step. `notice` is asked after every step, and what one rank hears holds for
+    all. `measure` says how good the model is as it stands, higher is better; all ranks call it
+    together and must get the same number; it draws no random number and changes no weight. It is
+    called as `evaluate_every` says, and the model is left with the weights of the best call.
+
+    Raises ValueError as `state.load`, or when `evaluate_every` is set without `measure`;
+    RuntimeError when a loss or gradient is not finite, the ranks read different checkpoints or
+    memory does not suffice for one text; Stopped when a notice says so.
     """
     settings = run.settings
+    if settings.evaluate_every is not None and measure is None:
+        raise ValueError("training.evaluate_every needs something to measure by")
     plan = plan_of(run.labels, settings)
     model.eval()
     module = scoring_of(model, settings, world).to(model.device)
     optimizer = _optimizer(module, settings)
-    history = state.load(run.checkpoints, run.fingerprint, module, optimizer, METRICS)
+    dev = Dev()
+    history = state.load(run.checkpoints, run.fingerprint, module, optimizer, METRICS, dev)
     refuse_unequal(len(history), world)
     _same_weights(module, world)
-    on_step(len(history))
+    on_step(_seen(history, dev))
     longest = module.longest(settings)
     longest = min(longest, model.max_seq_length or longest)
     with fast_attention(model, settings.precision, longest):
         if not history and isinstance(module, EncoderScoring) and settings.objective.learns_bias:
             first = next(_batches(run.labels, settings, plan, 0))
             _calibrate(module, _share(run, model, module, first), settings.micro_batch_tokens)
-        _steps(run, model, module, optimizer, plan, history, on_step, notice)
-    return Trained(module.scale, module.bias[0].item(), [_named(line) for line in history])
+        _steps(run, model, module, optimizer, plan, history, dev, on_step, notice, measure)
+    dev.restore(module)
+    best = len(history) if dev.best_step is None else dev.best_step
+    curve = [_named(line) for line in history]
+    return Trained(module.scale, module.bias[0].item(), curve, dev.scores, best)
 
 
 def _steps(
@@ -151,16 +178,24 @@ def _steps(
     optimizer: torch.optim.Optimizer,
     plan: Plan,
     history: list[list[float]],
-    on_step: Callable[[int], None],
+    dev: Dev,
+    on_step: Callable[[Seen], None],
     notice: Callable[[], Notice],
+    measure: Callable[[], float] | None,
 ) -> None:
-    """The steps from the end of `history`, each a line of it, with checkpoints."""
+    """The steps from the end of `history`, each a line of it, with evaluations and checkpoints."""
     settings, world = run.settings, module.world
     limit = settings.micro_batch_tokens
     told = Notice.NONE
+    if _due(0, settings, plan) and measure is not None and not dev.scores:
+        dev.add(0, measure(), module)
+        on_step(_seen(history, dev))
+    if dev.is_over(settings.patience):
+        return
     started = time.perf_counter()
     batches = _batches(run.labels, settings, plan, len(history))
-    for mine in _ahead(_share(run, model, module, batch) for batch in batches):
+    read = (_share(run, model, module, batch) for batch in batches)
+    for mine in _ahead(read, lambda: _due(len(history) + 1, settings, plan)):
         step = len(history)
         factor = rate_factor(step, plan.steps, settings.warmup_ratio)
         shares, limit = _fitted(module, mine, limit, partial(batch_gradients, module, mine.cells))
@@ -184,15 +219,30 @@ def _steps(
             ]
         )
         started = finished
+        if measure is not None and _due(len(history), settings, plan):
+            dev.add(len(history), measure(), module)
+            started = time.perf_counter()
         heard = Notice(most(notice(), world))
-        last = len(history) == plan.steps
+        last = len(history) == plan.steps or dev.is_over(settings.patience)
         due = last or len(history) % settings.checkpoint_every == 0 or heard > told
         if due and world.rank == 0:
-            state.save(run.checkpoints, run.fingerprint, module, optimizer, METRICS, history)
-        on_step(len(history))
-        if heard is Notice.STOP and not last:
+            state.save(run.checkpoints, run.fingerprint, module, optimizer, METRICS, history, dev)
+        on_step(_seen(history, dev))
+        if last:
+            return
+        if heard is Notice.STOP:
             raise Stopped(len(history), plan.steps)
         told = heard
+
+
+def _due(steps: int, settings: Training, plan: Plan) -> bool:
+    """Whether there is an evaluation after so many steps: also of the base, and of the last."""
+    every = settings.evaluate_every
+    return every is not None and (steps % every == 0 or steps == plan.steps)
+
+
+def _seen(history: list[list[float]], dev: Dev) -> Seen:
+    return Seen(len(history), _named(history[-1]) if history else {}, list(dev.scores))
 
 
 def _named(line: list[float]) -> dict[str, float]:
@@ -229,12 +279,18 @@ def _share(run: Run, model: "BaseModel", module: Scoring, batch: Batch) -> _Mine
     return _Mine(batch, sides, cells)
 
 
-def _ahead(shares: Iterator[_Mine]) -> Iterator[_Mine]:
-    """Each share, made in a thread while the one before it is trained on."""
+def _ahead(shares: Iterator[_Mine], alone: Callable[[], bool]) -> Iterator[_Mine]:
+    """Each share, made in a thread while the one before it is trained on.
+
+    Where `alone` says so, before a share is handed out, the next one is made first: an evaluation
+    tokenises too, and a tokeniser is not for two threads.
+    """
     with ThreadPoolExecutor(1) as thread:
         coming = thread.submit(next, shares, None)
         while (mine := coming.result()) is not None:
             coming = thread.submit(next, shares, None)
+            if alone():
+                coming.result()
             yield mine
 
 

@@ -336,6 +336,12 @@ class Training(Settings):
     """Of the row order. Dropout is off."""
     checkpoint_every: int = Field(default=200, ge=1)
     """Steps between checkpoints: what an interruption can cost."""
+    evaluate_every: int | None = Field(default=None, ge=1)
+    """Steps between evaluations on the dev split (nDCG@10, over the whole corpus), with one before
+    the first step and one after the last: the encoder of the best is kept. Unset: none, and the
+    last is kept."""
+    patience: int | None = Field(default=None, ge=1)
+    """Stop after this many evaluations without a better one. Unset: never."""
 
     @model_validator(mode="after")
     def _has_negatives(self) -> Self:
@@ -347,6 +353,10 @@ class Training(Settings):
     def _has_vectors(self) -> Self:
         if self.dimensions and self.objective.scores_pairs:
             raise ValueError("a reranker makes no vectors: leave out training.dimensions")
+        if self.evaluate_every is not None and self.objective.scores_pairs:
+            raise ValueError("a reranker ranks no corpus: leave out training.evaluate_every")
+        if self.patience is not None and self.evaluate_every is None:
+            raise ValueError("training.patience counts evaluations: set training.evaluate_every")
         if len(set(self.dimensions)) < len(self.dimensions):
             raise ValueError("training.dimensions name a number twice")
         return self

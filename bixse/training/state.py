@@ -5,6 +5,8 @@ A checkpoint is one safetensors file, `step-<steps done>-<sha256>.safetensors`, 
     model.<parameter>          encoder, log_scale and bias
     adam.<parameter>.<moment>  the optimiser's moments and its step
     history                    [steps, metrics] float64, the whole curve so far
+    dev                        [evaluations, 2] float64: (step, score) of each so far
+    best.<parameter>           the weights of the best of them, where there are any
     metadata                   format, the fingerprint of the run, the names of the metrics
 
 The learning rate and the row order are functions of the step, and no random number is drawn in a
@@ -24,8 +26,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bixse.place import Place
+from bixse.training.dev import Dev
 
-_FORMAT = "bixse-checkpoint-1"
+_FORMAT = "bixse-checkpoint-2"
 _KEEP = 2
 
 
@@ -36,9 +39,14 @@ def save(
     optimizer: torch.optim.Optimizer,
     metrics: Sequence[str],
     history: Sequence[Sequence[float]],
+    dev: Dev,
 ) -> str:
     """Write the checkpoint after `len(history)` steps, drop all but the last two; its name."""
-    tensors = {"history": torch.tensor(history, dtype=torch.float64)}
+    tensors = {
+        "history": torch.tensor(history, dtype=torch.float64),
+        "dev": torch.tensor(dev.scores, dtype=torch.float64).reshape(-1, 2),
+        **{f"best.{name}": weights for name, weights in dev.weights.items()},
+    }
     for name, parameter in module.named_parameters():
         tensors[f"model.{name}"] = parameter.detach().cpu().contiguous()
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -72,8 +80,10 @@ def load(
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
     metrics: Sequence[str],
+    dev: Dev,
 ) -> list[list[float]]:
-    """Read the last checkpoint into module and optimiser; the history, empty when there is none.
+    """Read the last checkpoint into module, optimiser and `dev`; the history, empty when there is
+    none.
 
     Raises ValueError when it is damaged or belongs to another run, naming the file.
     """
@@ -99,6 +109,12 @@ def load(
                 "choose another --out, or remove it"
             )
     _restore(module, optimizer, tensors)
+    dev.scores = [(int(step), score) for step, score in tensors["dev"].tolist()]
+    dev.weights = {
+        key.removeprefix("best."): value
+        for key, value in tensors.items()
+        if key.startswith("best.")
+    }
     history: list[list[float]] = tensors["history"].tolist()
     return history
 

@@ -20,9 +20,10 @@ from torch import nn
 from bixse.place import Place
 from bixse.training import state
 from bixse.training.completions import Completions, completion_gradients, expectations
+from bixse.training.dev import Dev
 from bixse.training.gather import World
 from bixse.training.gradients import most
-from bixse.training.loop import Notice, Stopped, refuse_unequal
+from bixse.training.loop import Notice, Seen, Stopped, refuse_unequal
 from bixse.training.order import Plan, rate_factor
 from bixse.training.settings import Tuning
 
@@ -80,7 +81,7 @@ def tune_loop(
     model: nn.Module,
     stored: torch.dtype,
     world: World,
-    on_step: Callable[[int], None] = lambda _: None,
+    on_step: Callable[[Seen], None] = lambda _: None,
     notice: Callable[[], Notice] = lambda: Notice.NONE,
 ) -> Tuned:
     """Tune `model`, of float32, in place, from its last checkpoint if there is one.
@@ -94,9 +95,11 @@ def tune_loop(
     model.eval()
     before = _expected(run, model, world)
     optimizer = _optimizer(model, settings)
-    history = state.load(run.checkpoints, run.fingerprint, model, optimizer, METRICS)
+    # Answers are measured before and after, and not in between.
+    dev = Dev()
+    history = state.load(run.checkpoints, run.fingerprint, model, optimizer, METRICS, dev)
     refuse_unequal(len(history), world)
-    on_step(len(history))
+    on_step(_seen(history))
     told, started = Notice.NONE, time.perf_counter()
     while (step := len(history)) < plan.steps:
         batch, factor = plan.rows_of(step), rate_factor(step, plan.steps, settings.warmup_ratio)
@@ -111,8 +114,8 @@ def tune_loop(
         last = len(history) == plan.steps
         due = last or len(history) % settings.checkpoint_every == 0 or heard > told
         if due and world.rank == 0:
-            state.save(run.checkpoints, run.fingerprint, model, optimizer, METRICS, history)
-        on_step(len(history))
+            state.save(run.checkpoints, run.fingerprint, model, optimizer, METRICS, history, dev)
+        on_step(_seen(history))
         if heard is Notice.STOP and not last:
             raise Stopped(len(history), plan.steps)
         told = heard
@@ -162,6 +165,10 @@ def _update(
         )
     optimizer.step()
     return norm
+
+
+def _seen(history: list[list[float]]) -> Seen:
+    return Seen(len(history), _named(history[-1]) if history else {}, [])
 
 
 def _named(line: list[float]) -> dict[str, float]:

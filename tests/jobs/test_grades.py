@@ -13,7 +13,7 @@ from bixse.records import JUDGMENTS
 from jobs.grades import import_grades
 from jobs.ingest import Ingested, ingest
 from jobs.recipe import Ingest
-from jobs.train import read_labels
+from jobs.supervision import read_labels
 from jobs.verbs import main
 
 GRADES = "query-id\tcorpus-id\tscore\nq000\td00000\t3\nq000\td00005\t0\nq001\td00001\t1.5\n"

@@ -10,7 +10,7 @@ from bixse.artifacts import Artifact, Draft, begin
 from bixse.judging.settings import Verification
 from bixse.records import CORPUS, DOCUMENTS, JUDGMENTS, QUERIES
 from jobs.labels import label, verify
-from jobs.train import read_labels
+from jobs.supervision import read_labels
 
 
 def artifact(

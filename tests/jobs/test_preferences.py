@@ -14,7 +14,8 @@ from bixse.training.loop import Run, train_loop
 from bixse.training.settings import Combined, ListKL, PreferenceKL, Training
 from jobs.preferences import import_preferences
 from jobs.recipe import Placement
-from jobs.train import read_labels, train
+from jobs.supervision import read_labels
+from jobs.train import train
 from jobs.verbs import main
 from tests.encoders import save_tiny_encoder, texts
 from tests.jobs.conftest import write_beir

@@ -20,7 +20,8 @@ from bixse.models.encoder import Encoder
 from bixse.records import CORPUS, JUDGMENTS, QUERIES
 from bixse.training.settings import GradedBCE, Training
 from jobs.recipe import Placement
-from jobs.train import read_labels, train
+from jobs.supervision import read_labels
+from jobs.train import train
 from tests.encoders import save_tiny_encoder, texts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,16 +93,20 @@ def curve(encoder: Artifact) -> list[dict[str, float]]:
 
 DRIVER = """
 import sys
+from importlib import import_module
 from pathlib import Path
-from tests.jobs.test_train import train_at
-train_at(Path(sys.argv[1]), sys.argv[2])
+import_module(sys.argv[3]).train_at(Path(sys.argv[1]), sys.argv[2])
 """
 
 
 @contextmanager
-def driver_at(path: Path, out: str, steps: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A driver of its own, once a checkpoint of `steps` steps stands; killed in the end."""
-    command = [sys.executable, "-c", DRIVER, str(path), out]
+def driver_at(
+    path: Path, out: str, steps: int, module: str = "tests.jobs.test_train"
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A driver of its own, which trains as `module` does, once a checkpoint of `steps` steps
+    stands; killed in the end.
+    """
+    command = [sys.executable, "-c", DRIVER, str(path), out, module]
     with open(path / f"{out}.log", "w") as log:
         driver = subprocess.Popen(command, cwd=ROOT, stderr=log)
     deadline = time.monotonic() + 240

@@ -3,10 +3,12 @@
 gradients   of every objective on every batch, in double precision -> DIR/gradients-WORLD
 recomputed  the same with GradCache, two texts at a time -> DIR/recomputed-WORLD
 loop        training of DIR/encoder from its last checkpoint -> DIR/loop-WORLD
+dev         the same with an evaluation every third step -> DIR/dev-WORLD
 reranker    the same of a reranker that begins as DIR/encoder -> DIR/reranker-WORLD
 tuning      tuning of the language model DIR/llm from its last checkpoint -> DIR/tuning-WORLD
 """
 
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +31,7 @@ from bixse.training.completions import Completions
 from bixse.training.gather import World, cells_of
 from bixse.training.gradients import batch_gradients
 from bixse.training.groups import Labels, Preferred, group
-from bixse.training.loop import Notice, Run, train_loop
+from bixse.training.loop import Notice, Run, Seen, train_loop
 from bixse.training.order import share
 from bixse.training.scoring import EncoderScoring, RerankerScoring, Scoring, Sides
 from bixse.training.settings import (
@@ -251,14 +253,31 @@ def loop(
     checkpoints = Place(str(directory / "checkpoints"))
     run = Run(settings, labels(20, 12, seed=3), checkpoints, "a fingerprint")
 
-    def on_step(steps: int) -> None:
-        if (directory / "stop").exists() and steps == int((directory / "stop").read_text()):
+    def on_step(seen: Seen) -> None:
+        if (directory / "stop").exists() and seen.steps == int((directory / "stop").read_text()):
             raise KeyboardInterrupt
 
-    trained = train_loop(run, model, world, on_step, notice)
+    start_at = [parameter.detach().clone() for parameter in model.parameters()]
+
+    def measure() -> float:
+        """Neither rising nor falling with the distance from the start; tokenises, as one would."""
+        vectors = model.encode(texts(4, seed=7))
+        assert len(vectors) == 4
+        now = zip(model.parameters(), start_at, strict=True)
+        distance = sum(float(((a.detach() - b) ** 2).sum()) for a, b in now) ** 0.5
+        return math.sin(4 * distance)
+
+    measured = measure if settings.evaluate_every is not None else None
+    trained = train_loop(run, model, world, on_step, notice, measured)
     curve = [[line[name] for name in line if name != "seconds"] for line in trained.history]
     weights = {name: value.detach() for name, value in model.named_parameters()}
-    return {**weights, "curve": torch.tensor(curve, dtype=torch.float64)}
+    dev = torch.tensor([*trained.dev, (trained.best_step, 0.0)], dtype=torch.float64)
+    return {**weights, "curve": torch.tensor(curve, dtype=torch.float64), "dev": dev}
+
+
+def dev(world: World, directory: Path) -> dict[str, Tensor]:
+    """The same with an evaluation every third step."""
+    return loop(world, directory, evaluate_every=3)
 
 
 def reranker(world: World, directory: Path) -> dict[str, Tensor]:
@@ -287,8 +306,8 @@ def tuning(world: World, directory: Path, **changes: object) -> dict[str, Tensor
     held_out = completions(9, seed=1)
     run = TuningRun(settings, completions(61), held_out, (10, 11), checkpoints, "a fingerprint")
 
-    def on_step(steps: int) -> None:
-        if (directory / "stop").exists() and steps == int((directory / "stop").read_text()):
+    def on_step(seen: Seen) -> None:
+        if (directory / "stop").exists() and seen.steps == int((directory / "stop").read_text()):
             raise KeyboardInterrupt
 
     tuned = tune_loop(run, model, stored, world, on_step)
@@ -313,6 +332,8 @@ def main() -> None:
             found = gradients(world)
         case "recomputed":
             found = gradients(world, tokens=2)
+        case "dev":
+            found = dev(world, directory)
         case "reranker":
             found = reranker(world, directory)
         case "tuning":

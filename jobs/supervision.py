@@ -1,0 +1,92 @@
+"""What training learns from: judgments with the texts that they name, and preferences."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bixse.artifacts import Artifact
+from bixse.records import CORPUS, PREFERENCES, document_text
+
+if TYPE_CHECKING:
+    from bixse.training.groups import Labels
+
+
+def read_labels(
+    judgments: Artifact,
+    queries: Sequence[Artifact],
+    corpus: Artifact,
+    calibration: Artifact | None = None,
+    preferences: Artifact | None = None,
+    documents: Artifact | None = None,
+) -> "Labels":
+    """The judgments with the texts that they name; of the corpus only judged documents are held.
+
+    Preferences count where both their documents are judged; the others are left out.
+
+    Raises ValueError when a judgment names a query or document that is not there (judgments are
+    made from this corpus and these queries: other inputs are a mistake, not rows to skip), when one
+    `query_id` has two texts, when a written document has the `doc_id` of one of the corpus, and as
+    `group` and `calibration.relevance`.
+    """
+    from bixse.training.groups import Preferred, group
+
+    table = judgments.table(["query_id", "doc_id", "relevance"])
+    query_ids, doc_ids = table["query_id"].to_pylist(), table["doc_id"].to_pylist()
+    query_texts: dict[str, str] = {}
+    seeds: dict[str, str] = {}
+    wanted = pa.array(sorted(set(query_ids)), pa.string())
+    for part in queries:
+        for row in _rows_where(part, "query_id", wanted, ["query_id", "text", "seed_doc_id"]):
+            if query_texts.setdefault(row["query_id"], row["text"]) != row["text"]:
+                raise ValueError(f"query {row['query_id']!r} stands twice, with different texts")
+            if row["seed_doc_id"] is not None:
+                seeds[row["query_id"]] = row["seed_doc_id"]
+    wanted = pa.array(sorted(set(doc_ids)), pa.string())
+    document_texts = {
+        row["doc_id"]: document_text(row["title"], row["text"])
+        for row in _rows_where(corpus, "doc_id", wanted, CORPUS.names)
+    }
+    for row in _rows_where(documents, "doc_id", wanted, CORPUS.names) if documents else ():
+        if row["doc_id"] in document_texts:
+            raise ValueError(f"a written document has the id of another: {row['doc_id']!r}")
+        document_texts[row["doc_id"]] = document_text(row["title"], row["text"])
+    _refuse_unknown("query", query_ids, query_texts, "the queries")
+    _refuse_unknown("document", doc_ids, document_texts, "the corpus")
+    relevance = _relevance(judgments, calibration, table)
+    preferred = None
+    if preferences is not None:
+        table = preferences.table(PREFERENCES.names)
+        asked, a, b = (table[name].to_pylist() for name in ("query_id", "doc_id_a", "doc_id_b"))
+        preferred = Preferred(asked, a, b, table["prob_a"].to_numpy())
+    return group(query_ids, doc_ids, relevance, query_texts, document_texts, seeds, preferred)
+
+
+def _relevance(judgments: Artifact, calibration: Artifact | None, table: pa.Table) -> Any:
+    """The stored relevance, or what the map makes of the stored distributions."""
+    if calibration is None:
+        return table["relevance"].to_numpy().astype(np.float32)
+    # Brings scikit-learn along, which training itself has no use for.
+    from bixse.judging.calibration import load, relevance
+
+    signed = judgments.table(["grade_probs", "judge", "prompt"])
+    scale = judgments.manifest.extra["scale"]["values"]
+    return relevance(signed, scale, load(calibration)).astype(np.float32)
+
+
+def _rows_where(
+    artifact: Artifact, key: str, values: pa.Array, columns: Sequence[str]
+) -> Iterator[dict[str, Any]]:
+    for batch in artifact.batches(columns):
+        yield from batch.filter(pc.is_in(batch[key], value_set=values)).to_pylist()
+
+
+def _refuse_unknown(noun: str, ids: Sequence[str], texts: dict[str, str], where: str) -> None:
+    unknown = [name for name in ids if name not in texts]
+    if unknown:
+        raise ValueError(
+            f"{len(unknown)} of {len(ids)} judgments name a {noun} that {where} lack, "
+            f"first {unknown[0]!r}: train on the {noun} texts that were judged"
+        )
