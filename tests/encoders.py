@@ -68,3 +68,50 @@ def save_tiny_cross_encoder(directory: Path, logits: int) -> Path:
         )
         BertForSequenceClassification(config).save_pretrained(directory)
     return directory
+
+
+def save_tiny_decoder(directory: Path, padding_side: str) -> Path:
+    """A Qwen3 of 2 layers and 32 dimensions that reads causally, its vector the last token's."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
+
+    qwen = directory / "qwen"
+    qwen.mkdir(parents=True)
+    special = ["[PAD]", "[UNK]", "[END]", "ask", "tell", ":"]
+    vocabulary = {word: number for number, word in enumerate([*special, *WORDS])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(single="$A [END]", special_tokens=[("[END]", 2)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        eos_token="[END]",
+        padding_side=padding_side,
+    ).save_pretrained(qwen)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = Qwen3Config(
+            vocab_size=len(vocabulary),
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=16,
+            intermediate_size=64,
+            max_position_embeddings=64,
+            # Vectors of different texts stand apart.
+            initializer_range=0.3,
+        )
+        Qwen3Model(config).save_pretrained(qwen)
+    module = Transformer(str(qwen), max_seq_length=32)
+    pooling = Pooling(module.get_embedding_dimension(), "lasttoken")
+    prompts = {"query": "ask : ", "document": ""}
+    model = SentenceTransformer(modules=[module, pooling], device="cpu", prompts=prompts)
+    model.save_pretrained(str(directory / "encoder"), create_model_card=False)
+    return directory / "encoder"
