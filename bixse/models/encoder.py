@@ -74,7 +74,8 @@ def encoder_fingerprint(directory: Path) -> str:
 def load_model(start: str, device: str | None = None) -> "SentenceTransformer":
     """The sentence-transformers model, ending in a Normalize module whatever it was saved with.
 
-    Raises ValueError as `resolve`, or when the directory holds no loadable model.
+    Raises ValueError as `resolve`, when the directory holds no loadable model, or one that cuts its
+    vectors only when asked by `encode`.
     """
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize
@@ -87,6 +88,12 @@ def load_model(start: str, device: str | None = None) -> "SentenceTransformer":
         model = SentenceTransformer(str(directory), device=device, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{start} is not an encoder: {str(error).splitlines()[0]}") from None
+    if model.truncate_dim is not None:
+        # `encode` would cut its vectors and training would not.
+        raise ValueError(
+            f"{start} cuts its vectors outside its modules (truncate_dim {model.truncate_dim}): "
+            "save it without, and cut it with --truncate"
+        )
     if not any(type(module).__name__ == "Normalize" for module in model):
         model.append(Normalize())
     return model

@@ -70,6 +70,13 @@ def test_the_packaged_encoder_is_a_path() -> None:
     assert (resolve(PACKAGED) / "modules.json").is_file()
 
 
+def test_an_encoder_that_cuts_only_in_encode_is_refused(directory: Path, tmp_path: Path) -> None:
+    model = SentenceTransformer(str(directory), truncate_dim=8)
+    model.save_pretrained(str(tmp_path / "cut"), create_model_card=False)
+    with pytest.raises(ValueError, match=r"outside its modules \(truncate_dim 8\)"):
+        Encoder.load(str(tmp_path / "cut"))
+
+
 def test_what_is_no_encoder_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
