@@ -166,6 +166,9 @@ JUDGED_PREFERENCES = pa.schema(
 )
 """Preferences of a judge of ours, who signs them."""
 
+LINKS = pa.schema([("doc_id", pa.string()), ("other_doc_id", pa.string())])
+"""Two documents that have to do with each other, in either direction."""
+
 REJECTED = pa.schema(
     [
         ("reason", pa.string()),

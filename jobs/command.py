@@ -27,6 +27,8 @@ from jobs.recipes.ranking import (
     margin_mse,
     pairdistill,
     ranknet,
+    scincl,
+    stratified_kd,
     triplet,
     wasserstein,
 )
@@ -47,6 +49,8 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "triplet": triplet,
     "wasserstein": wasserstein,
     "pairdistill": pairdistill,
+    "stratified_kd": stratified_kd,
+    "scincl": scincl,
     "lce": lce,
     "bce_reranker": bce_reranker,
     "promptagator": promptagator,

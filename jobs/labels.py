@@ -1,20 +1,24 @@
-"""written texts -> judgments: a pair is worth what one side of it was written at; or verified.
+"""written texts -> judgments: a pair is worth what one side of it was written at. And judgments ->
+fewer judgments.
 
 `label` asks no model: a query written for a document has that document as its answer, or at its
 target grade; a document written for a query has the grade it was written at. `verify` keeps of a
-judge's judgments those that training can rely on.
+judge's judgments those that training can rely on, `sample` those that cover the range of a teacher.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import pyarrow as pa
 
 from bixse.artifacts import Artifact, begin
+from bixse.candidates.settings import Stratified
+from bixse.candidates.strata import stratified
 from bixse.judging.given import written
 from bixse.judging.settings import Verification
 from bixse.judging.verified import Judged, unverified
-from bixse.records import JUDGMENTS, Judgment, Rejection, document_text
+from bixse.records import JUDGMENTS, Judgment, Rejection, document_text, text_hash
 from bixse.scale import Scale, linear
 from jobs.parts import rejected_table, rows_of
 from jobs.texts import Texts
@@ -91,6 +95,36 @@ def verify(
     return draft.finish(
         extra={**judgments.manifest.extra, "unverified": dict(sorted(kinds.items()))}
     )
+
+
+def sample(judgments: Artifact, settings: Stratified, out: str) -> Artifact:
+    """Of each query the best judged document and others that cover the range of relevance.
+
+    What is left out is rejected. A query keeps its draw whatever the other queries are.
+    """
+    inputs = {"judgments": judgments.fingerprint}
+    draft = begin(out, "judgments", config=settings.model_dump(), inputs=inputs)
+    if isinstance(draft, Artifact):
+        return draft
+    by_query: dict[str, list[tuple[str, float]]] = {}
+    for row in judgments.table(["query_id", "doc_id", "relevance"]).to_pylist():
+        by_query.setdefault(row["query_id"], []).append((row["doc_id"], row["relevance"]))
+    kept: set[tuple[str, str]] = set()
+    for query_id, judged in by_query.items():
+        # By doc_id: the order in which they were judged means nothing.
+        judged.sort()
+        score_N = np.asarray([relevance for _, relevance in judged], np.float64)
+        seed = int(text_hash(f"{settings.seed}:{query_id}"), 16)
+        best = (int(score_N.argmax()),)
+        rows = stratified(score_N, settings.documents, settings.by, seed, keep=best)
+        kept.update((query_id, judged[row][0]) for row in rows)
+    for number, name in enumerate(judgments.parts()):
+        table = judgments.part(name)
+        chosen = [(row["query_id"], row["doc_id"]) in kept for row in _keys(table)]
+        left_out = table.filter(pa.array([not inside for inside in chosen], pa.bool_()))
+        rejected = [Rejection("not in the sample", **row) for row in _keys(left_out)]
+        draft.write_part(number, table.filter(pa.array(chosen)), rejected_table(rejected))
+    return draft.finish(extra=judgments.manifest.extra)
 
 
 def _keys(table: pa.Table) -> list[dict[str, str]]:

@@ -65,13 +65,35 @@ class Pipeline:
             return None
         return written_documents(self, settings)
 
+    def links(self) -> "Artifact":
+        """The graph of the documents."""
+        from jobs.neighbours import import_links
+
+        settings = self.recipe.neighbours
+        assert settings is not None
+        return self.once(
+            "links",
+            lambda: import_links(self.data().corpus, settings.links, self.path("links")),
+        )
+
+    def anchors(self) -> "Artifact | None":
+        """Linked documents as queries, where the recipe has a graph."""
+        if self.recipe.neighbours is None:
+            return None
+        from jobs.neighbours import anchors
+
+        data, links = self.data(), self.links()
+        return self.once(
+            "anchors", lambda: anchors(links, data.corpus, data.queries, self.path("anchors"))
+        )
+
     def all_queries(self) -> list["Artifact"]:
-        synthetic = self.synthetic()
-        return [self.data().queries, *([synthetic] if synthetic else [])]
+        made = (self.synthetic(), self.anchors())
+        return [self.data().queries, *(queries for queries in made if queries is not None)]
 
     def pairs(self) -> "Artifact | None":
         """None where given judgments need no candidates."""
-        if self.recipe.judging.judge in ("human", "given", "written"):
+        if self.recipe.judging.judge in ("human", "given", "written", "neighbours"):
             return None
         from jobs.pair import pair
 
@@ -94,7 +116,16 @@ class Pipeline:
         )
 
     def judgments(self) -> "Artifact":
-        """What training learns from: all that was judged, or what of it is verified."""
+        """What training learns from: all that was judged, or what of it the recipe keeps."""
+        judged, settings = self._verified(), self.recipe.stratified
+        if settings is None:
+            return judged
+        from jobs.labels import sample
+
+        out = self.path("judgments-sampled")
+        return self.once("sample", lambda: sample(judged, settings, out))
+
+    def _verified(self) -> "Artifact":
         judged, settings = self._judged(), self.recipe.verification
         if settings is None:
             return judged
@@ -110,6 +141,15 @@ class Pipeline:
 
             synthetic, documents = self.synthetic(), self.documents()
             return self.once("judge", lambda: label(synthetic, documents, self.path("judgments")))
+        if self.recipe.neighbours is not None:
+            from jobs.neighbours import judge_neighbours
+
+            links, anchors, settings = self.links(), self.anchors(), self.recipe.neighbours
+            assert anchors is not None
+            return self.once(
+                "judge",
+                lambda: judge_neighbours(links, anchors, settings, self.path("judgments")),
+            )
         if self.recipe.judging.judge == "cascade":
             return self._cascaded()
         return self._judged_by(self.judging(), self.pairs(), "judge", "judgments")

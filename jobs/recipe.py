@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from bixse.candidates.settings import Pools
+from bixse.candidates.settings import Neighbours, Pools, Stratified
 from bixse.evaluation.settings import Evaluation
 from bixse.judging.settings import Audit, Judging, Preferring, Verification
 from bixse.models.settings import PACKAGED, Reranking
@@ -66,10 +66,14 @@ class Recipe(Settings):
     tuning: Tuning = Tuning()
     """How a recipe that tunes its language models does so."""
     candidates: Pools = Pools()
+    neighbours: Neighbours | None = None
+    """Train documents on their neighbours in a graph."""
     lexical: Lexical = Lexical()
     judging: Judging = Judging()
     verification: Verification | None = None
     """Train on verified judgments alone."""
+    stratified: Stratified | None = None
+    """Train on a sample of the judgments."""
     audit: Audit = Audit()
     preferring: Preferring = Preferring()
     training: Training = Training()
@@ -86,4 +90,12 @@ class Recipe(Settings):
     def _one_model(self) -> Self:
         if self.training.objective.scores_pairs != (self.reranking is not None):
             raise ValueError("a reranker needs both: an objective of pairs, and `reranking`")
+        return self
+
+    @model_validator(mode="after")
+    def _one_graph(self) -> Self:
+        if (self.judging.judge == "neighbours") != (self.neighbours is not None):
+            raise ValueError(
+                "judging.judge neighbours is of recipes with a graph, and theirs alone"
+            )
         return self

@@ -99,7 +99,8 @@ def _pair(pipeline: Pipeline) -> dict[str, Any]:
     pairs = pipeline.pairs()
     if pairs is None:
         raise ValueError(
-            "--judging.judge human, given or written needs no candidates: choose features or vllm"
+            "--judging.judge human, given, written or neighbours needs no candidates: "
+            "choose features or vllm"
         )
     return _made("pair", pairs)
 

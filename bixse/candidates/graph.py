@@ -1,86 +1,77 @@
-"""Triplets from neighbourhoods in a graph's embedding space: SciNCL, arXiv 2202.06671.
+"""Links -> node vectors -> neighbour lists: what SciNCL's bands (`bixse.candidates.bands`) are cut
+from.
 
-A link is a hard cut; the neighbours of a node in the embedding of its graph are not. Positives come
-from near ranks, hard negatives from far ones, and the gap between is left out (the paper's
-sampling-induced margin).
+The paper embeds its graph of 52 million nodes by PyTorch-BigGraph; ours are FastRP's vectors (Chen
+et al., CIKM 2019, arXiv 1908.11512): random vectors, averaged over walks of a few lengths. They
+take no training, one sparse product a step of the walk, and are a function of links and seed.
+
+Shapes: N nodes, E dimensions, B nodes of a block.
 """
 
-import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
+
+BLOCK_ROWS = 1024
+"""Nodes whose lists are made together: memory is that many rows of similarity to all nodes."""
 
 
-@dataclass(frozen=True)
-class Bands:
-    """Ranks of a node's list, from 0, the end excluded (SciNCL: 20 to 25 and 3998 to 4000)."""
-
-    positive: tuple[int, int]
-    hard: tuple[int, int]
-
-    def __post_init__(self) -> None:
-        for name, (start, end) in (("positive", self.positive), ("hard", self.hard)):
-            if not 0 <= start < end:
-                raise ValueError(f"the {name} band [{start}, {end}) holds no rank")
-        if self.positive[1] > self.hard[0]:
-            raise ValueError(
-                f"positives end at rank {self.positive[1]} and hard negatives begin at "
-                f"{self.hard[0]}: the bands must not overlap"
-            )
+def linked(links: Sequence[tuple[str, str]]) -> list[str]:
+    """The nodes that some other node is linked with, sorted: an isolated one has no neighbours."""
+    return sorted({node for a, b in links if a != b for node in (a, b)})
 
 
-def bands_of(corpus: int, positive: tuple[float, float], hard: tuple[float, float]) -> Bands:
-    """Bands as fractions of the corpus: rank 4,000 of millions is not rank 4,000 of 20,000.
-
-    Each holds at least one rank. Raises ValueError as `Bands`.
-    """
-
-    def ranks(start: float, end: float) -> tuple[int, int]:
-        first = int(start * corpus)
-        return first, max(first + 1, int(end * corpus))
-
-    return Bands(ranks(*positive), ranks(*hard))
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """What one node is trained with."""
-
-    positives: tuple[str, ...]
-    hard: tuple[str, ...]
-    easy: tuple[str, ...]
-
-
-def triplet_sources(
-    node: str,
-    neighbours: Sequence[str],
+def node_vectors(
+    links: Sequence[tuple[str, str]],
     nodes: Sequence[str],
-    bands: Bands,
-    *,
-    positives: int = 5,
-    hard: int = 2,
-    easy: int = 3,
-    seed: int = 0,
-) -> Drawn:
-    """Documents for a node's triplets: so many from each band, the easy ones from all `nodes`.
+    dimensions: int,
+    walk: Sequence[float],
+    seed: int,
+) -> Floats:
+    """Unit vectors [N, E] of `nodes`; `walk[k]` weighs where walks of k + 1 steps end.
 
-    `neighbours` is the node's list, nearest first, without itself. Easy negatives are drawn at
-    random and are neither the node nor in the list up to the end of the last band. A function of
-    seed and node alone. Raises ValueError when the list ends before the bands do, a band holds
-    fewer than are asked of it, or no other node is left to draw.
+        sum_k walk[k] * unit rows of (D^-1 A)^(k+1) R
+
+    with A the number of links between two nodes in either direction, D its row sums, and R normal.
+    Links of a node with itself count for nothing. Raises ValueError when a node has no link with
+    another, and KeyError for a link of a node that is not among them.
     """
-    if len(neighbours) < bands.hard[1]:
-        raise ValueError(
-            f"node {node!r} has {len(neighbours)} neighbours, the bands reach to {bands.hard[1]}"
-        )
-    rng = random.Random(f"{seed}:{node}")
-    near = _draw(rng, neighbours[slice(*bands.positive)], positives, "positive")
-    far = _draw(rng, neighbours[slice(*bands.hard)], hard, "hard")
-    listed = {node, *neighbours[: bands.hard[1]]}
-    outside = [other for other in nodes if other not in listed]
-    return Drawn(near, far, _draw(rng, outside, easy, "easy"))
+    number = {node: row for row, node in enumerate(nodes)}
+    ends = np.asarray([(number[a], number[b]) for a, b in links if a != b], np.int64).reshape(-1, 2)
+    rows, columns = np.concatenate([ends, ends[:, ::-1]]).T
+    ones = np.ones(len(rows), np.float64)
+    adjacency = sparse.csr_matrix((ones, (rows, columns)), shape=(len(nodes), len(nodes)))
+    degree_N = np.asarray(adjacency.sum(axis=1)).ravel()
+    if not degree_N.all():
+        alone = nodes[int(degree_N.argmin())]
+        raise ValueError(f"node {alone!r} has no link with another: its place in the graph is none")
+    step = sparse.diags(1 / degree_N) @ adjacency
+    reached_NE = np.random.default_rng(seed).normal(size=(len(nodes), dimensions))
+    found_NE = np.zeros_like(reached_NE)
+    for weight in walk:
+        reached_NE = step @ reached_NE
+        found_NE += weight * _unit(reached_NE)
+    return _unit(found_NE).astype(np.float32)
 
 
-def _draw(rng: random.Random, band: Sequence[str], count: int, name: str) -> tuple[str, ...]:
-    if len(band) < count:
-        raise ValueError(f"the {name} band holds {len(band)} documents, {count} are asked of it")
-    return tuple(rng.sample(list(band), count))
+def neighbour_lists(vector_NE: Floats, reach: int) -> Iterator[Ints]:
+    """Of each node the rows of its `reach` nearest by cosine, nearest first, itself left out.
+
+    Exact; equal cosines stand in the order of the rows. Fewer where there are fewer.
+    """
+    reach = min(reach, len(vector_NE) - 1)
+    for start in range(0, len(vector_NE), BLOCK_ROWS):
+        cosine_BN = vector_NE[start : start + BLOCK_ROWS] @ vector_NE.T
+        own_B = np.arange(len(cosine_BN))
+        cosine_BN[own_B, start + own_B] = -np.inf
+        yield from np.argsort(-cosine_BN, axis=1, kind="stable")[:, :reach].astype(np.int64)
+
+
+def _unit(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    unit: npt.NDArray[np.float64] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return unit

@@ -1,4 +1,6 @@
-"""Where candidates come from, and how many."""
+"""Where candidates come from, how many, and which of them teach."""
+
+from typing import Literal
 
 from pydantic import Field
 
@@ -18,3 +20,38 @@ class Pools(Settings):
     """The document that a synthetic query was written from is a candidate too."""
     seed: int = 0
     """Of the random draw."""
+
+
+class Neighbours(Settings):
+    """Each linked document against neighbours in the graph of links: SciNCL, arXiv 2202.06671."""
+
+    links: str = ""
+    """A table with two columns of doc_ids a line, under a header; tab-separated or CSV."""
+    dimensions: int = Field(default=128, ge=2)
+    """Of the vectors of the graph's nodes (the paper: 768, for 52 million)."""
+    walk: tuple[float, ...] = Field(default=(0, 0, 1, 1, 1, 1, 1, 1), min_length=1)
+    """What each further step of a walk weighs in them (FastRP, arXiv 1908.11512); ours."""
+    positive: tuple[float, float] = (0.0, 0.01)
+    """Ranks of neighbours that positives come from, as shares of the linked documents (ours; the
+    paper: ranks 20 to 25 of its training papers)."""
+    hard: tuple[float, float] = (0.1, 0.15)
+    """Ranks that hard negatives come from (ours; the paper: 3998 to 4000)."""
+    positives: int = Field(default=5, ge=1)
+    """Of each document (the paper's)."""
+    hard_negatives: int = Field(default=2, ge=0)
+    """Of each document (the paper's)."""
+    easy_negatives: int = Field(default=3, ge=0)
+    """Of each document, at random among those that are no near neighbours (the paper's)."""
+    seed: int = 0
+    """Of the node vectors and the draw."""
+
+
+class Stratified(Settings):
+    """Judged documents of a query that cover the range of its scores: arXiv 2604.04734."""
+
+    documents: int = Field(default=8, ge=2)
+    """Kept of each query; the best is always one of them."""
+    by: Literal["score", "rank"] = "score"
+    """One from each of so many bins of equal width in relevance, or of equal count."""
+    seed: int = 0
+    """Of the draw."""

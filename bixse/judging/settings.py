@@ -175,11 +175,19 @@ class Judging(Settings):
     """The `judge` stage: one seam, several judges."""
 
     judge: Literal[
-        "human", "features", "vllm", "given", "openai", "cross_encoder", "written", "cascade"
+        "human",
+        "features",
+        "vllm",
+        "given",
+        "openai",
+        "cross_encoder",
+        "written",
+        "neighbours",
+        "cascade",
     ] = "human"
     """human: the qrels of the train split. features: the embedded model. vllm: a language model.
     given: the grades of a file. openai: a chat-completions endpoint. cross_encoder: a classifier of
-    pairs in vLLM. written: the grade that a text was written at."""
+    pairs in vLLM. written: the grade that a text was written at. neighbours: bands of a graph."""
     unit_pairs: int = Field(default=512, ge=1)
     """Pairs judged and written at a time: what an interruption can cost."""
     store: str | None = None

@@ -4,7 +4,8 @@ The published systems that they come from make their labels in other ways as wel
 what it leaves out.
 """
 
-from bixse.judging.settings import Preferring
+from bixse.candidates.settings import Neighbours, Pools, Stratified
+from bixse.judging.settings import Judging, Preferring
 from bixse.training.settings import (
     Combined,
     InfoNCE,
@@ -42,7 +43,7 @@ def margin_mse() -> Recipe:
 
 
 def triplet() -> Recipe:
-    """SciNCL's triplet loss, on judged documents in place of its neighbours in a citation graph."""
+    """SciNCL's triplet loss, on judged documents in place of neighbours in a graph (`scincl`)."""
     return _ranking("triplet", "objective of SciNCL, arXiv 2202.06671", Triplet())
 
 
@@ -78,6 +79,55 @@ def pairdistill() -> Recipe:
         preferring=Preferring(train=True),
         # The paper's batch of 32 queries; its 64 documents a query where a query has as many.
         training=Training(objective=sum_of_three, batch_size=32, docs_per_query=64),
+    )
+
+
+def stratified_kd() -> Recipe:
+    """KL distillation of a cross-encoder on documents that cover its scores: arXiv 2604.04734.
+
+    Of 100 retrieved documents 8 are kept, one from each bin of equal width (the paper's binning and
+    numbers are not public). The teacher's score is its probability of relevance, and not its
+    log-odds. `--judging.judge given --judging.given.file` takes a teacher's scores from a file.
+    """
+    return bixse().replace(
+        name="stratified_kd",
+        about=About(
+            paper="stratified sampling for KD, arXiv 2604.04734",
+            hardware="1+ GPU; laptop with given scores",
+            cost="one forward pass of the teacher a pair; training on 8 pairs a query",
+        ),
+        candidates=Pools(bm25=0, dense=100, random=0),
+        judging=Judging(judge="cross_encoder"),
+        stratified=Stratified(),
+        training=Training(objective=ListKL(), batch_size=16, docs_per_query=8),
+    )
+
+
+def scincl() -> Recipe:
+    """SciNCL, arXiv 2202.06671: documents near in a graph of links against documents far in it.
+
+    Needs the links (--neighbours.links); documents without one teach nothing. Differs from the
+    paper: node vectors are FastRP's; the bands are shares of the linked documents; each positive
+    meets each negative of its document, 25 triplets and not 5; distances are of unit vectors, whose
+    order is that of cosine, so that it is served as any encoder of ours. A document stands in for a
+    query, and is read with the query's prompt, if any. Leave out links that an evaluation counts as
+    relevance.
+    """
+    return bixse().replace(
+        name="scincl",
+        about=About(
+            paper="SciNCL, arXiv 2202.06671", hardware="laptop", cost="training; no label is paid"
+        ),
+        neighbours=Neighbours(),
+        judging=Judging(judge="neighbours"),
+        # The paper: 2 epochs, rate 2e-5, 32 triplets a batch, margin 1. Ours: 16 documents a batch.
+        training=Training(
+            objective=Triplet(in_batch=False),
+            batch_size=16,
+            docs_per_query=10,
+            epochs=2,
+            query_tokens=256,
+        ),
     )
 
 

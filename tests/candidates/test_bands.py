@@ -2,7 +2,7 @@
 
 import pytest
 
-from bixse.candidates.graph import Bands, bands_of, triplet_sources
+from bixse.candidates.bands import Bands, bands_of, triplet_sources
 
 NODES = [f"d{number:03}" for number in range(300)]
 NEIGHBOURS = NODES[1:201]

@@ -1,0 +1,177 @@
+"""links -> judgments: each linked document as a query, for whom near documents of the graph are
+relevant and far ones are not (`bixse.candidates.bands`).
+
+    python -m jobs.train scincl --data DIR --out DIR --neighbours.links FILE
+
+Node vectors and what is drawn are functions of the links and the seed. Memory follows the number of
+linked documents.
+"""
+
+import csv
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+
+from bixse.artifacts import Artifact, begin
+from bixse.candidates.bands import Drawn, bands_of, triplet_sources
+from bixse.candidates.graph import linked, neighbour_lists, node_vectors
+from bixse.candidates.settings import Neighbours
+from bixse.records import (
+    JUDGMENTS,
+    LINKS,
+    QUERIES,
+    Judgment,
+    Query,
+    Rejection,
+    document_text,
+    text_hash,
+)
+from bixse.scale import Scale, linear
+from jobs.formats import Row, fingerprint, open_bytes, short_name
+from jobs.parts import progress, rejected_table, rows_of
+from jobs.texts import Texts
+
+PART_ROWS = 100_000
+SCALE: Scale = linear(0, 1)
+
+
+def import_links(corpus: Artifact, file: str, out: str) -> Artifact:
+    """The links between two documents of the corpus that a file holds; others are rejected.
+
+    Raises ValueError in one sentence when no file is named, it cannot be read, or no line of it is
+    such a link.
+    """
+    if not file:
+        raise ValueError("this recipe needs a graph of the documents: set --neighbours.links")
+    inputs = {"links": fingerprint([file]), "corpus": corpus.fingerprint}
+    draft = begin(out, "links", config={}, inputs=inputs)
+    if isinstance(draft, Artifact):
+        return draft
+    known = set(corpus.table(["doc_id"])["doc_id"].to_pylist())
+    kept: list[dict[str, str]] = []
+    rejected: list[Rejection] = []
+    for row, ends in _read_links(file):
+        problem = row.problem
+        if not problem and not set(ends) <= known:
+            problem = "unknown doc_id"
+        elif not problem and ends[0] == ends[1]:
+            problem = "a document is linked with itself"
+        if problem:
+            rejected.append(row.reject(problem))
+        else:
+            kept.append(dict(zip(LINKS.names, ends, strict=True)))
+    if not kept:
+        why = f": line {rejected[0].line}: {rejected[0].reason}" if rejected else ""
+        raise ValueError(f"no link between two known documents in {short_name(file)}{why}")
+    draft.write_part(0, pa.Table.from_pylist(kept, schema=LINKS), rejected_table(rejected))
+    return draft.finish()
+
+
+def _read_links(file: str) -> Iterator[tuple[Row, tuple[str, str]]]:
+    """Each line below the header and the first two columns of it, where it has no problem."""
+    with open_bytes(file) as handle:
+        handle.readline()
+        for number, raw in enumerate(handle, start=2):
+            line = raw.decode("utf-8", "replace").rstrip("\r\n")
+            if not line:
+                continue
+            columns = line.split("\t") if "\t" in line else next(csv.reader([line]))
+            if len(columns) < 2:
+                problem = f"expected 2 columns or more, found {len(columns)}"
+                yield Row(short_name(file), number, problem=problem, raw=line), ("", "")
+            else:
+                yield Row(short_name(file), number, raw=line), (columns[0], columns[1])
+
+
+def anchors(links: Artifact, corpus: Artifact, given: Artifact, out: str) -> Artifact:
+    """A query a linked document, of its text; none that equals one of `given`, which an evaluation
+    may hold."""
+    inputs = {
+        name: a.fingerprint
+        for name, a in zip(("links", "corpus", "given"), (links, corpus, given), strict=True)
+    }
+    draft = begin(out, "queries", config={}, inputs=inputs)
+    if isinstance(draft, Artifact):
+        return draft
+    taken = {text_hash(text) for text in given.table(["text"])["text"].to_pylist()}
+    kept: list[Query] = []
+    rejected: list[Rejection] = []
+    nodes = linked(_ends(links))
+    for doc_id, document in zip(nodes, Texts(corpus).get(nodes), strict=True):
+        text = document_text(document.title, document.text)
+        query = Query(f"anchor:{doc_id}", text, "synthetic", doc_id)
+        if text_hash(text) in taken:
+            rejected.append(
+                Rejection("equals a given query", query_id=query.query_id, doc_id=doc_id)
+            )
+        else:
+            kept.append(query)
+    for number, start in enumerate(range(0, max(1, len(kept)), PART_ROWS)):
+        refused = rejected_table(rejected) if number == 0 else None
+        draft.write_part(number, rows_of(kept[start : start + PART_ROWS], QUERIES), refused)
+    return draft.finish(extra={"documents": corpus.manifest.rows})
+
+
+def judge_neighbours(
+    links: Artifact, anchors: Artifact, settings: Neighbours, out: str
+) -> Artifact:
+    """Of each anchor, documents of the positive band at relevance 1, negatives at 0.
+
+    Raises ValueError when the bands overlap, hold fewer than are drawn of them, or leave no
+    document for easy negatives: with few linked documents they must be wider.
+    """
+    inputs = {"links": links.fingerprint, "anchors": anchors.fingerprint}
+    config = settings.model_dump(mode="json", exclude={"links"})
+    draft = begin(out, "judgments", config=config, inputs=inputs)
+    if isinstance(draft, Artifact):
+        return draft
+    judge = f"neighbours:{links.fingerprint[:12]}"
+    asked = {
+        row["seed_doc_id"]: row["query_id"]
+        for row in anchors.table(["query_id", "seed_doc_id"]).to_pylist()
+    }
+    found: list[Judgment] = []
+    for doc_id, drawn in _drawn(_ends(links), settings):
+        if doc_id in asked:
+            found += _judgments(asked[doc_id], drawn.positives, 1.0, judge)
+            found += _judgments(asked[doc_id], (*drawn.hard, *drawn.easy), 0.0, judge)
+    for number, start in enumerate(range(0, len(found), PART_ROWS)):
+        draft.write_part(number, rows_of(found[start : start + PART_ROWS], JUDGMENTS))
+    scale = {"name": SCALE.name, "values": list(SCALE.values)}
+    return draft.finish(extra={"scale": scale, "origin": "links", "judges": [judge]})
+
+
+def _drawn(ends: Sequence[tuple[str, str]], settings: Neighbours) -> Iterator[tuple[str, Drawn]]:
+    """Each node with what it is trained on."""
+    nodes = linked(ends)
+    bands = bands_of(len(nodes), settings.positive, settings.hard)
+    vector_NE = node_vectors(ends, nodes, settings.dimensions, settings.walk, settings.seed)
+    with progress("neighbours", len(nodes)) as advance:
+        for node, rows in zip(nodes, neighbour_lists(vector_NE, bands.hard[1]), strict=True):
+            yield (
+                node,
+                triplet_sources(
+                    node,
+                    [nodes[row] for row in rows],
+                    nodes,
+                    bands,
+                    positives=settings.positives,
+                    hard=settings.hard_negatives,
+                    easy=settings.easy_negatives,
+                    seed=settings.seed,
+                ),
+            )
+            advance(1)
+
+
+def _judgments(
+    query_id: str, doc_ids: Sequence[str], relevance: float, judge: str
+) -> Iterator[Judgment]:
+    probs = SCALE.grade_probs(relevance)
+    for doc_id in doc_ids:
+        yield Judgment(query_id, doc_id, probs, relevance, judge, "", "links")
+
+
+def _ends(links: Artifact) -> list[tuple[str, str]]:
+    table = links.table(LINKS.names)
+    return list(zip(*(table[name].to_pylist() for name in LINKS.names), strict=True))
