@@ -122,7 +122,10 @@ def sample(judgments: Artifact, settings: Stratified, out: str) -> Artifact:
         table = judgments.part(name)
         chosen = [(row["query_id"], row["doc_id"]) in kept for row in _keys(table)]
         left_out = table.filter(pa.array([not inside for inside in chosen], pa.bool_()))
-        rejected = [Rejection("not in the sample", **row) for row in _keys(left_out)]
+        rejected = [
+            Rejection("not in the sample", query_id=row["query_id"], doc_id=row["doc_id"])
+            for row in _keys(left_out)
+        ]
         draft.write_part(number, table.filter(pa.array(chosen)), rejected_table(rejected))
     return draft.finish(extra=judgments.manifest.extra)
 
