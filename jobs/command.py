@@ -81,6 +81,9 @@ class Run:
     """With `--base-index`: a file of doc_ids, one a line, that the new generation leaves out."""
     split: Literal["train", "dev", "test"] = "test"
     """The split that is evaluated."""
+    track: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
+    """Show training there too: TensorBoard's files go beside the model, into `<model>-tensorboard`;
+    MLflow and W&B go where their own environment says (MLFLOW_TRACKING_URI, WANDB_API_KEY, ...)."""
     plan: bool = False
     """Only count what judging will take (pairs, tokens; with a price also hours and money)."""
     json: bool = False

@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,18 +14,20 @@ class Count:
     """How it goes, from the first rank to the driver; and back, whether to stop."""
 
     def __init__(self) -> None:
-        self._seen: Seen | None = None
+        self._fresh: list[Seen] = []
         self._stop = False
 
     def put(self, seen: "Seen") -> bool:
-        self._seen = seen
+        self._fresh.append(seen)
         return self._stop
 
     def stop(self) -> None:
         self._stop = True
 
-    def get(self) -> "Seen | None":
-        return self._seen
+    def take(self) -> "list[Seen]":
+        """All since it was last asked, in order."""
+        fresh, self._fresh = self._fresh, []
+        return fresh
 
 
 class Note:
@@ -40,8 +42,9 @@ class Note:
 
 def note_of(seen: "Seen") -> str:
     """`loss 0.031, 0.012 over labels, 812 pairs/s, dev nDCG@10 0.412 (best 0.431 at 200)`."""
-    said, line = [], seen.line
-    if line:
+    said = []
+    if seen.lines:
+        line = seen.lines[-1]
         said.append(f"loss {line['loss']:.4g}")
         # A language model's answers have no floor, and are no pairs.
         said += [f"{line['excess']:.4g} over labels"] if "excess" in line else []
@@ -54,8 +57,16 @@ def note_of(seen: "Seen") -> str:
 
 
 @contextmanager
-def follow(count: Any, advance: Any, rows: float, note: Note) -> Iterator[None]:
-    """Advance the bar, in rows, and its note, while the trainer holds the driver's thread."""
+def follow(
+    count: Any,
+    advance: Any,
+    rows: float,
+    note: Note,
+    tell: "Callable[[Seen], None]" = lambda _: None,
+) -> Iterator[None]:
+    """Advance the bar, in rows, and its note, while the trainer holds the driver's thread; `tell`
+    is given all that is seen.
+    """
     import ray
 
     done = threading.Event()
@@ -64,12 +75,11 @@ def follow(count: Any, advance: Any, rows: float, note: Note) -> Iterator[None]:
         shown, last = 0, False
         while not last:
             last = done.wait(0.5)
-            seen = ray.get(count.get.remote())
-            if seen is None:
-                continue
-            now, note.text = int(seen.steps * rows), note_of(seen)
-            advance(now - shown)
-            shown = now
+            for seen in ray.get(count.take.remote()):
+                now, note.text = int(seen.steps * rows), note_of(seen)
+                advance(now - shown)
+                shown = now
+                tell(seen)
 
     thread = threading.Thread(target=poll, daemon=True)
     thread.start()

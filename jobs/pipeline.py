@@ -326,6 +326,7 @@ class Pipeline:
                 preferences,
                 documents,
                 dev,
+                self.run.track,
             ),
         )
         return str(artifact.url)

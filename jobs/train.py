@@ -33,6 +33,7 @@ from jobs.measuring import DevSplit, dev_ndcg, refuse_trained
 from jobs.parts import progress
 from jobs.recipe import Placement
 from jobs.supervision import read_labels
+from jobs.trackers import refuse_missing, tracked
 from jobs.workers import Job, Signals, alike, run_workers
 
 if TYPE_CHECKING:
@@ -57,15 +58,17 @@ def train(
     preferences: Artifact | None = None,
     documents: Artifact | None = None,
     dev: DevSplit | None = None,
+    track: Sequence[str] = (),
 ) -> Artifact:
     """Tune `start` on judgments; the finished encoder, or reranker where the objective is for one,
     at `out`.
 
     The judgments are read through the map that `calibration` holds, if any, and stay as they are.
     `documents` are written ones (jobs.writing), which judgments may name beside the corpus's.
-    `dev` is what `evaluate_every` measures on. Goes on from the last checkpoint of an interrupted
+    `dev` is what `evaluate_every` measures on, `track` names the trackers that are told of it
+    (`jobs.trackers`). Goes on from the last checkpoint of an interrupted
     run. Raises ValueError when `evaluate_every` is set and `dev` is not or the reverse, when
-    training reads a query of it, when there is nothing
+    training reads a query of it, when a tracker is not installed, when there is nothing
     to learn from (no judgments, all of relevance 0, fewer than two rows), when a judgment names a
     query or document that is not there, when the objective reads preferences and there are none,
     or the reverse, and as `plan_of`, `begin` and `load_model` (of a reranker: `load_reranker`).
@@ -111,6 +114,7 @@ def train(
         state.clear(checkpoints)
         return finished
     # Before anything is written: what teaches nothing leaves nothing behind.
+    refuse_missing(track, place.url)
     labels = read_labels(judgments, queries, corpus, calibration, preferences, documents)
     plan = plan_of(labels, settings)
     if dev is not None:
@@ -121,14 +125,18 @@ def train(
     identity = json.dumps([draft.config, inputs], sort_keys=True).encode()
     run = Run(settings, labels, checkpoints, hashlib.sha256(identity).hexdigest())
     note, rows = Note(), plan.rows / plan.steps_per_epoch
-    with progress("train", int(plan.steps * rows), note) as advance:
+    known = {**draft.config, "inputs": inputs}
+    with (
+        progress("train", int(plan.steps * rows), note) as advance,
+        tracked(track, checkpoints, run.fingerprint, place.url, known) as tell,
+    ):
         summary = run_workers(
             partial(_work, dev, placement.encode_batch),
             run,
             start,
             placement,
             draft,
-            partial(follow, advance=advance, rows=rows, note=note),
+            partial(follow, advance=advance, rows=rows, note=note, tell=tell),
         )
     if not place.exists("modules.json"):
         raise RuntimeError(f"the {kind} is not at {out}: it must be storage that all nodes share")
@@ -168,6 +176,8 @@ def _work(dev: DevSplit | None, encode_batch: int, job: Job) -> dict[str, Any] |
         return {"refused": str(error)}
     except Stopped as stopped:
         return {"stopped": str(stopped)}
+    finally:
+        signals.wait()
     if world.rank != 0:
         return None
     with tempfile.TemporaryDirectory() as aside:

@@ -103,11 +103,17 @@ class Signals:
 
         self._count, self._world = count, world
         self._asked = itertools.count()
-        self._stop = count.put.remote(Seen(0, {}, []))
+        self._stop = count.put.remote(Seen(0, [], []))
 
     def on_step(self, seen: "Seen") -> None:
         if self._world.rank == 0:
             self._stop = self._count.put.remote(seen)
+
+    def wait(self) -> None:
+        """Until the driver's actor has heard it all: what is under way may end with a worker."""
+        import ray
+
+        ray.get(self._stop)
 
     def notice(self) -> "Notice":
         import ray

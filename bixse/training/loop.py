@@ -87,8 +87,9 @@ class Seen:
     """What there is to see of a run after some steps."""
 
     steps: int
-    line: dict[str, float]
-    """The `METRICS` of the last step; empty before the first."""
+    lines: list[dict[str, float]]
+    """The `METRICS` of the steps since it was last shown; of a run that goes on, first of all its
+    steps so far."""
     dev: list[tuple[int, float]]
     """(step, score) of every evaluation so far."""
 
@@ -157,7 +158,7 @@ def train_loop(
     history = state.load(run.checkpoints, run.fingerprint, module, optimizer, METRICS, dev)
     refuse_unequal(len(history), world)
     _same_weights(module, world)
-    on_step(_seen(history, dev))
+    on_step(_seen(history, dev, 0))
     longest = module.longest(settings)
     longest = min(longest, model.max_seq_length or longest)
     with fast_attention(model, settings.precision, longest):
@@ -189,7 +190,7 @@ def _steps(
     told = Notice.NONE
     if _due(0, settings, plan) and measure is not None and not dev.scores:
         dev.add(0, measure(), module)
-        on_step(_seen(history, dev))
+        on_step(_seen(history, dev, len(history)))
     if dev.is_over(settings.patience):
         return
     started = time.perf_counter()
@@ -227,7 +228,7 @@ def _steps(
         due = last or len(history) % settings.checkpoint_every == 0 or heard > told
         if due and world.rank == 0:
             state.save(run.checkpoints, run.fingerprint, module, optimizer, METRICS, history, dev)
-        on_step(_seen(history, dev))
+        on_step(_seen(history, dev, len(history) - 1))
         if last:
             return
         if heard is Notice.STOP:
@@ -241,8 +242,8 @@ def _due(steps: int, settings: Training, plan: Plan) -> bool:
     return every is not None and (steps % every == 0 or steps == plan.steps)
 
 
-def _seen(history: list[list[float]], dev: Dev) -> Seen:
-    return Seen(len(history), _named(history[-1]) if history else {}, list(dev.scores))
+def _seen(history: list[list[float]], dev: Dev, since: int) -> Seen:
+    return Seen(len(history), [_named(line) for line in history[since:]], list(dev.scores))
 
 
 def _named(line: list[float]) -> dict[str, float]:

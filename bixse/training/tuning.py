@@ -99,7 +99,7 @@ def tune_loop(
     dev = Dev()
     history = state.load(run.checkpoints, run.fingerprint, model, optimizer, METRICS, dev)
     refuse_unequal(len(history), world)
-    on_step(_seen(history))
+    on_step(_seen(history, 0))
     told, started = Notice.NONE, time.perf_counter()
     while (step := len(history)) < plan.steps:
         batch, factor = plan.rows_of(step), rate_factor(step, plan.steps, settings.warmup_ratio)
@@ -115,7 +115,7 @@ def tune_loop(
         due = last or len(history) % settings.checkpoint_every == 0 or heard > told
         if due and world.rank == 0:
             state.save(run.checkpoints, run.fingerprint, model, optimizer, METRICS, history, dev)
-        on_step(_seen(history))
+        on_step(_seen(history, step))
         if heard is Notice.STOP and not last:
             raise Stopped(len(history), plan.steps)
         told = heard
@@ -167,8 +167,8 @@ def _update(
     return norm
 
 
-def _seen(history: list[list[float]]) -> Seen:
-    return Seen(len(history), _named(history[-1]) if history else {}, [])
+def _seen(history: list[list[float]], since: int) -> Seen:
+    return Seen(len(history), [_named(line) for line in history[since:]], [])
 
 
 def _named(line: list[float]) -> dict[str, float]:

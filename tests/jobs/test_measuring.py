@@ -176,8 +176,8 @@ def test_the_line_of_the_driver() -> None:
     from bixse.training.loop import Seen
 
     line = {"loss": 0.25, "excess": 0.125, "pairs": 100, "seconds": 0.1}
-    assert note_of(Seen(0, {}, [])) == ""
-    assert note_of(Seen(0, {}, [(0, 0.4)])) == "dev nDCG@10 0.400 (best 0.400 at 0)"
-    assert note_of(Seen(20, line, [(0, 0.4), (10, 0.45), (20, 0.41)])) == (
+    assert note_of(Seen(0, [], [])) == ""
+    assert note_of(Seen(0, [], [(0, 0.4)])) == "dev nDCG@10 0.400 (best 0.400 at 0)"
+    assert note_of(Seen(20, [line], [(0, 0.4), (10, 0.45), (20, 0.41)])) == (
         "loss 0.25, 0.125 over labels, 1,000 pairs/s, dev nDCG@10 0.410 (best 0.450 at 10)"
     )
