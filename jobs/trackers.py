@@ -195,8 +195,10 @@ def tracked(
 ) -> Iterator[Callable[["Seen"], None]]:
     """Gives the function that tells the named trackers of a run that is being made at `out`; waits
     at the end until they have heard it all."""
-    run = _run_of(checkpoints, fingerprint, out, config) if names else None
-    told = [_Told(name, partial(_TRACKERS[name][0], run)) for name in names]
+    told: list[_Told] = []
+    if names:
+        run = _run_of(checkpoints, fingerprint, out, config)
+        told = [_Told(name, partial(_TRACKERS[name][0], run)) for name in names]
     complete = False
 
     def tell(seen: "Seen") -> None:
