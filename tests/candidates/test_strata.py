@@ -12,14 +12,20 @@ def entropy(scores: np.ndarray, low: float, high: float) -> float:
 
 
 def test_bins_of_score_keep_variance_and_entropy_where_the_best_do_not() -> None:
-    scores = np.random.default_rng(0).uniform(-8, 8, 200)
-    found = scores[stratified(scores, 32, "score", seed=0)]
-    best = np.sort(scores)[-32:]
-    assert len(found) == 32
-    assert found.var() == pytest.approx(scores.var(), rel=0.1)
-    assert entropy(found, -8, 8) == pytest.approx(entropy(scores, -8, 8), rel=0.1)
-    assert best.var() < 0.1 * scores.var()
-    assert entropy(best, -8, 8) < 0.5 * entropy(scores, -8, 8)
+    """Methods 11: within a tenth of the pool's, over draws; 8 % of single draws miss it."""
+    shares = []
+    for seed in range(50):
+        scores = np.random.default_rng(seed).uniform(-8, 8, 200)
+        found = scores[stratified(scores, 32, "score", seed=seed)]
+        best = np.sort(scores)[-32:]
+        assert len(found) == 32
+        shares.append(found.var() / scores.var())
+        assert shares[-1] == pytest.approx(1, abs=0.25)
+        assert entropy(found, -8, 8) == pytest.approx(entropy(scores, -8, 8), rel=0.1)
+        assert best.var() < 0.1 * scores.var()
+        assert entropy(best, -8, 8) < 0.5 * entropy(scores, -8, 8)
+    assert np.mean(shares) == pytest.approx(1, abs=0.05)
+    assert np.mean(np.abs(np.asarray(shares) - 1) < 0.1) > 0.8
 
 
 def test_a_skewed_pool_is_covered_from_end_to_end() -> None:

@@ -101,6 +101,8 @@ def test_free_logits_reach_the_label_and_the_floor() -> None:
 
     descent.step(closure)
     torch.testing.assert_close(torch.sigmoid(free), target, atol=2e-3, rtol=0)
+    excess = graded_bce(free.detach(), target, ones, queries=1) - floor
+    assert 0 <= float(excess) < 1e-4
 
 
 def test_shares_of_the_rows_add_up() -> None:

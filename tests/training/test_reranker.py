@@ -1,6 +1,5 @@
-"""A reranker goes through the encoder's loop: its losses, its texts, resuming, what it learns."""
+"""A reranker goes through the encoder's loop: its losses, its texts, resuming, its scores."""
 
-import random
 from pathlib import Path
 
 import numpy as np
@@ -8,21 +7,15 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from bixse.evaluation.metrics import ndcg
 from bixse.models.encoder import load_model
 from bixse.models.reranker import Reranker, load_reranker, reranked
-from bixse.place import Place
 from bixse.records import Hit
-from bixse.retrieval.lexical import LexicalIndex
-from bixse.retrieval.settings import Lexical
 from bixse.training.batches import tokenise
 from bixse.training.gather import World, cells_of
 from bixse.training.gradients import batch_gradients
-from bixse.training.groups import group
-from bixse.training.loop import Run, train_loop
 from bixse.training.scoring import RerankerScoring
 from bixse.training.settings import LCE, Combined, GradedBCE, PairBCE, Training
-from tests.encoders import WORDS, save_tiny_cross_encoder, save_tiny_encoder, texts
+from tests.encoders import save_tiny_cross_encoder, save_tiny_encoder, texts
 from tests.training import ranks
 from tests.training.test_gather import run_ranks
 
@@ -154,42 +147,3 @@ def test_settings_that_teach_nothing_are_refused() -> None:
         Training(objective=LCE())
     with pytest.raises(ValidationError, match="there is one model"):
         Combined(parts=(LCE(), GradedBCE()), weights=(1.0, 1.0))
-
-
-def test_negatives_of_the_head_teach_what_the_retriever_does_not_see(tmp_path: Path) -> None:
-    """Of 20 documents that share a query's words, which BM25 finds, 15 are spam."""
-    spam, words = WORDS[:6], WORDS[6:]
-    draw = random.Random(0)
-    topics = [draw.sample(words, 3) for _ in range(40)]
-    corpus: dict[str, str] = {}
-    for number, topic in enumerate(topics):
-        for copy in range(20):
-            more = draw.choices(words if copy < 5 else spam, k=2) + draw.choices(words, k=3)
-            corpus[f"{number}-{copy}"] = " ".join(draw.sample([*topic, *more], 8))
-    for number in range(600):
-        corpus[f"other-{number}"] = " ".join(draw.choices(words, k=8))
-    index = LexicalIndex(list(corpus), list(corpus.values()), Lexical())
-    queries = {str(number): " ".join(topic) for number, topic in enumerate(topics)}
-    heads = {name: index.search(text, 20) for name, text in queries.items()}
-    relevant = {name: {f"{name}-{copy}": 1.0 for copy in range(5)} for name in queries}
-    train, test = list(queries)[:30], list(queries)[30:]
-
-    rows = [(q, d, 1.0) for q in train for d in relevant[q]]
-    found = ((q, hit.doc_id) for q in train for hit in heads[q])
-    rows += [(q, d, 0.0) for q, d in found if d not in relevant[q]]
-    query_ids, doc_ids, grades = zip(*rows, strict=True)
-    labels = group(query_ids, doc_ids, np.asarray(grades, np.float32), queries, corpus, {})
-    settings = Training(
-        objective=LCE(), batch_size=10, docs_per_query=8, epochs=5, learning_rate=2e-3
-    )
-    model = load_reranker(str(save_tiny_encoder(tmp_path)), "cpu")
-    train_loop(Run(settings, labels, Place(str(tmp_path / "checkpoints")), "toy"), model, World())
-    reranker = Reranker(model, "")
-    before, after = [], []
-    for name in test:
-        hits = heads[name]
-        scores = reranker.score(queries[name], [corpus[hit.doc_id] for hit in hits])
-        before.append(ndcg(hits, relevant[name], 10))
-        after.append(ndcg(reranked(hits, scores.tolist()), relevant[name], 10))
-    assert np.mean(after) > 0.9
-    assert np.mean(after) > np.mean(before) + 0.2
