@@ -26,7 +26,9 @@ def test_sentence_transformers_loads_what_is_saved(
     model = load_reranker(str(save_tiny_cross_encoder(tmp_path / "start", logits=1)), "cpu")
     settings = Training(objective=objective, docs_per_query=2)
     out = tmp_path / "reranker"
-    export(model, settings, Trained(1.0, 0.0, [{"step": 1, "loss": 0.5, "seconds": 2.0}]), out)
+    export(
+        model, settings, Trained(1.0, 0.0, [{"step": 1, "loss": 0.5, "seconds": 2.0}], [], 1), out
+    )
     names = {path.name for path in out.rglob("*") if path.is_file()}
     assert {"model.safetensors", "modules.json", "training.jsonl"} <= names
     assert not {name for name in names if name.endswith((".bin", ".pt", ".pkl"))}
