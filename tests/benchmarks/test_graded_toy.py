@@ -4,6 +4,8 @@ Methods 1.7: at least .03 nDCG@10 over thresholded InfoNCE, more under noise, ne
 below the weighted form.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -16,8 +18,11 @@ FAIR = ("threshold", "weighted", "graded_bce")
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> None:
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def test_judged_documents_are_of_mixed_grades() -> None:

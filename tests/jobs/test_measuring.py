@@ -79,6 +79,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_number_is_that_of_evaluate_at_the_base_and_at_the_best(place: Path) -> None:
     made = train_at(place, "made")
     lines = [json.loads(line) for line in made.place.read("dev.jsonl").splitlines()]

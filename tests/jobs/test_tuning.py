@@ -99,6 +99,7 @@ def test_a_worse_scorer_is_refused(scorer: Artifact) -> None:
         refuse_worse(worse)
 
 
+@pytest.mark.slow
 def test_a_tuned_generator_finds_unseen_queries_likelier_and_rejects_what_does_not_fit(
     data: Ingested, tiny_llm: str, tmp_path: Path
 ) -> None:

@@ -85,6 +85,7 @@ def test_too_many_requests_are_429(fast, wait_until):
     assert statuses == [200] * 4
 
 
+@pytest.mark.slow
 def test_a_lost_shard_is_seen_in_coverage_over_grpc(fast, wait_until):
     fast.replica("shard-00001").kill()
     seen = fast.search(query="x", timeout_ms=2000).json()["coverage"]
@@ -106,6 +107,7 @@ def test_who_listens_where_is_as_the_doctor_says(fast):
     assert listening[int(fast.url.rsplit(":", 1)[1])] == "127.0.0.1"
 
 
+@pytest.mark.slow
 def test_a_lost_gateway_comes_back_and_until_then_nobody_gets_a_wrong_answer(fast, wait_until):
     """What HAProxy says for itself is plain text: documented at `ServeArgs.profile`."""
     fast.replica("Gateway").kill()

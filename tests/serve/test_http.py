@@ -36,6 +36,13 @@ def error_of(response: httpx.Response, status: int) -> dict:
     return body["error"]
 
 
+def assert_same(hits: list[dict], before: list[dict]) -> None:
+    """The same documents in the same order; in another batch a query's last digits may differ."""
+    assert [hit["doc_id"] for hit in hits] == [hit["doc_id"] for hit in before]
+    scores = [hit["score"] for hit in hits]
+    assert scores == pytest.approx([hit["score"] for hit in before], abs=1e-6)
+
+
 def post_json(served, body: object) -> httpx.Response:
     """POST /search with JSON that httpx itself would not write: NaN, half surrogate pairs."""
     headers = {"Content-Type": "application/json"}
@@ -417,14 +424,14 @@ def test_a_killed_shard_costs_coverage_and_comes_back(served, wait_until):
             continue
         body = reply.json()
         if body["coverage"]["fraction"] == 1.0:
-            assert body["hits"] == before
+            assert_same(body["hits"], before)
         else:
             partial += 1
             assert body["coverage"]["degraded"][0]["shard"] == "shard-00001"
             assert {h["doc_id"] for h in body["hits"]} <= first_half
     assert partial > 0
     after = served.search(query=QUESTIONS[0], k=20, include_text=False).json()
-    assert after["hits"] == before
+    assert_same(after["hits"], before)
     assert after["coverage"]["fraction"] == 1.0
 
 

@@ -87,6 +87,7 @@ def test_an_id_that_is_none_is_replaced(offered):
     assert request_id_of("4bf92f35-77b3:4d.a6") == "4bf92f35-77b3:4d.a6"
 
 
+@pytest.mark.slow
 def test_the_application_writes_what_it_shows(tmp_path, run_app, index, corpus):
     place = tmp_path / "log"
     flags = {"topology": "replicate", "request-log": place, "policy": "arm-b"}
