@@ -100,6 +100,7 @@ def test_without_judged_test_queries_there_is_an_index_and_no_report(
     assert "index" in finished(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_one_document_every_plane_and_a_megabyte(tmp_path: Path, encoder: str) -> None:
     planes = "".join(chr(plane << 16 | 0x41) for plane in range(17)) + "\u202e\ufffd\0"
     texts = {"one": ["the only text"], "strange": [planes, "mega " * 200_000, "\u200b.", "é" * 99]}

@@ -50,6 +50,7 @@ def artifact(at: Path, kind: str, rows: list[dict[str, Any]], schema: pa.Schema)
     return draft.finish()
 
 
+@pytest.mark.slow
 def test_one_logit_through_ray_data(tmp_path: Path) -> None:
     """Every pair that fits is graded as a forward pass would, the one that does not is rejected."""
     model = save_tiny_cross_encoder(tmp_path / "model", logits=1)

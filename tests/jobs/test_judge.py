@@ -253,6 +253,7 @@ def test_another_model_in_the_same_directory_is_not_reused(tmp_path: Path, tiny_
     assert pin(settings)[1] != pin(Pointwise(model=tiny_llm))[1]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_planned_stopped_resumed_and_not_paid_for_twice(
     tmp_path: Path, corpus: Artifact, queries: list[Artifact], pairs: Artifact, vllm: Judging

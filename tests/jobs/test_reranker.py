@@ -42,6 +42,7 @@ def test_sentence_transformers_loads_what_is_saved(
     assert theirs.std() > 0.01
 
 
+@pytest.mark.slow
 def test_the_pipeline_trains_and_measures_a_reranker(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

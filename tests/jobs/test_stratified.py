@@ -68,6 +68,7 @@ def check(out: Path, kept: int) -> None:
     assert curve[-1]["loss"] < curve[0]["loss"]
 
 
+@pytest.mark.slow
 def test_the_recipe_trains_on_given_scores(tmp_path: Path) -> None:
     """A teacher that likes a query's own document best, and scores 29 others anyhow."""
     lines = [

@@ -188,6 +188,7 @@ def assert_shown(made: Artifact, path: Path, steps: int) -> None:
     assert made.manifest.inputs["corpus"] in params
 
 
+@pytest.mark.slow
 def test_every_step_of_a_worker_is_shown(tmp_path: Path) -> None:
     save_tiny_encoder(tmp_path / "start")
     assert_shown(train_at(tmp_path, "made", max_steps=12), tmp_path, 12)

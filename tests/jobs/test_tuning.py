@@ -66,6 +66,7 @@ def scorer(data: Ingested, tiny_llm: str, tmp_path_factory: pytest.TempPathFacto
     return tune_scorer(labels(data), start, TUNING, Placement(), str(out))
 
 
+@pytest.mark.slow
 def test_a_tuned_scorer_agrees_with_labels_it_has_not_seen(scorer: Artifact) -> None:
     before, after = (scorer.manifest.extra[when] for when in ("before", "after"))
     assert scorer.manifest.extra["held_out"] == 12
@@ -75,6 +76,7 @@ def test_a_tuned_scorer_agrees_with_labels_it_has_not_seen(scorer: Artifact) -> 
     refuse_worse(scorer)
 
 
+@pytest.mark.slow
 def test_it_is_finished_once_and_belongs_to_its_start(
     scorer: Artifact, data: Ingested, tiny_llm: str, tiny_writer: str
 ) -> None:
@@ -89,6 +91,7 @@ def test_it_is_finished_once_and_belongs_to_its_start(
         )
 
 
+@pytest.mark.slow
 def test_a_worse_scorer_is_refused(scorer: Artifact) -> None:
     manifest = scorer.manifest
     turned = {"before": manifest.extra["after"], "after": manifest.extra["before"]}

