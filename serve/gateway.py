@@ -37,7 +37,7 @@ _CANARY_HOLDS_S = 1.0
 
 
 class Front:
-    """An `Engine` for `serve.api`: lanes by generation, one of them current."""
+    """An `Engine` for the routes: lanes by generation, one of them current."""
 
     def __init__(
         self, args: ServeArgs, ledger: "DeploymentHandle[Any]", backend: Backend, metrics: Metrics

@@ -1,0 +1,52 @@
+"""What stands behind the routes: an engine, and the generation that a request is pinned to."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from bixse.models.encoder import Role
+from serve.fanout import Answer, Way
+from serve.generation import Generation
+from serve.ledger import Outcome
+from serve.messages import Encoded
+
+
+class Session(Protocol):
+    """One generation, for one request. Deadlines are times of the running loop.
+
+    All methods raise TimeoutError, RefusedText for a text that cannot be encoded, and Unavailable.
+    """
+
+    generation: Generation
+
+    async def search(
+        self, queries: Sequence[str], k: int, with_fields: bool, deadline: float
+    ) -> Answer:
+        """Rankings of all queries, over the shards that answered."""
+
+    async def search_words(
+        self, queries: Sequence[str], k: int, with_fields: bool, way: Way, deadline: float
+    ) -> Answer:
+        """As `search`, by words or by words and vectors; the index must have `lexical`."""
+
+    async def embed(self, texts: Sequence[str], role: Role, deadline: float) -> list[Encoded]:
+        """Vectors of all texts."""
+
+
+class Engine(Protocol):
+    """What answers."""
+
+    def pinned(self) -> AbstractContextManager[Session]:
+        """The generation that is current now, kept while a request uses it."""
+
+    async def change(self, index: str, encoder: str | None) -> Outcome:
+        """Load, verify, gate and turn to another generation, or refuse and keep this one."""
+
+    async def roll_back(self) -> Outcome:
+        """Turn to the generation before the current one."""
+
+    async def generations(self) -> Outcome:
+        """What is served."""
+
+    async def canary(self) -> str | None:
+        """Why the canary query did not give its known answer, or None when it did."""

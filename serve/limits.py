@@ -1,0 +1,50 @@
+"""What one request may ask for. All of these raise ApiError 422, naming the field."""
+
+import asyncio
+from collections.abc import Sequence
+
+from serve.errors import ApiError
+from serve.messages import RefusedText
+from serve.settings import ServeArgs
+
+
+class Limits:
+    """The bounds of `ServeArgs` on one request."""
+
+    def __init__(self, args: ServeArgs) -> None:
+        self._args = args
+
+    def deadline(self, timeout_ms: int | None) -> float:
+        """When an answer is due, as a time of the running loop."""
+        if timeout_ms is not None and timeout_ms > self._args.max_timeout_ms:
+            most = self._args.max_timeout_ms
+            raise ApiError(422, "invalid_request", f"must be at most {most}", "timeout_ms")
+        budget_ms = self._args.default_timeout_ms if timeout_ms is None else timeout_ms
+        return asyncio.get_running_loop().time() + budget_ms / 1e3
+
+    def check_texts(self, texts: Sequence[str], field: str) -> None:
+        """Whether so many texts, of such lengths, may be asked about."""
+        if len(texts) > self._args.max_queries:
+            raise ApiError(
+                422, "invalid_request", f"must hold at most {self._args.max_queries} texts", field
+            )
+        if any(len(text) > self._args.max_text_length for text in texts):
+            raise ApiError(
+                422,
+                "invalid_request",
+                f"a text may have at most {self._args.max_text_length} characters",
+                field,
+            )
+
+    def check_k(self, k: int, queries: int, field: str) -> None:
+        """Whether so many hits may be asked for."""
+        most = min(self._args.max_k, self._args.max_hits // queries)
+        if k > most:
+            message = f"must be at most {most} for {queries} queries"
+            raise ApiError(422, "invalid_request", message, field)
+
+
+def refused(error: RefusedText, field: str, many: bool) -> ApiError:
+    """The answer that names the one text of a request that cannot be encoded."""
+    param = f"{field}.{error.position}" if many else field
+    return ApiError(422, "invalid_request", f"cannot be encoded: {error.reason}", param)

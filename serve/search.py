@@ -1,0 +1,112 @@
+"""Searches as HTTP asks for them: `/search` and `/retrieve`."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import Request
+
+from serve.engine import Engine, Session
+from serve.errors import ApiError
+from serve.fanout import Answer, Verdict, verdict
+from serve.limits import Limits, refused
+from serve.messages import RefusedText
+from serve.ranking import hits_of, way_of
+from serve.request_log import RequestLog, line_of, request_id_of
+from serve.schema import CoverageReply, IndexReply, RetrieveRequest, SearchReply, SearchRequest
+
+
+class Searches:
+    """The routes that search one engine."""
+
+    def __init__(
+        self, engine: Engine, limits: Limits, policy: str, request_log: RequestLog | None
+    ) -> None:
+        """`policy` is what the request log calls this application's way to rank."""
+        self._engine = engine
+        self._limits = limits
+        self._policy = policy
+        self._request_log = request_log
+
+    async def search(self, request: SearchRequest, http: Request) -> SearchReply:
+        start = time.perf_counter()
+        many = request.queries is not None
+        texts = request.queries or [request.query or ""]
+        self._limits.check_texts(texts, "queries" if many else "query")
+        self._limits.check_k(request.k, len(texts), "k")
+        with self._engine.pinned() as session:
+            served = session.generation
+            answer = await self._answer(session, texts, request)
+        request_id = None
+        if self._request_log is not None:
+            request_id = request_id_of(http.headers.get("x-request-id"))
+            self._request_log.put(
+                line_of(request_id, texts, request.k, answer, served, self._policy)
+            )
+        rankings = [hits_of(found) for found in answer.results]
+        total_ms = round((time.perf_counter() - start) * 1e3, 3)
+        return SearchReply(
+            hits=None if many else rankings[0],
+            results=rankings if many else None,
+            coverage=CoverageReply.model_validate(answer.coverage, from_attributes=True),
+            index=IndexReply(
+                generation=served.number,
+                fingerprint=served.index.fingerprint,
+                modes=served.index.modes,
+            ),
+            encoder=served.index.encoder,
+            timing_ms={**answer.timing_ms, "total": total_ms},
+            request_id=request_id,
+        )
+
+    async def retrieve(self, request: RetrieveRequest) -> dict[str, Any]:
+        self._limits.check_texts(request.queries, "queries")
+        k = 10 if request.topk is None else request.topk
+        self._limits.check_k(k, len(request.queries), "topk")
+        # The shape has no room to say that an answer is partial, so it never is.
+        whole = SearchRequest(queries=request.queries, k=k, allow_partial=False)
+        with self._engine.pinned() as session:
+            answer = await self._answer(session, request.queries, whole)
+        results: list[list[dict[str, Any]]] = []
+        for found in answer.results:
+            fields = zip(found.hits, found.documents or (), strict=True)
+            documents = [
+                ({"id": d.doc_id, "contents": f"{d.title}\n{d.text}"}, hit.score)
+                for hit, d in fields
+            ]
+            results.append(
+                [{"document": d, "score": s} for d, s in documents]
+                if request.return_scores
+                else [d for d, _ in documents]
+            )
+        return {"result": results}
+
+    async def _answer(
+        self, session: Session, texts: Sequence[str], request: SearchRequest
+    ) -> Answer:
+        deadline = self._limits.deadline(request.timeout_ms)
+        asked = (texts, request.k, request.include_text)
+        way = way_of(request, session.generation.index)
+        try:
+            if way is None:
+                answer = await session.search(*asked, deadline)
+            else:
+                answer = await session.search_words(*asked, way, deadline)
+        except RefusedText as error:
+            field = "query" if request.queries is None else "queries"
+            raise refused(error, field, request.queries is not None) from None
+        decided = verdict(
+            answer.coverage, allow_partial=request.allow_partial, min_coverage=request.min_coverage
+        )
+        if decided is Verdict.TIMEOUT:
+            raise TimeoutError
+        if decided is Verdict.UNAVAILABLE:
+            seen = answer.coverage
+            reasons = ", ".join(f"{m.shard} {m.reason}" for m in seen.degraded)
+            raise ApiError(
+                503,
+                "partial_coverage",
+                f"{seen.shards_ok} of {seen.shards} shards answered, with {seen.fraction:.4f} of "
+                f"the documents ({reasons})",
+            )
+        return answer
