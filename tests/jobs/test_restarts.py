@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import ray
 
 from bixse.artifacts import Artifact, Draft, begin
 from bixse.records import PAIRS, Rejection
@@ -52,6 +53,28 @@ def test_a_refusal_crosses_from_the_worker_as_its_sentence(tmp_path: Path) -> No
     with pytest.raises(ValueError, match=r"^the judge model does not follow the prompt$"):
         run_units(draft, row_units(given, 1), Refusing, (), label="judge", actors=1, cpus=1, gpus=0)
     assert not draft.parts_done()
+
+
+class Counting:
+    """Says how many threads its mathematics has."""
+
+    def __call__(self, rows: pa.Table) -> tuple[pa.Table, list[Rejection]]:
+        import torch
+
+        raise ValueError(f"{torch.get_num_threads()} threads")
+
+
+@pytest.mark.parametrize("actors", [1, 2])
+def test_actors_share_the_cores_of_a_machine_of_our_own(tmp_path: Path, actors: int) -> None:
+    given = pairs(tmp_path / "pairs", 1)
+    draft = begin(str(tmp_path / "out"), "pairs", config={}, inputs={})
+    assert isinstance(draft, Draft)
+    with pytest.raises(ValueError, match=r"threads$") as said:
+        run_units(
+            draft, row_units(given, 1), Counting, (), label="judge", actors=actors, cpus=0.1, gpus=0
+        )
+    cores = int(ray.cluster_resources()["CPU"])
+    assert str(said.value) == f"{max(1, cores // actors)} threads"
 
 
 class Mortal:
