@@ -44,7 +44,7 @@ class Handles:
             return self._encoder.encode.remote(generation.number, texts, role, budget_s)
 
         try:
-            batch: EncodedBatch = await _within(call, deadline, tries=2)
+            batch: EncodedBatch = await within(call, deadline, tries=2)
         except (RayActorError, RayServeException, NotHeld) as error:
             raise Unavailable("the encoder is not running") from error
         return batch
@@ -88,7 +88,7 @@ class Handles:
         def call(budget_s: float) -> Any:
             return getattr(slot, method).remote(generation.number, shard, *ask, budget_s)
 
-        found: list[FoundInShard] = await _within(call, deadline, self._tries)
+        found: list[FoundInShard] = await within(call, deadline, self._tries)
         return found
 
 
@@ -151,7 +151,7 @@ class Local:
         await self.shards.check_health()
 
 
-async def _within(call: Callable[[float], Any], deadline: float, tries: int) -> Any:
+async def within(call: Callable[[float], Any], deadline: float, tries: int) -> Any:
     """Await a handle call until the deadline, and once more when its replica died under it.
 
     Raises TimeoutError, and what has not begun by then is cancelled; what Ray raises; Failed.

@@ -36,6 +36,15 @@ class Session(Protocol):
 class Engine(Protocol):
     """What answers."""
 
+    @property
+    def reranker(self) -> str | None:
+        """Fingerprint of the reranker, None where there is none."""
+
+    async def rerank(
+        self, queries: Sequence[str], answer: Answer, k: int, deadline: float
+    ) -> Answer:
+        """As `serve.reranking.Reranking.rerank`; only where there is one."""
+
     def pinned(self) -> AbstractContextManager[Session]:
         """The generation that is current now, kept while a request uses it."""
 

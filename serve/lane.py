@@ -15,7 +15,7 @@ from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
 from bixse.models.encoder import Role
-from serve.batcher import Batcher
+from serve.batcher import Batcher, Result
 from serve.fanout import (
     Answer,
     Coverage,
@@ -41,10 +41,10 @@ from serve.messages import (
 from serve.metrics import Metrics
 from serve.settings import ServeArgs
 
-_MERGE_RESERVE_S = 0.01
+MERGE_RESERVE_S = 0.01
 """What is kept of a request's time for merging and answering."""
 
-_CANARY_WITHIN_S = 5.0
+CANARY_WITHIN_S = 5.0
 _CANARY_K = 10
 
 
@@ -140,7 +140,7 @@ class Lane:
         encoded_at = time.perf_counter()
         replies = await asyncio.gather(
             *(
-                self._ask(name, batcher, asks, deadline - _MERGE_RESERVE_S)
+                ask(name, batcher, asks, deadline - MERGE_RESERVE_S)
                 for name, batcher in self._search.items()
             )
         )
@@ -162,7 +162,7 @@ class Lane:
     ) -> Answer:
         """As `search`, by words or by words and vectors; a shard counts when it gave all asked."""
         start = time.perf_counter()
-        depth, until = way.depth(k), deadline - _MERGE_RESERVE_S
+        depth, until = way.depth(k), deadline - MERGE_RESERVE_S
         by_words = [_AskWords(query, depth, with_fields) for query in queries]
         asked: list[tuple[dict[str, Batcher[Any, FoundInShard]], list[Any]]]
         asked = [(self._words, by_words)]
@@ -173,7 +173,7 @@ class Lane:
         encoded_at = time.perf_counter()
         names = list(self.index.shard_rows)
         replies = await asyncio.gather(
-            *(self._ask(n, batchers[n], asks, until) for batchers, asks in asked for n in names)
+            *(ask(n, batchers[n], asks, until) for batchers, asks in asked for n in names)
         )
         searched_at = time.perf_counter()
         missing = {reply.shard: reply for reply in replies if isinstance(reply, Missing)}
@@ -213,29 +213,14 @@ class Lane:
     async def canary(self) -> str | None:
         """Why the canary query did not give its known answer, or None when it did."""
         known = self.index.canary
-        deadline = asyncio.get_running_loop().time() + _CANARY_WITHIN_S
+        deadline = asyncio.get_running_loop().time() + CANARY_WITHIN_S
         try:
             answer = await self.search([known.query], _CANARY_K, False, deadline)
         except TimeoutError:
-            return f"the canary query was not encoded within {_CANARY_WITHIN_S:g} s"
+            return f"the canary query was not encoded within {CANARY_WITHIN_S:g} s"
         except (RefusedText, Unavailable) as error:
             return f"the canary query failed: {error}"
         return canary_problem(known, answer)
-
-    async def _ask(
-        self, name: str, batcher: Batcher[Any, FoundInShard], asks: list[Any], deadline: float
-    ) -> list[FoundInShard] | Missing:
-        """What one shard found for each query, or why it is missing."""
-        try:
-            return await batcher.submit(asks, deadline)
-        except TimeoutError:
-            return Missing(name, "late")
-        except BackPressureError:
-            return Missing(name, "shed")
-        except (RayActorError, RayServeException, NotHeld):
-            return Missing(name, "lost")
-        except (RayError, Failed):
-            return Missing(name, "failed")
 
     async def _call_shard(self, name: str, asks: list[_Ask], deadline: float) -> list[FoundInShard]:
         vectors_QD = np.stack([ask.vector for ask in asks])
@@ -280,3 +265,19 @@ class Lane:
         )
         self._metrics.queue_depth.labels(stage).set_function(lambda: batcher.depth)
         return batcher
+
+
+async def ask(
+    name: str, batcher: Batcher[Any, Result], asks: Sequence[Any], deadline: float
+) -> list[Result] | Missing:
+    """What one part of the application says to each ask, or why it is missing."""
+    try:
+        return await batcher.submit(asks, deadline)
+    except TimeoutError:
+        return Missing(name, "late")
+    except BackPressureError:
+        return Missing(name, "shed")
+    except (RayActorError, RayServeException, NotHeld):
+        return Missing(name, "lost")
+    except (RayError, Failed):
+        return Missing(name, "failed")

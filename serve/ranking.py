@@ -37,4 +37,8 @@ def hits_of(found: Found) -> list[HitReply]:
         )
         for hit in hits:
             hit.dense, hit.lexical = dense.get(hit.doc_id), lexical.get(hit.doc_id)
+    if found.first_stage is not None:
+        before = {h.doc_id: SideReply(score=h.score, rank=h.rank) for h in found.first_stage}
+        for hit in hits:
+            hit.first_stage = before[hit.doc_id]
     return hits

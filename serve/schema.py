@@ -62,6 +62,15 @@ class SearchRequest(Strict):
         default=0.5, ge=0, le=1, description="Of weighted; words have the rest"
     )
 
+    rerank: int | None = Field(
+        default=None,
+        ge=1,
+        description="So many hits of each query, k at least, are read by the reranker of this "
+        "application, and the best k by its scores are given. When it fails or misses the "
+        "deadline: with allow_partial the best k as they were found, and `coverage.degraded` names "
+        "`reranker`; without, 503 or 504. 422 where there is no reranker",
+    )
+
     @model_validator(mode="after")
     def _one_of_two(self) -> "SearchRequest":
         if (self.query is None) == (self.queries is None):
@@ -74,7 +83,7 @@ class SearchRequest(Strict):
 
 
 class SideReply(BaseModel):
-    """Where a hit of hybrid stands in one of the two rankings."""
+    """Where a hit stands in a ranking that this one was made of."""
 
     score: float
     rank: int
@@ -85,7 +94,8 @@ class HitReply(BaseModel):
     score: float = Field(
         description="Higher is better. dense: cosine, -1 to 1. lexical: BM25, above 0, comparable "
         "within one query only. hybrid, rrf: sum of 1 / (60 + rank), at most 2 / 61. hybrid, "
-        "weighted: 0 to 1, comparable within one query only"
+        "weighted: 0 to 1, comparable within one query only. With `first_stage`: the reranker's "
+        "log-odds"
     )
     rank: int
     dense: SideReply | None = Field(
@@ -94,13 +104,18 @@ class HitReply(BaseModel):
     lexical: SideReply | None = Field(
         default=None, description="Of hybrid: its BM25 score and rank, if among those fused"
     )
+    first_stage: SideReply | None = Field(
+        default=None, description="Of a reranked hit: its score and rank as it was found"
+    )
     title: str | None = None
     text: str | None = None
 
 
 class DegradedReply(BaseModel):
-    shard: str
-    reason: str
+    shard: str = Field(
+        description="A shard without an answer; or `reranker`, where hits stand as they were found"
+    )
+    reason: str = Field(description="late, lost, failed or shed")
 
 
 class CoverageReply(BaseModel):
@@ -122,6 +137,9 @@ class SearchReply(BaseModel):
     coverage: CoverageReply
     index: IndexReply
     encoder: str
+    reranker: str | None = Field(
+        default=None, description="Fingerprint of the reranker, where it has ordered the hits"
+    )
     timing_ms: dict[str, float]
     request_id: str | None = Field(
         default=None, description="By which the request log knows this answer, where it is kept"
