@@ -1,13 +1,15 @@
 """Where a lane's work is done: over deployment handles, or in this process."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ray.exceptions import RayActorError, RayError
-from ray.serve.exceptions import RayServeException
+from ray.serve.exceptions import BackPressureError, RayServeException
 
 from bixse.models.encoder import Role
+from serve.batcher import Batcher, Result
+from serve.fanout import Missing
 from serve.generation import Generation
 from serve.messages import EncodedBatch, Failed, FoundInShard, NotHeld, Unavailable, Vectors
 from serve.query_encoder import EncoderStore
@@ -56,11 +58,11 @@ class Handles:
         vectors_QD: Vectors,
         ks: list[int],
         with_fields: list[bool],
+        with_vectors: list[bool],
         deadline: float,
     ) -> list[FoundInShard]:
-        return await self._ask_slot(
-            "search", generation, shard, (vectors_QD, ks, with_fields), deadline
-        )
+        ask = (vectors_QD, ks, with_fields, with_vectors)
+        return await self._ask_slot("search", generation, shard, ask, deadline)
 
     async def search_words(
         self,
@@ -128,10 +130,12 @@ class Local:
         vectors_QD: Vectors,
         ks: list[int],
         with_fields: list[bool],
+        with_vectors: list[bool],
         deadline: float,
     ) -> list[FoundInShard]:
         left = deadline - asyncio.get_running_loop().time()
-        return await self.shards.search(generation.number, shard, vectors_QD, ks, with_fields, left)
+        ask = (generation.number, shard, vectors_QD, ks, with_fields, with_vectors, left)
+        return await self.shards.search(*ask)
 
     async def search_words(
         self,
@@ -149,6 +153,22 @@ class Local:
     async def check_health(self) -> None:
         await self.encoder.check_health()
         await self.shards.check_health()
+
+
+async def ask(
+    name: str, batcher: Batcher[Any, Result], asks: Sequence[Any], deadline: float
+) -> list[Result] | Missing:
+    """What one part of the application says to each ask, or why it is missing."""
+    try:
+        return await batcher.submit(asks, deadline)
+    except TimeoutError:
+        return Missing(name, "late")
+    except BackPressureError:
+        return Missing(name, "shed")
+    except (RayActorError, RayServeException, NotHeld):
+        return Missing(name, "lost")
+    except (RayError, Failed):
+        return Missing(name, "failed")
 
 
 async def within(call: Callable[[float], Any], deadline: float, tries: int) -> Any:

@@ -5,6 +5,7 @@
             print(hit.rank, hit.doc_id, hit.score)
 
     client.search("E1234", mode="hybrid")  # or lexical, of an index that was built with BM25
+    client.search("merge", feedback={"documents": 3, "weight": 0.5})
     client.search("merge", k=5, rerank=50)  # of an application that was started with --reranker
 
     async with AsyncClient("https://search.example", key="…") as client:

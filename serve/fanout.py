@@ -9,10 +9,13 @@ from enum import Enum, auto
 from itertools import chain
 from typing import Literal
 
+import numpy as np
+
 from bixse.models.reranker import reranked
+from bixse.retrieval.feedback import rocchio
 from bixse.retrieval.fusion import FUSION_DEPTH, fuse_ranks, fuse_scores
 from bixse.retrieval.merge import ranked
-from serve.messages import Found, FoundInShard
+from serve.messages import Found, FoundInShard, Vectors
 from serve.settings import Canary, Mode
 
 CANARY_TOLERANCE = 0.02
@@ -53,6 +56,7 @@ class Answer:
     mode: Mode = "dense"
     reranker: str | None = None
     """Fingerprint of the reranker that ordered the rankings; None where none did."""
+    feedback: "Feedback | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,14 @@ class Way:
     def depth(self, k: int) -> int:
         """Hits that each ranking is asked for."""
         return k if self.mode == "lexical" else max(k, FUSION_DEPTH)
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """How far a query moves towards the mean of so many documents that it has found, 0 to 1."""
+
+    documents: int
+    weight: float
 
 
 class Verdict(Enum):
@@ -131,6 +143,16 @@ def one_ranking(found: Sequence[FoundInShard], k: int) -> Found:
         return Found(hits)
     fields = {doc.doc_id: doc for shard in found for doc in shard.documents or ()}
     return Found(hits, [fields[hit.doc_id] for hit in hits])
+
+
+def moved(query: Vectors, found: Sequence[FoundInShard], feedback: Feedback) -> Vectors:
+    """A query's vector after feedback from the best hits over all shards, given with vectors."""
+    vectors: dict[str, Vectors] = {}
+    for shard in found:
+        assert shard.vectors is not None
+        vectors |= zip(shard.doc_ids, shard.vectors, strict=True)
+    head = [vectors[hit.doc_id] for hit in one_ranking(found, feedback.documents).hits]
+    return rocchio(query, np.array(head, np.float32), feedback.weight)
 
 
 def fused(dense: Found, lexical: Found, way: Way, k: int) -> Found:

@@ -21,6 +21,8 @@ class FoundInShard:
     doc_ids: list[str]
     scores: list[float]
     documents: list[Document] | None = None
+    vectors: Vectors | None = None
+    """[hits, dim], as stored, where asked for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Between the JSON of `/search` and the values of a search."""
 
 from serve.errors import ApiError
-from serve.fanout import Way
+from serve.fanout import Feedback, Way
 from serve.messages import Found
 from serve.schema import HitReply, SearchRequest, SideReply
 from serve.settings import ServedIndex
@@ -23,6 +23,12 @@ def way_of(request: SearchRequest, index: ServedIndex) -> Way | None:
             "mode",
         )
     return Way(request.mode, request.fusion, request.dense_weight)
+
+
+def feedback_of(request: SearchRequest) -> Feedback | None:
+    """How far the query is to move, None when it is not."""
+    asked = request.feedback
+    return None if asked is None else Feedback(asked.documents, asked.weight)
 
 
 def hits_of(found: Found) -> list[HitReply]:

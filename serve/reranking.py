@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bixse.records import document_text
-from serve.backend import CALLS_A_REPLICA, within
+from serve.backend import CALLS_A_REPLICA, ask, within
 from serve.batcher import Batcher
 from serve.fanout import RERANKER, Answer, Missing, head, reordered
-from serve.lane import CANARY_WITHIN_S, MERGE_RESERVE_S, ask
+from serve.lane import CANARY_WITHIN_S, MERGE_RESERVE_S
 from serve.messages import Refused, RefusedText
 from serve.metrics import Metrics
 from serve.settings import ServeArgs

@@ -39,6 +39,19 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
+class FeedbackRequest(Strict):
+    """Search twice: the second time with the query moved towards what the first has found."""
+
+    documents: int = Field(default=3, ge=1, le=20, description="Of the first search, from the top")
+    weight: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Of the mean of their vectors; the query has the rest (Rocchio 1971; on dense "
+        "vectors Li et al., arXiv 2108.11044)",
+    )
+
+
 class SearchRequest(Strict):
     query: Text | None = None
     queries: Annotated[list[Text], Field(min_length=1)] | None = None
@@ -62,6 +75,13 @@ class SearchRequest(Strict):
         default=0.5, ge=0, le=1, description="Of weighted; words have the rest"
     )
 
+    feedback: FeedbackRequest | None = Field(
+        default=None,
+        description="Of dense: pseudo-relevance feedback within the same deadline and generation. "
+        "`score` is then the cosine with the moved query. A shard counts when it answered twice; "
+        "the first search has half the time. `jobs.evaluate --evaluation.feedback 3` says whether "
+        "it pays",
+    )
     rerank: int | None = Field(
         default=None,
         ge=1,
@@ -77,6 +97,8 @@ class SearchRequest(Strict):
             raise ValueError("give either query or queries")
         if self.mode != "hybrid" and self.model_fields_set & {"fusion", "dense_weight"}:
             raise ValueError("fusion and dense_weight are for mode hybrid")
+        if self.mode != "dense" and self.feedback is not None:
+            raise ValueError("feedback is for mode dense")
         if self.fusion != "weighted" and "dense_weight" in self.model_fields_set:
             raise ValueError("dense_weight is for fusion weighted")
         return self

@@ -12,7 +12,7 @@ from serve.errors import ApiError
 from serve.fanout import Answer, Missing, Verdict, verdict
 from serve.limits import Limits, refused
 from serve.messages import RefusedText
-from serve.ranking import hits_of, way_of
+from serve.ranking import feedback_of, hits_of, way_of
 from serve.request_log import RequestLog, line_of, request_id_of
 from serve.schema import CoverageReply, IndexReply, RetrieveRequest, SearchReply, SearchRequest
 
@@ -94,7 +94,7 @@ class Searches:
         way = way_of(request, session.generation.index)
         try:
             if way is None:
-                answer = await session.search(*asked, deadline)
+                answer = await session.search(*asked, deadline, feedback_of(request))
             else:
                 answer = await session.search_words(*asked, way, deadline)
             _refuse_parts(answer, request)

@@ -89,7 +89,8 @@ class ServeArgs(Settings):
     reranker: str | None = None
     """A trained cross-encoder, for requests that ask for `rerank`: a directory (on every node), the
     URL of an artefact of kind `reranker`, or a hub id. It is a deployment of its own in both
-    topologies, and stays when the index changes."""
+    topologies, and stays when the index changes. Whether it pays, with intervals:
+    `python -m jobs.evaluate lce --data DIR --encoder PATH --out DIR`."""
     max_rerank: int = Field(default=1000, ge=1)
     """Most documents that the reranker reads for one request: queries times `rerank`."""
     rerank_batch_size: int = Field(default=64, ge=1)

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 
-from bixse.artifacts import Artifact, begin
-from bixse.records import embeddings_schema
-from bixse.retrieval.exact import search_exact
-from bixse.retrieval.feedback import rocchio, search_again
+from bixse.retrieval.exact import search_again, search_exact
+from bixse.retrieval.feedback import rocchio
+from tests.retrieval.made import artefacts, clustered
 
 
 def test_a_query_moves_as_worked_by_hand():
@@ -25,3 +24,18 @@ def test_without_documents_or_direction_the_query_stays():
     query = np.array([1, 0], np.float32)
     assert rocchio(query, np.zeros((0, 2), np.float32), 0.5) is query
     assert rocchio(query, -query[None], 0.5) is query
+
+
+def test_a_second_search_is_the_exact_one_of_the_moved_queries(tmp_path):
+    vectors, queries = clustered(90, 8, seed=1), clustered(5, 8, seed=2)
+    doc_ids = [f"d{n:02d}" for n in range(90)]
+    embeddings, _ = artefacts(tmp_path, doc_ids, vectors, part=40)
+    found = search_exact(embeddings, queries, 10)
+    again = search_again(embeddings, queries, found, 3, 0.5, 10)
+    for query, before, after in zip(queries, found, again, strict=True):
+        head = vectors[[doc_ids.index(hit.doc_id) for hit in before[:3]]]
+        cosines = vectors @ rocchio(query, head, 0.5)
+        order = sorted(range(90), key=lambda n: (-cosines[n], doc_ids[n]))[:10]
+        assert [hit.doc_id for hit in after] == [doc_ids[n] for n in order]
+        assert [hit.score for hit in after] == pytest.approx(cosines[order], abs=1e-6)
+    assert search_again(embeddings, queries, found, 3, 0.0, 10) == found
