@@ -1,7 +1,7 @@
 """What was shown to those who searched: a JSON line a request, for click models.
 
     {"request_id", "time", "policy", "k", "mode", "generation", "index", "encoder", "reranker",
-     "feedback", "coverage",     "results": [{"query", "shown": [{"doc_id", "rank", "score"}]}]}
+     "feedback", "coverage", "results": [{"query", "shown": [{"doc_id", "rank", "score"}]}]}
 
 Off unless `--request-log` names a directory, since queries are personal data: they are what people
 write. Files are readable by their owner only, nothing else of a request (key, address) is written,
