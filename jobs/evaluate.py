@@ -16,13 +16,13 @@ from bixse.artifacts import Artifact, Draft, begin, library_versions, parquet_by
 from bixse.evaluation.leakage import find_leaks
 from bixse.evaluation.metrics import Qrels, Rankings, measure, unjudged, without_relevant
 from bixse.evaluation.page import page
-from bixse.evaluation.report import HYBRID, MAIN, RERANKED, Measured, summarise
+from bixse.evaluation.report import FEEDBACK, HYBRID, MAIN, RERANKED, Measured, summarise
 from bixse.evaluation.settings import Evaluation
 from bixse.evaluation.trec import gains_on_scale, write_qrels, write_run
 from bixse.models.encoder import Encoder, encoder_fingerprint, resolve
 from bixse.models.reranker import Reranker, reranked
 from bixse.records import document_text
-from bixse.retrieval.exact import search_exact
+from bixse.retrieval.exact import search_again, search_exact
 from bixse.retrieval.fusion import fuse_ranks
 from bixse.retrieval.lexical import LexicalIndex
 from bixse.retrieval.settings import Lexical
@@ -99,6 +99,8 @@ def evaluate(
             advance(len(texts))
         if reranker is not None:
             rankings |= _reranked(*reranker, rankings, texts, corpus, advance)
+        if settings.feedback:
+            rankings |= _after_feedback(rankings, encoders, texts, settings)
         if settings.hybrid:
             rankings |= _hybrid(rankings, encoders, settings.depth)
     values = {
@@ -253,6 +255,23 @@ def _bm25(corpus: Artifact, texts: Mapping[str, str], lexical: Lexical, depth: i
 def _dense(path: str, embeddings: Artifact, texts: Mapping[str, str], depth: int) -> Rankings:
     vectors_QD = Encoder.load(path).encode(list(texts.values()), "query")
     return dict(zip(texts, search_exact(embeddings, vectors_QD, depth), strict=True))
+
+
+def _after_feedback(
+    rankings: Mapping[str, Rankings],
+    encoders: Encoders,
+    texts: Mapping[str, str],
+    settings: Evaluation,
+) -> dict[str, Rankings]:
+    """What each encoder finds when its queries have moved towards what they had found."""
+    made: dict[str, Rankings] = {}
+    for name, (path, embeddings) in encoders.items():
+        queries_QD = Encoder.load(path).encode(list(texts.values()), "query")
+        found = [rankings[name][query_id] for query_id in texts]
+        how = (settings.feedback, settings.feedback_weight, settings.depth)
+        again = search_again(embeddings, queries_QD, found, *how)
+        made[f"{name}{FEEDBACK}"] = dict(zip(texts, again, strict=True))
+    return made
 
 
 def _hybrid(

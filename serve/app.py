@@ -116,9 +116,11 @@ def main() -> None:
 
 def _plan(args: ServeArgs) -> None:
     from bixse.models.encoder import resolve
+    from bixse.models.reranker import trained_directory
     from serve.plan import as_text, plan
 
-    _say(sys.stdout, as_text(plan(args, resolve(args.encoder))))
+    reranker = None if args.reranker is None else trained_directory(args.reranker)
+    _say(sys.stdout, as_text(plan(args, resolve(args.encoder), reranker)))
 
 
 def set_profile(args: ServeArgs) -> None:

@@ -1,13 +1,15 @@
 """Where a lane's work is done: over deployment handles, or in this process."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ray.exceptions import RayActorError, RayError
-from ray.serve.exceptions import RayServeException
+from ray.serve.exceptions import BackPressureError, RayServeException
 
 from bixse.models.encoder import Role
+from serve.batcher import Batcher, Result
+from serve.fanout import Missing
 from serve.generation import Generation
 from serve.messages import EncodedBatch, Failed, FoundInShard, NotHeld, Unavailable, Vectors
 from serve.query_encoder import EncoderStore
@@ -44,7 +46,7 @@ class Handles:
             return self._encoder.encode.remote(generation.number, texts, role, budget_s)
 
         try:
-            batch: EncodedBatch = await _within(call, deadline, tries=2)
+            batch: EncodedBatch = await within(call, deadline, tries=2)
         except (RayActorError, RayServeException, NotHeld) as error:
             raise Unavailable("the encoder is not running") from error
         return batch
@@ -56,11 +58,11 @@ class Handles:
         vectors_QD: Vectors,
         ks: list[int],
         with_fields: list[bool],
+        with_vectors: list[bool],
         deadline: float,
     ) -> list[FoundInShard]:
-        return await self._ask_slot(
-            "search", generation, shard, (vectors_QD, ks, with_fields), deadline
-        )
+        ask = (vectors_QD, ks, with_fields, with_vectors)
+        return await self._ask_slot("search", generation, shard, ask, deadline)
 
     async def search_words(
         self,
@@ -88,7 +90,7 @@ class Handles:
         def call(budget_s: float) -> Any:
             return getattr(slot, method).remote(generation.number, shard, *ask, budget_s)
 
-        found: list[FoundInShard] = await _within(call, deadline, self._tries)
+        found: list[FoundInShard] = await within(call, deadline, self._tries)
         return found
 
 
@@ -128,10 +130,12 @@ class Local:
         vectors_QD: Vectors,
         ks: list[int],
         with_fields: list[bool],
+        with_vectors: list[bool],
         deadline: float,
     ) -> list[FoundInShard]:
         left = deadline - asyncio.get_running_loop().time()
-        return await self.shards.search(generation.number, shard, vectors_QD, ks, with_fields, left)
+        ask = (generation.number, shard, vectors_QD, ks, with_fields, with_vectors, left)
+        return await self.shards.search(*ask)
 
     async def search_words(
         self,
@@ -151,7 +155,23 @@ class Local:
         await self.shards.check_health()
 
 
-async def _within(call: Callable[[float], Any], deadline: float, tries: int) -> Any:
+async def ask(
+    name: str, batcher: Batcher[Any, Result], asks: Sequence[Any], deadline: float
+) -> list[Result] | Missing:
+    """What one part of the application says to each ask, or why it is missing."""
+    try:
+        return await batcher.submit(asks, deadline)
+    except TimeoutError:
+        return Missing(name, "late")
+    except BackPressureError:
+        return Missing(name, "shed")
+    except (RayActorError, RayServeException, NotHeld):
+        return Missing(name, "lost")
+    except (RayError, Failed):
+        return Missing(name, "failed")
+
+
+async def within(call: Callable[[float], Any], deadline: float, tries: int) -> Any:
     """Await a handle call until the deadline, and once more when its replica died under it.
 
     Raises TimeoutError, and what has not begun by then is cancelled; what Ray raises; Failed.

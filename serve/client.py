@@ -5,6 +5,8 @@
             print(hit.rank, hit.doc_id, hit.score)
 
     client.search("E1234", mode="hybrid")  # or lexical, of an index that was built with BM25
+    client.search("merge", feedback={"documents": 3, "weight": 0.5})
+    client.search("merge", k=5, rerank=50)  # of an application that was started with --reranker
 
     async with AsyncClient("https://search.example", key="…") as client:
         results = await client.search_many(["a", "b"])
@@ -44,7 +46,9 @@ class ServerError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """Where a hit of mode hybrid stands by vectors (`score` is cosine) or by words (BM25)."""
+    """Where a hit stands in a ranking that this one was made of: of mode hybrid by vectors (`score`
+    is cosine) and by words (BM25), of a reranked one as it was found.
+    """
 
     score: float
     rank: int
@@ -53,7 +57,7 @@ class Side:
 @dataclass(frozen=True, slots=True)
 class SearchHit:
     """One document found; `rank` counts from 1, `score` is cosine unless another `mode` was asked
-    for (BM25, or what the fusion gives).
+    for (BM25, or what the fusion gives), or the hit was reranked (log-odds).
     """
 
     doc_id: str
@@ -63,6 +67,7 @@ class SearchHit:
     text: str | None = None
     dense: Side | None = None
     lexical: Side | None = None
+    first_stage: Side | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,10 @@ class Results:
     generation: int
     index: str
     encoder: str
+    reranker: str | None = None
+    """Fingerprint of the reranker, where it has ordered the hits."""
+    degraded: tuple[tuple[str, str], ...] = ()
+    """Which shards gave no answer, or that the `reranker` gave none, and why."""
     request_id: str | None = None
     """By which the server's request log knows this answer, where it keeps one."""
 
@@ -240,13 +249,15 @@ def _results(body: dict[str, Any]) -> Results:
         generation=body["index"]["generation"],
         index=body["index"]["fingerprint"],
         encoder=body["encoder"],
+        reranker=body.get("reranker"),
+        degraded=tuple((part["shard"], part["reason"]) for part in body["coverage"]["degraded"]),
         request_id=body.get("request_id"),
     )
 
 
 def _hit(hit: dict[str, Any]) -> SearchHit:
     sides: dict[str, Any] = {
-        name: Side(**hit[name]) for name in ("dense", "lexical") if name in hit
+        name: Side(**hit[name]) for name in ("dense", "lexical", "first_stage") if name in hit
     }
     return SearchHit(**(hit | sides))
 

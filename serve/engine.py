@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from typing import Protocol
 
 from bixse.models.encoder import Role
-from serve.fanout import Answer, Way
+from serve.fanout import Answer, Feedback, Way
 from serve.generation import Generation
 from serve.ledger import Outcome
 from serve.messages import Encoded
@@ -20,9 +20,14 @@ class Session(Protocol):
     generation: Generation
 
     async def search(
-        self, queries: Sequence[str], k: int, with_fields: bool, deadline: float
+        self,
+        queries: Sequence[str],
+        k: int,
+        with_fields: bool,
+        deadline: float,
+        feedback: Feedback | None = None,
     ) -> Answer:
-        """Rankings of all queries, over the shards that answered."""
+        """Rankings of all queries, over the shards that answered; after feedback where given."""
 
     async def search_words(
         self, queries: Sequence[str], k: int, with_fields: bool, way: Way, deadline: float
@@ -35,6 +40,15 @@ class Session(Protocol):
 
 class Engine(Protocol):
     """What answers."""
+
+    @property
+    def reranker(self) -> str | None:
+        """Fingerprint of the reranker, None where there is none."""
+
+    async def rerank(
+        self, queries: Sequence[str], answer: Answer, k: int, deadline: float
+    ) -> Answer:
+        """As `serve.reranking.Reranking.rerank`; only where there is one."""
 
     def pinned(self) -> AbstractContextManager[Session]:
         """The generation that is current now, kept while a request uses it."""

@@ -4,18 +4,25 @@ Pure functions of plain values: the gateway asks, this module decides.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from itertools import chain
 from typing import Literal
 
+import numpy as np
+
+from bixse.models.reranker import reranked
+from bixse.retrieval.feedback import rocchio
 from bixse.retrieval.fusion import FUSION_DEPTH, fuse_ranks, fuse_scores
 from bixse.retrieval.merge import ranked
-from serve.messages import Found, FoundInShard
+from serve.messages import Found, FoundInShard, Vectors
 from serve.settings import Canary, Mode
 
 CANARY_TOLERANCE = 0.02
 """Scores of one text differ by less between bfloat16 on a GPU and float32 on a CPU."""
+
+RERANKER = "reranker"
+"""What `Missing` calls it; shards are named otherwise."""
 
 Reason = Literal["late", "lost", "failed", "shed"]
 """late: past the deadline. lost: its replica died. failed: it raised. shed: its queue is full."""
@@ -23,7 +30,7 @@ Reason = Literal["late", "lost", "failed", "shed"]
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """A shard without an answer, and why."""
+    """A shard, or the reranker, without an answer, and why."""
 
     shard: str
     reason: Reason
@@ -47,6 +54,9 @@ class Answer:
     coverage: Coverage
     timing_ms: dict[str, float]
     mode: Mode = "dense"
+    reranker: str | None = None
+    """Fingerprint of the reranker that ordered the rankings; None where none did."""
+    feedback: "Feedback | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +70,14 @@ class Way:
     def depth(self, k: int) -> int:
         """Hits that each ranking is asked for."""
         return k if self.mode == "lexical" else max(k, FUSION_DEPTH)
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """How far a query moves towards the mean of so many documents that it has found, 0 to 1."""
+
+    documents: int
+    weight: float
 
 
 class Verdict(Enum):
@@ -127,6 +145,16 @@ def one_ranking(found: Sequence[FoundInShard], k: int) -> Found:
     return Found(hits, [fields[hit.doc_id] for hit in hits])
 
 
+def moved(query: Vectors, found: Sequence[FoundInShard], feedback: Feedback) -> Vectors:
+    """A query's vector after feedback from the best hits over all shards, given with vectors."""
+    vectors: dict[str, Vectors] = {}
+    for shard in found:
+        assert shard.vectors is not None
+        vectors |= zip(shard.doc_ids, shard.vectors, strict=True)
+    head = [vectors[hit.doc_id] for hit in one_ranking(found, feedback.documents).hits]
+    return rocchio(query, np.array(head, np.float32), feedback.weight)
+
+
 def fused(dense: Found, lexical: Found, way: Way, k: int) -> Found:
     """One ranking by vectors and by words, each already that of all shards that answered."""
     if way.fusion == "rrf":
@@ -138,3 +166,17 @@ def fused(dense: Found, lexical: Found, way: Way, k: int) -> Found:
         return Found(hits, fused=sides)
     fields = {doc.doc_id: doc for doc in (*dense.documents, *lexical.documents)}
     return Found(hits, [fields[hit.doc_id] for hit in hits], sides)
+
+
+def reordered(found: Found, scores: Sequence[float], k: int) -> Found:
+    """The best `k` of one query by the scores that a reranker gave its hits, ties by `doc_id`."""
+    hits = reranked(found.hits, scores)[:k]
+    fields = {document.doc_id: document for document in found.documents or ()}
+    documents = None if found.documents is None else [fields[hit.doc_id] for hit in hits]
+    return replace(found, hits=hits, documents=documents, first_stage=found.hits)
+
+
+def head(found: Found, k: int) -> Found:
+    """The best `k` as they were found."""
+    documents = None if found.documents is None else found.documents[:k]
+    return replace(found, hits=found.hits[:k], documents=documents)

@@ -6,7 +6,7 @@ Each request is pinned to the generation that is current when it begins.
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from ray.serve.exceptions import RayServeException
 from serve.access import Places, load_keys
 from serve.api import application
 from serve.backend import Handles, Local
+from serve.fanout import Answer
 from serve.generation import Generation, ndcg_problem, recall_problem
 from serve.heldout import heldout_ndcg
 from serve.lane import Backend, Lane
@@ -24,6 +25,7 @@ from serve.ledger import Follower, Outcome
 from serve.messages import Unavailable
 from serve.metrics import Metrics
 from serve.request_log import RequestLog
+from serve.reranking import Reranking
 from serve.settings import ServeArgs
 
 if TYPE_CHECKING:
@@ -40,11 +42,17 @@ class Front:
     """An `Engine` for the routes: lanes by generation, one of them current."""
 
     def __init__(
-        self, args: ServeArgs, ledger: "DeploymentHandle[Any]", backend: Backend, metrics: Metrics
+        self,
+        args: ServeArgs,
+        ledger: "DeploymentHandle[Any]",
+        backend: Backend,
+        metrics: Metrics,
+        reranking: Reranking | None,
     ) -> None:
         self._args = args
         self._ledger = ledger
         self._backend = backend
+        self._reranking = reranking
         self._metrics = metrics
         self._lanes: dict[int, Lane] = {}
         self._current: Lane | None = None
@@ -87,6 +95,18 @@ class Front:
         finally:
             self._pins[lane.generation.number] -= 1
 
+    @property
+    def reranker(self) -> str | None:
+        """Fingerprint of the reranker, None where there is none."""
+        return None if self._reranking is None else self._reranking.fingerprint
+
+    async def rerank(
+        self, queries: Sequence[str], answer: Answer, k: int, deadline: float
+    ) -> Answer:
+        """As `Reranking.rerank`."""
+        assert self._reranking is not None
+        return await self._reranking.rerank(queries, answer, k, deadline)
+
     async def canary(self) -> str | None:
         """Why the canary query did not give its known answer, or None when it did.
 
@@ -96,7 +116,10 @@ class Front:
             now = asyncio.get_running_loop().time()
             if now >= self._canary_until:
                 with self.pinned() as lane:
-                    self._canary_said = await lane.canary()
+                    said = await lane.canary()
+                    if said is None and self._reranking is not None:
+                        said = await self._reranking.problem(lane.index.canary.query)
+                    self._canary_said = said
                 self._canary_until = asyncio.get_running_loop().time() + _CANARY_HOLDS_S
             return self._canary_said
 
@@ -161,13 +184,21 @@ class _Ingress:
     _front: Front
 
     async def _start(
-        self, args: ServeArgs, ledger: "DeploymentHandle[Any]", backend: Backend
+        self,
+        args: ServeArgs,
+        ledger: "DeploymentHandle[Any]",
+        backend: Backend,
+        reranker: "DeploymentHandle[Any] | None",
+        fingerprint: str | None,
     ) -> None:
         self._args = args
         self._keys = load_keys(args.keys_file, os.environ)
         self._metrics = Metrics()
         self._places = places = Places(args.max_in_flight)
-        self._front = front = Front(args, ledger, backend, self._metrics)
+        reranking = None
+        if reranker is not None and fingerprint is not None:
+            reranking = Reranking(reranker, fingerprint, args, self._metrics)
+        self._front = front = Front(args, ledger, backend, self._metrics, reranking)
         self._request_log = None
         if args.request_log is not None:
             self._request_log = RequestLog(
@@ -204,9 +235,11 @@ class Gateway(_Ingress):
         ledger: "DeploymentHandle[Any]",
         encoder: "DeploymentHandle[Any]",
         slots: "list[DeploymentHandle[Any]]",
+        reranker: "DeploymentHandle[Any] | None" = None,
+        fingerprint: str | None = None,
     ) -> None:
-        """Raises ValueError when the keys cannot be read."""
-        await self._start(args, ledger, Handles(encoder, slots, args))
+        """`fingerprint` is the reranker's. Raises ValueError when the keys cannot be read."""
+        await self._start(args, ledger, Handles(encoder, slots, args), reranker, fingerprint)
 
 
 @ray.serve.ingress()
@@ -214,11 +247,17 @@ class Replica(_Ingress):
     """Topology `replicate`: encoder and all shards in this process."""
 
     async def __init__(  # type: ignore[misc]  # Ray Serve awaits it.
-        self, args: ServeArgs, ledger: "DeploymentHandle[Any]"
+        self,
+        args: ServeArgs,
+        ledger: "DeploymentHandle[Any]",
+        reranker: "DeploymentHandle[Any] | None" = None,
+        fingerprint: str | None = None,
     ) -> None:
-        """Raises ValueError when the keys, the index or the encoder cannot be read."""
+        """`fingerprint` is the reranker's. Raises ValueError when the keys, the index or the
+        encoder cannot be read.
+        """
         self._local = Local(args)
-        await self._start(args, ledger, self._local)
+        await self._start(args, ledger, self._local, reranker, fingerprint)
 
     async def check_health(self) -> None:
         """Raises RuntimeError as the stores' `check_health`."""

@@ -11,28 +11,27 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from ray.exceptions import RayActorError, RayError
-from ray.serve.exceptions import BackPressureError, RayServeException
 
 from bixse.models.encoder import Role
+from serve.backend import ask
 from serve.batcher import Batcher
 from serve.fanout import (
     Answer,
     Coverage,
+    Feedback,
     Missing,
     Way,
     canary_problem,
     coverage,
     fused,
+    moved,
     one_ranking,
 )
 from serve.generation import Generation
 from serve.messages import (
     Encoded,
     EncodedBatch,
-    Failed,
     FoundInShard,
-    NotHeld,
     Refused,
     RefusedText,
     Unavailable,
@@ -41,10 +40,10 @@ from serve.messages import (
 from serve.metrics import Metrics
 from serve.settings import ServeArgs
 
-_MERGE_RESERVE_S = 0.01
+MERGE_RESERVE_S = 0.01
 """What is kept of a request's time for merging and answering."""
 
-_CANARY_WITHIN_S = 5.0
+CANARY_WITHIN_S = 5.0
 _CANARY_K = 10
 
 
@@ -68,6 +67,7 @@ class Backend(Protocol):
         vectors_QD: Vectors,
         ks: list[int],
         with_fields: list[bool],
+        with_vectors: list[bool],
         deadline: float,
     ) -> list[FoundInShard]:
         """Raises TimeoutError, NotHeld, Failed, or what Ray raises for a call that failed."""
@@ -94,6 +94,7 @@ class _Ask(NamedTuple):
     vector: Vectors
     k: int
     with_fields: bool
+    with_vectors: bool = False
 
 
 class Lane:
@@ -127,42 +128,63 @@ class Lane:
         }
 
     async def search(
-        self, queries: Sequence[str], k: int, with_fields: bool, deadline: float
+        self,
+        queries: Sequence[str],
+        k: int,
+        with_fields: bool,
+        deadline: float,
+        feedback: Feedback | None = None,
     ) -> Answer:
-        """Rankings of all queries over the shards that answer before the deadline.
+        """Rankings of all queries over the shards that answer before the deadline; after `feedback`
+        over those that answer twice.
 
         Raises TimeoutError when the queries are not even encoded by then, RefusedText for a query
         that cannot be encoded, Unavailable when the encoder is gone.
         """
         start = time.perf_counter()
-        encoded = await self.embed(queries, "query", deadline)
-        asks = [_Ask(one.vector, k, with_fields) for one in encoded]
+        vectors = [one.vector for one in await self.embed(queries, "query", deadline)]
         encoded_at = time.perf_counter()
-        replies = await asyncio.gather(
-            *(
-                self._ask(name, batcher, asks, deadline - _MERGE_RESERVE_S)
-                for name, batcher in self._search.items()
-            )
-        )
+        missing: dict[str, Missing] = {}
+        if feedback is not None:
+            asks = [
+                _Ask(vector, feedback.documents, False, with_vectors=True) for vector in vectors
+            ]
+            # A shard that hangs must leave time for the second search over the others.
+            half = (asyncio.get_running_loop().time() + deadline) / 2
+            first = await self._by_vectors(asks, half, missing)
+            if first:
+                heads = zip(*first, strict=True)
+                vectors = [moved(v, head, feedback) for v, head in zip(vectors, heads, strict=True)]
+        asks = [_Ask(vector, k, with_fields) for vector in vectors]
+        rankings = await self._by_vectors(asks, deadline, missing)
         searched_at = time.perf_counter()
-        missing = [reply for reply in replies if isinstance(reply, Missing)]
-        rankings = [reply for reply in replies if not isinstance(reply, Missing)]
         results = [one_ranking(found, k) for found in zip(*rankings, strict=True)]
-        seen = coverage(self.index.shard_rows, missing)
+        seen = coverage(self.index.shard_rows, list(missing.values()))
         self._observe(seen)
         timing_ms = {
             "encode": (encoded_at - start) * 1e3,
             "search": (searched_at - encoded_at) * 1e3,
             "merge": (time.perf_counter() - searched_at) * 1e3,
         }
-        return Answer(results, seen, {name: round(ms, 3) for name, ms in timing_ms.items()})
+        timing_ms = {name: round(ms, 3) for name, ms in timing_ms.items()}
+        return Answer(results, seen, timing_ms, feedback=feedback)
+
+    async def _by_vectors(
+        self, asks: list[_Ask], deadline: float, missing: dict[str, Missing]
+    ) -> list[list[FoundInShard]]:
+        """What each shard finds that is not `missing` yet; those that become so are added."""
+        names = [name for name in self.index.shard_rows if name not in missing]
+        until = deadline - MERGE_RESERVE_S
+        replies = await asyncio.gather(*(ask(n, self._search[n], asks, until) for n in names))
+        missing |= {reply.shard: reply for reply in replies if isinstance(reply, Missing)}
+        return [reply for reply in replies if not isinstance(reply, Missing)]
 
     async def search_words(
         self, queries: Sequence[str], k: int, with_fields: bool, way: Way, deadline: float
     ) -> Answer:
         """As `search`, by words or by words and vectors; a shard counts when it gave all asked."""
         start = time.perf_counter()
-        depth, until = way.depth(k), deadline - _MERGE_RESERVE_S
+        depth, until = way.depth(k), deadline - MERGE_RESERVE_S
         by_words = [_AskWords(query, depth, with_fields) for query in queries]
         asked: list[tuple[dict[str, Batcher[Any, FoundInShard]], list[Any]]]
         asked = [(self._words, by_words)]
@@ -173,7 +195,7 @@ class Lane:
         encoded_at = time.perf_counter()
         names = list(self.index.shard_rows)
         replies = await asyncio.gather(
-            *(self._ask(n, batchers[n], asks, until) for batchers, asks in asked for n in names)
+            *(ask(n, batchers[n], asks, until) for batchers, asks in asked for n in names)
         )
         searched_at = time.perf_counter()
         missing = {reply.shard: reply for reply in replies if isinstance(reply, Missing)}
@@ -213,36 +235,22 @@ class Lane:
     async def canary(self) -> str | None:
         """Why the canary query did not give its known answer, or None when it did."""
         known = self.index.canary
-        deadline = asyncio.get_running_loop().time() + _CANARY_WITHIN_S
+        deadline = asyncio.get_running_loop().time() + CANARY_WITHIN_S
         try:
             answer = await self.search([known.query], _CANARY_K, False, deadline)
         except TimeoutError:
-            return f"the canary query was not encoded within {_CANARY_WITHIN_S:g} s"
+            return f"the canary query was not encoded within {CANARY_WITHIN_S:g} s"
         except (RefusedText, Unavailable) as error:
             return f"the canary query failed: {error}"
         return canary_problem(known, answer)
 
-    async def _ask(
-        self, name: str, batcher: Batcher[Any, FoundInShard], asks: list[Any], deadline: float
-    ) -> list[FoundInShard] | Missing:
-        """What one shard found for each query, or why it is missing."""
-        try:
-            return await batcher.submit(asks, deadline)
-        except TimeoutError:
-            return Missing(name, "late")
-        except BackPressureError:
-            return Missing(name, "shed")
-        except (RayActorError, RayServeException, NotHeld):
-            return Missing(name, "lost")
-        except (RayError, Failed):
-            return Missing(name, "failed")
-
     async def _call_shard(self, name: str, asks: list[_Ask], deadline: float) -> list[FoundInShard]:
         vectors_QD = np.stack([ask.vector for ask in asks])
         ks, with_fields = [ask.k for ask in asks], [ask.with_fields for ask in asks]
+        with_vectors = [ask.with_vectors for ask in asks]
         with self._metrics.shard_seconds.labels(name).time():
             return await self._backend.search(
-                self.generation, name, vectors_QD, ks, with_fields, deadline
+                self.generation, name, vectors_QD, ks, with_fields, with_vectors, deadline
             )
 
     async def _call_words(

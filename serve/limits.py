@@ -43,6 +43,22 @@ class Limits:
             message = f"must be at most {most} for {queries} queries"
             raise ApiError(422, "invalid_request", message, field)
 
+    def check_rerank(self, rerank: int, k: int, queries: int, reranker: str | None) -> None:
+        """Whether so many documents of each query may be reranked, for `k` hits."""
+        if reranker is None:
+            message = (
+                "this application has no reranker: start it with --reranker PATH, a directory or "
+                "URL that `python -m jobs.train lce …` has made, or any trained CrossEncoder"
+            )
+            raise ApiError(422, "invalid_request", message, "rerank")
+        if rerank < k:
+            message = f"must be at least k, which is {k}: hits come from what was reranked"
+            raise ApiError(422, "invalid_request", message, "rerank")
+        most = min(self._args.max_k, min(self._args.max_rerank, self._args.max_hits) // queries)
+        if rerank > most:
+            message = f"must be at most {most} for {queries} queries"
+            raise ApiError(422, "invalid_request", message, "rerank")
+
 
 def refused(error: RefusedText, field: str, many: bool) -> ApiError:
     """The answer that names the one text of a request that cannot be encoded."""

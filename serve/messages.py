@@ -21,6 +21,8 @@ class FoundInShard:
     doc_ids: list[str]
     scores: list[float]
     documents: list[Document] | None = None
+    vectors: Vectors | None = None
+    """[hits, dim], as stored, where asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,8 @@ class Found:
     documents: list[Document] | None = None
     fused: tuple[list[Hit], list[Hit]] | None = None
     """By vectors and by words, where `hits` are made of both."""
+    first_stage: list[Hit] | None = None
+    """What was found, where a reranker has ordered `hits` anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,19 @@ class EncodedBatch:
         for position, (vector, tokens) in enumerate(rows):
             reason = self.refused.get(position)
             yield Encoded(vector, tokens) if reason is None else Refused(reason)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredPairs:
+    """Log-odds [pairs] of a reranker; that of a pair in `refused` (position -> reason) is void."""
+
+    scores: npt.NDArray[np.float32]
+    refused: dict[int, str] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[float | Refused]:
+        for position, score in enumerate(self.scores.tolist()):
+            reason = self.refused.get(position)
+            yield score if reason is None else Refused(reason)
 
 
 class RefusedText(ValueError):

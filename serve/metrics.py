@@ -48,9 +48,12 @@ class Metrics:
         self.shard_seconds = Histogram(
             "bixse_shard_seconds", "One call to a shard.", ["shard"], buckets=_SECONDS, registry=r
         )
+        self.rerank_seconds = Histogram(
+            "bixse_rerank_seconds", "One call to the reranker.", buckets=_SECONDS, registry=r
+        )
         self.shard_missing_total = Counter(
             "bixse_shard_missing_total",
-            "Answers that lack a shard.",
+            "Answers that lack a shard, or the reranker.",
             ["shard", "reason"],
             registry=r,
         )

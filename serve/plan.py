@@ -37,7 +37,7 @@ class Plan:
     """What the loss of one node costs, and what does not."""
 
 
-def plan(args: ServeArgs, encoder: Path) -> Plan:
+def plan(args: ServeArgs, encoder: Path, reranker: Path | None = None) -> Plan:
     """Raises ArtifactError when there is no index that can be served."""
     index = ServedIndex.read(args.index)
     manifest = Artifact.open(args.index, "index", verify=False).manifest
@@ -50,11 +50,17 @@ def plan(args: ServeArgs, encoder: Path) -> Plan:
             if name.startswith(f"{shard}/") and name.endswith(".faiss") == vectors
         )
 
-    weights = sum(p.stat().st_size for p in encoder.rglob("*.safetensors"))
+    weights = _weights(encoder)
     shards = {name: (of(name, True), of(name, False)) for name in index.shard_rows}
+    parts = _parts(args, weights, shards)
+    if reranker is not None:
+        # One, whatever generation is served.
+        held = _RUNTIME_BYTES + _weights(reranker)
+        cpus, gpus = args.reranker_cpus, args.reranker_gpus
+        parts.append(Part("reranker", args.reranker_replicas, cpus, gpus, held, held, 0))
     measured = manifest.extra.get("latency_ms")
     return Plan(
-        parts=tuple(_parts(args, weights, shards)),
+        parts=tuple(parts),
         documents=sum(index.shard_rows.values()),
         search_ms=measured if isinstance(measured, int | float) else None,
         losses=tuple(_losses(args, index)),
@@ -110,7 +116,21 @@ def _part(name: str, replicas: int, cpus: int, gpus: float, held: int, mapped: i
     )
 
 
+def _weights(model: Path) -> int:
+    return sum(p.stat().st_size for p in model.rglob("*.safetensors"))
+
+
 def _losses(args: ServeArgs, index: ServedIndex) -> list[str]:
+    losses = _losses_of_the_first_stage(args, index)
+    if args.reranker is not None and args.reranker_replicas == 1:
+        losses.append(
+            "losing the reranker's node: hits as they were found until it has loaded elsewhere; "
+            "answers say so, or are refused with allow_partial=false"
+        )
+    return losses
+
+
+def _losses_of_the_first_stage(args: ServeArgs, index: ServedIndex) -> list[str]:
     if args.topology == "replicate":
         if args.replicas == 1:
             return ["losing its node: nothing answers until the replica has loaded elsewhere"]

@@ -1,7 +1,7 @@
 """Between the JSON of `/search` and the values of a search."""
 
 from serve.errors import ApiError
-from serve.fanout import Way
+from serve.fanout import Feedback, Way
 from serve.messages import Found
 from serve.schema import HitReply, SearchRequest, SideReply
 from serve.settings import ServedIndex
@@ -25,6 +25,12 @@ def way_of(request: SearchRequest, index: ServedIndex) -> Way | None:
     return Way(request.mode, request.fusion, request.dense_weight)
 
 
+def feedback_of(request: SearchRequest) -> Feedback | None:
+    """How far the query is to move, None when it is not."""
+    asked = request.feedback
+    return None if asked is None else Feedback(asked.documents, asked.weight)
+
+
 def hits_of(found: Found) -> list[HitReply]:
     """The hits of one query as the reply holds them."""
     hits = [HitReply(doc_id=h.doc_id, score=h.score, rank=h.rank) for h in found.hits]
@@ -37,4 +43,8 @@ def hits_of(found: Found) -> list[HitReply]:
         )
         for hit in hits:
             hit.dense, hit.lexical = dense.get(hit.doc_id), lexical.get(hit.doc_id)
+    if found.first_stage is not None:
+        before = {h.doc_id: SideReply(score=h.score, rank=h.rank) for h in found.first_stage}
+        for hit in hits:
+            hit.first_stage = before[hit.doc_id]
     return hits

@@ -1,7 +1,7 @@
 """What was shown to those who searched: a JSON line a request, for click models.
 
-    {"request_id", "time", "policy", "k", "mode", "generation", "index", "encoder", "coverage",
-     "results": [{"query", "shown": [{"doc_id", "rank", "score"}]}]}
+    {"request_id", "time", "policy", "k", "mode", "generation", "index", "encoder", "reranker",
+     "feedback", "coverage", "results": [{"query", "shown": [{"doc_id", "rank", "score"}]}]}
 
 Off unless `--request-log` names a directory, since queries are personal data: they are what people
 write. Files are readable by their owner only, nothing else of a request (key, address) is written,
@@ -17,6 +17,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,8 @@ def line_of(
         "generation": served.number,
         "index": served.index.fingerprint,
         "encoder": served.index.encoder,
+        "reranker": answer.reranker,
+        "feedback": None if answer.feedback is None else asdict(answer.feedback),
         "coverage": answer.coverage.fraction,
         "results": results,
     }

@@ -39,6 +39,19 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
+class FeedbackRequest(Strict):
+    """Search twice: the second time with the query moved towards what the first has found."""
+
+    documents: int = Field(default=3, ge=1, le=20, description="Of the first search, from the top")
+    weight: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Of the mean of their vectors; the query has the rest (Rocchio 1971; on dense "
+        "vectors Li et al., arXiv 2108.11044)",
+    )
+
+
 class SearchRequest(Strict):
     query: Text | None = None
     queries: Annotated[list[Text], Field(min_length=1)] | None = None
@@ -62,19 +75,37 @@ class SearchRequest(Strict):
         default=0.5, ge=0, le=1, description="Of weighted; words have the rest"
     )
 
+    feedback: FeedbackRequest | None = Field(
+        default=None,
+        description="Of dense: pseudo-relevance feedback within the same deadline and generation. "
+        "`score` is then the cosine with the moved query. A shard counts when it answered twice; "
+        "the first search has half the time. `jobs.evaluate --evaluation.feedback 3` says whether "
+        "it pays",
+    )
+    rerank: int | None = Field(
+        default=None,
+        ge=1,
+        description="So many hits of each query, k at least, are read by the reranker of this "
+        "application, and the best k by its scores are given. When it fails or misses the "
+        "deadline: with allow_partial the best k as they were found, and `coverage.degraded` names "
+        "`reranker`; without, 503 or 504. 422 where there is no reranker",
+    )
+
     @model_validator(mode="after")
     def _one_of_two(self) -> "SearchRequest":
         if (self.query is None) == (self.queries is None):
             raise ValueError("give either query or queries")
         if self.mode != "hybrid" and self.model_fields_set & {"fusion", "dense_weight"}:
             raise ValueError("fusion and dense_weight are for mode hybrid")
+        if self.mode != "dense" and self.feedback is not None:
+            raise ValueError("feedback is for mode dense")
         if self.fusion != "weighted" and "dense_weight" in self.model_fields_set:
             raise ValueError("dense_weight is for fusion weighted")
         return self
 
 
 class SideReply(BaseModel):
-    """Where a hit of hybrid stands in one of the two rankings."""
+    """Where a hit stands in a ranking that this one was made of."""
 
     score: float
     rank: int
@@ -85,7 +116,8 @@ class HitReply(BaseModel):
     score: float = Field(
         description="Higher is better. dense: cosine, -1 to 1. lexical: BM25, above 0, comparable "
         "within one query only. hybrid, rrf: sum of 1 / (60 + rank), at most 2 / 61. hybrid, "
-        "weighted: 0 to 1, comparable within one query only"
+        "weighted: 0 to 1, comparable within one query only. With `first_stage`: the reranker's "
+        "log-odds"
     )
     rank: int
     dense: SideReply | None = Field(
@@ -94,13 +126,18 @@ class HitReply(BaseModel):
     lexical: SideReply | None = Field(
         default=None, description="Of hybrid: its BM25 score and rank, if among those fused"
     )
+    first_stage: SideReply | None = Field(
+        default=None, description="Of a reranked hit: its score and rank as it was found"
+    )
     title: str | None = None
     text: str | None = None
 
 
 class DegradedReply(BaseModel):
-    shard: str
-    reason: str
+    shard: str = Field(
+        description="A shard without an answer; or `reranker`, where hits stand as they were found"
+    )
+    reason: str = Field(description="late, lost, failed or shed")
 
 
 class CoverageReply(BaseModel):
@@ -122,6 +159,9 @@ class SearchReply(BaseModel):
     coverage: CoverageReply
     index: IndexReply
     encoder: str
+    reranker: str | None = Field(
+        default=None, description="Fingerprint of the reranker, where it has ordered the hits"
+    )
     timing_ms: dict[str, float]
     request_id: str | None = Field(
         default=None, description="By which the request log knows this answer, where it is kept"

@@ -2,16 +2,17 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi import Request
 
 from serve.engine import Engine, Session
 from serve.errors import ApiError
-from serve.fanout import Answer, Verdict, verdict
+from serve.fanout import Answer, Missing, Verdict, verdict
 from serve.limits import Limits, refused
 from serve.messages import RefusedText
-from serve.ranking import hits_of, way_of
+from serve.ranking import feedback_of, hits_of, way_of
 from serve.request_log import RequestLog, line_of, request_id_of
 from serve.schema import CoverageReply, IndexReply, RetrieveRequest, SearchReply, SearchRequest
 
@@ -34,6 +35,8 @@ class Searches:
         texts = request.queries or [request.query or ""]
         self._limits.check_texts(texts, "queries" if many else "query")
         self._limits.check_k(request.k, len(texts), "k")
+        if request.rerank is not None:
+            self._limits.check_rerank(request.rerank, request.k, len(texts), self._engine.reranker)
         with self._engine.pinned() as session:
             served = session.generation
             answer = await self._answer(session, texts, request)
@@ -55,6 +58,7 @@ class Searches:
                 modes=served.index.modes,
             ),
             encoder=served.index.encoder,
+            reranker=answer.reranker,
             timing_ms={**answer.timing_ms, "total": total_ms},
             request_id=request_id,
         )
@@ -85,28 +89,51 @@ class Searches:
         self, session: Session, texts: Sequence[str], request: SearchRequest
     ) -> Answer:
         deadline = self._limits.deadline(request.timeout_ms)
-        asked = (texts, request.k, request.include_text)
+        depth, reranks = request.rerank or request.k, request.rerank is not None
+        asked = (texts, depth, request.include_text or reranks)
         way = way_of(request, session.generation.index)
         try:
             if way is None:
-                answer = await session.search(*asked, deadline)
+                answer = await session.search(*asked, deadline, feedback_of(request))
             else:
                 answer = await session.search_words(*asked, way, deadline)
+            _refuse_parts(answer, request)
+            if reranks:
+                answer = await self._engine.rerank(texts, answer, request.k, deadline)
         except RefusedText as error:
             field = "query" if request.queries is None else "queries"
             raise refused(error, field, request.queries is not None) from None
-        decided = verdict(
-            answer.coverage, allow_partial=request.allow_partial, min_coverage=request.min_coverage
-        )
-        if decided is Verdict.TIMEOUT:
-            raise TimeoutError
-        if decided is Verdict.UNAVAILABLE:
-            seen = answer.coverage
-            reasons = ", ".join(f"{m.shard} {m.reason}" for m in seen.degraded)
-            raise ApiError(
-                503,
-                "partial_coverage",
-                f"{seen.shards_ok} of {seen.shards} shards answered, with {seen.fraction:.4f} of "
-                f"the documents ({reasons})",
-            )
+        if reranks and answer.reranker is None and not request.allow_partial:
+            raise _not_reranked(answer.coverage.degraded[-1])
+        if not request.include_text:
+            bare = [replace(found, documents=None) for found in answer.results]
+            answer = replace(answer, results=bare)
         return answer
+
+
+def _refuse_parts(answer: Answer, request: SearchRequest) -> None:
+    """Raises TimeoutError or ApiError where what the shards gave is no answer."""
+    decided = verdict(
+        answer.coverage, allow_partial=request.allow_partial, min_coverage=request.min_coverage
+    )
+    if decided is Verdict.TIMEOUT:
+        raise TimeoutError
+    if decided is Verdict.UNAVAILABLE:
+        seen = answer.coverage
+        reasons = ", ".join(f"{m.shard} {m.reason}" for m in seen.degraded)
+        raise ApiError(
+            503,
+            "partial_coverage",
+            f"{seen.shards_ok} of {seen.shards} shards answered, with {seen.fraction:.4f} of "
+            f"the documents ({reasons})",
+        )
+
+
+def _not_reranked(missing: Missing) -> ApiError:
+    if missing.reason == "late":
+        message = (
+            "the reranker did not answer before the deadline: allow more time with timeout_ms, or "
+            "a smaller rerank"
+        )
+        return ApiError(504, "timeout", message)
+    return ApiError(503, "partial_coverage", f"the reranker gave no scores ({missing.reason})")

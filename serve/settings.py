@@ -86,6 +86,25 @@ class ServeArgs(Settings):
     """Copies of each shard; with two, the loss of one costs no coverage."""
     shard_cpus: int = Field(default=1, ge=1)
     """CPUs and threads of each shard replica."""
+    reranker: str | None = None
+    """A trained cross-encoder, for requests that ask for `rerank`: a directory (on every node), the
+    URL of an artefact of kind `reranker`, or a hub id. It is a deployment of its own in both
+    topologies, and stays when the index changes. Whether it pays, with intervals:
+    `python -m jobs.evaluate lce --data DIR --encoder PATH --out DIR`."""
+    max_rerank: int = Field(default=1000, ge=1)
+    """Most documents that the reranker reads for one request: queries times `rerank`."""
+    rerank_batch_size: int = Field(default=64, ge=1)
+    """Most pairs of query and document in one call to the reranker."""
+    rerank_batch_tokens: int = Field(default=16_384, ge=1)
+    """Most tokens, padding included, that a reranker multiplies at a time."""
+    rerank_waiting: int = Field(default=4000, ge=1)
+    """Where so many pairs wait for the reranker already, further requests do without (`shed`)."""
+    reranker_replicas: int = Field(default=1, ge=1)
+    """Copies of the reranker."""
+    reranker_cpus: int = Field(default=1, ge=1)
+    """CPUs and threads of each reranker replica."""
+    reranker_gpus: float = Field(default=0.0, ge=0)
+    """GPUs of each reranker replica."""
     drain_within_s: float = Field(default=30, ge=0)
     """On SIGTERM new requests are refused, and those under way have so long to be answered."""
     load_within_s: float = Field(default=600, gt=0)

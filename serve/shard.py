@@ -6,7 +6,7 @@ Shapes: Q queries, D dimensions.
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import faiss
@@ -102,9 +102,11 @@ class ShardStore:
         vectors_QD: Vectors,
         ks: Sequence[int],
         with_fields: Sequence[bool],
+        with_vectors: Sequence[bool],
         budget_s: float,
     ) -> list[FoundInShard]:
-        """The best `ks[i]` of a shard for query `i`, with title and text if `with_fields[i]`.
+        """The best `ks[i]` of a shard for query `i`, with title and text if `with_fields[i]`, and
+        with their vectors if `with_vectors[i]`.
 
         Raises TimeoutError when `budget_s` is over; a search not begun by then never begins. Raises
         NotHeld for a generation that is not loaded here.
@@ -113,7 +115,7 @@ class ShardStore:
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(budget_s):
             return await loop.run_in_executor(
-                self._thread, _search, held.shard, vectors_QD, ks, with_fields
+                self._thread, _search, held.shard, vectors_QD, ks, with_fields, with_vectors
             )
 
     async def search_words(
@@ -178,9 +180,19 @@ class ShardServer:
 
 
 def _search(
-    shard: Shard, vectors_QD: Vectors, ks: Sequence[int], with_fields: Sequence[bool]
+    shard: Shard,
+    vectors_QD: Vectors,
+    ks: Sequence[int],
+    with_fields: Sequence[bool],
+    with_vectors: Sequence[bool],
 ) -> list[FoundInShard]:
-    return _with_fields(shard, shard.rankings(vectors_QD, ks), with_fields)
+    rankings = shard.rankings(vectors_QD, ks)
+    return [
+        replace(found, vectors=shard.vectors(ranking.rows)) if vectors else found
+        for found, ranking, vectors in zip(
+            _with_fields(shard, rankings, with_fields), rankings, with_vectors, strict=True
+        )
+    ]
 
 
 def _search_words(

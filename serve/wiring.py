@@ -16,11 +16,13 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
 from bixse.models.encoder import encoder_fingerprint, resolve
+from bixse.models.reranker import trained_directory
 from serve.backend import CALLS_A_REPLICA
 from serve.gateway import FRONT, Gateway, Replica
 from serve.generation import Generations
 from serve.ledger import Ledger
 from serve.query_encoder import QueryEncoder
+from serve.reranker import RerankServer
 from serve.settings import ROUTER_LOOP, ServeArgs, ServedIndex
 from serve.shard import ShardServer, slot_name
 
@@ -62,7 +64,9 @@ def _replicate(args: ServeArgs, first: Generations) -> ray.serve.Application:
         max_queued_requests=args.max_in_flight,
         backpressure_config=_SHED,
     )
-    application: ray.serve.Application = replica.bind(args, _ledger(first, (FRONT,)))
+    application: ray.serve.Application = replica.bind(
+        args, _ledger(first, (FRONT,)), *_reranker(args)
+    )
     return application
 
 
@@ -98,8 +102,27 @@ def _shard(args: ServeArgs, first: Generations) -> ray.serve.Application:
             shard.options(name=name).bind(ledger, slot, count, args.shard_cpus)
             for slot, name in enumerate(slots)
         ],
+        *_reranker(args),
     )
     return application
+
+
+def _reranker(args: ServeArgs) -> tuple[ray.serve.Application, str] | tuple[()]:
+    """A deployment and the reranker's fingerprint, if there is to be one. Raises ValueError as
+    `trained_directory`.
+    """
+    if args.reranker is None:
+        return ()
+    fingerprint = encoder_fingerprint(trained_directory(args.reranker))
+    fronts = args.replicas if args.topology == "replicate" else 1
+    deployment = _deployment(RerankServer).options(
+        num_replicas=args.reranker_replicas,
+        # Each front has so many calls out, to one replica all of them when the others have died.
+        max_ongoing_requests=fronts * CALLS_A_REPLICA * args.reranker_replicas,
+        ray_actor_options={"num_cpus": args.reranker_cpus, "num_gpus": args.reranker_gpus},
+    )
+    threads, tokens = args.reranker_cpus, args.rerank_batch_tokens
+    return deployment.bind(args.reranker, fingerprint, threads, tokens), fingerprint
 
 
 def _ledger(first: Generations, slots: tuple[str, ...]) -> ray.serve.Application:
@@ -158,6 +181,8 @@ def start_ray(args: ServeArgs) -> None:
         shards = len(ServedIndex.read(args.index).shard_rows)
         wanted = 1 + args.encoder_cpus * args.encoder_replicas
         wanted += args.shard_cpus * args.replicas_per_shard * shards
+    if args.reranker is not None:
+        wanted += args.reranker_replicas * args.reranker_cpus
     # On a laptop replicas share cores rather than wait for some that never come.
     cpus = max(wanted, os.cpu_count() or 1)
     ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)

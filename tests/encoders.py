@@ -1,6 +1,7 @@
 """A bi-encoder of 20,000 parameters, made on the spot: what a test trains in seconds."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -46,18 +47,20 @@ def save_tiny_encoder(directory: Path, prompts: dict[str, str] | None = None) ->
     return directory / "encoder"
 
 
-def save_tiny_cross_encoder(directory: Path, logits: int) -> Path:
-    """A BERT of 2 layers with a classification head, whose answers differ from pair to pair."""
+def save_tiny_cross_encoder(directory: Path, logits: int, words: Sequence[str] = WORDS) -> Path:
+    """A BERT of 2 layers with a classification head, whose answers differ from pair to pair of
+    `words`.
+    """
     from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
     directory.mkdir(parents=True, exist_ok=True)
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    (directory / "vocab.txt").write_text("\n".join([*special, *WORDS]))
+    (directory / "vocab.txt").write_text("\n".join([*special, *words]))
     BertTokenizerFast(str(directory / "vocab.txt")).save_pretrained(directory)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = BertConfig(
-            vocab_size=len(special) + len(WORDS),
+            vocab_size=len(special) + len(words),
             hidden_size=64,
             num_hidden_layers=2,
             num_attention_heads=2,

@@ -23,11 +23,14 @@ from bixse.evaluation.significance import interval, randomisation_p, resampled_m
 MAIN = "ndcg@10"
 RERANKED = "+reranker"
 HYBRID = "+bm25"
+FEEDBACK = "+feedback"
 COMPARED = (
     ("trained", "base"),
     ("trained", "bm25"),
     (f"trained{HYBRID}", "trained"),
     (f"base{HYBRID}", "base"),
+    (f"trained{FEEDBACK}", "trained"),
+    (f"base{FEEDBACK}", "base"),
     (f"base{RERANKED}", "base"),
     (f"bm25{RERANKED}", "bm25"),
     ("base", "bm25"),

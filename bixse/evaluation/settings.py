@@ -15,6 +15,11 @@ class Evaluation(Settings):
     the 0-3 scale (grade 2 and above) and takes every binary positive."""
     hybrid: bool = False
     """Measure each encoder fused with BM25 too, by the ranks of both, as `/search` fuses them."""
+    feedback: int = Field(default=0, ge=0)
+    """Measure each encoder too after feedback from so many of the documents it finds first, as
+    `/search` does with `feedback`; 0 measures none."""
+    feedback_weight: float = Field(default=0.5, ge=0, le=1)
+    """Of the mean of those documents; the query has the rest."""
     bootstrap: int = Field(default=10_000, ge=100)
     """Resamples of the queries for each interval."""
     seed: int = 0

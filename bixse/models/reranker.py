@@ -1,13 +1,18 @@
 """The reranker: a cross-encoder of sentence-transformers, query and document -> one log-odds."""
 
+import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bixse.models.encoder import encoder_fingerprint, resolve
 from bixse.records import Hit
+
+_WITH_A_HEAD = ("ForSequenceClassification", "ForCausalLM")
+"""What sentence-transformers takes scores from as it finds it."""
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
@@ -38,6 +43,28 @@ def load_reranker(start: str, device: str | None = None, seed: int = 0) -> "Cros
     return model
 
 
+def trained_directory(start: str) -> Path:
+    """The directory of a cross-encoder that has a head of its own.
+
+    Raises ValueError as `resolve`, and when `load_reranker` would draw one: to score by chance.
+    """
+    directory = resolve(start, "reranker")
+
+    def told(name: str) -> dict[str, Any]:
+        path = directory / name
+        found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        return found
+
+    saved_as = told("config_sentence_transformers.json").get("model_type")
+    architectures = told("config.json").get("architectures") or ["no architecture"]
+    if saved_as != "CrossEncoder" and not architectures[0].endswith(_WITH_A_HEAD):
+        raise ValueError(
+            f"{start} is no trained reranker: a CrossEncoder of sentence-transformers is needed, "
+            f"found {architectures[0]}"
+        )
+    return directory
+
+
 class Reranker:
     """Pairs in, log-odds out; loaded once, called often. Not thread-safe."""
 
@@ -47,8 +74,8 @@ class Reranker:
 
     @classmethod
     def load(cls, start: str, device: str | None = None) -> "Reranker":
-        """Raises ValueError as `load_reranker`."""
-        directory = resolve(start, "reranker")
+        """Raises ValueError as `trained_directory` and `load_reranker`."""
+        directory = trained_directory(start)
         model = load_reranker(str(directory), device)
         model.eval()
         return cls(model, encoder_fingerprint(directory))
@@ -59,21 +86,39 @@ class Reranker:
         """Log-odds [len(documents)] in the order given: what `CrossEncoder.predict` gives before
         its activation. Raises ValueError when one is not finite.
         """
-        if not documents:
+        scores = self.logits([(query, document) for document in documents], batch_size)
+        if not np.isfinite(scores).all():
+            raise ValueError(f"the reranker gave a score that is not finite for query {query!r}")
+        return scores
+
+    def logits(
+        self, pairs: Sequence[tuple[str, str]], batch_size: int = 64
+    ) -> npt.NDArray[np.float32]:
+        """Log-odds [len(pairs)] of (query, document), finite or not."""
+        if not pairs:
             return np.zeros(0, np.float32)
         import torch
 
         found = self.model.predict(
-            [(query, document) for document in documents],
+            list(pairs),
             batch_size=batch_size,
             activation_fn=torch.nn.Identity(),
             convert_to_tensor=True,
             show_progress_bar=False,
         )
-        scores = found.float().cpu().numpy()
-        if not np.isfinite(scores).all():
-            raise ValueError(f"the reranker gave a score that is not finite for query {query!r}")
-        return np.asarray(scores, np.float32)
+        return np.asarray(found.float().cpu().numpy(), np.float32)
+
+    def lengths(self, pairs: Sequence[tuple[str, str]]) -> npt.NDArray[np.int64]:
+        """Tokens of each pair that the model reads, after truncation."""
+        queries, documents = zip(*pairs, strict=True)
+        ids = self.model.tokenizer(
+            list(queries),
+            list(documents),
+            truncation=True,
+            max_length=self.model.max_seq_length,
+            verbose=False,
+        )
+        return np.fromiter(map(len, ids["input_ids"]), np.int64, len(pairs))
 
 
 def reranked(hits: Sequence[Hit], scores: Sequence[float]) -> list[Hit]:

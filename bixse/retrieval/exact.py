@@ -1,6 +1,6 @@
 """Exact search over an embeddings artefact: for candidates, for evaluation, and as the truth."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import faiss
@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from bixse.artifacts import Artifact
 from bixse.records import Hit
+from bixse.retrieval.feedback import rocchio
 from bixse.retrieval.merge import merge
 from bixse.retrieval.shard import Shard, Vectors
 
@@ -27,6 +28,24 @@ def search_exact(embeddings: Artifact, vectors_QD: Vectors, k: int) -> list[list
         found = Shard(index, part.select(["doc_id"])).search(vectors_QD, k)
         best = [merge(both, k) for both in zip(best, found, strict=True)]
     return best
+
+
+def search_again(
+    embeddings: Artifact,
+    queries_QD: Vectors,
+    found: Sequence[Sequence[Hit]],
+    documents: int,
+    weight: float,
+    k: int,
+) -> list[list[Hit]]:
+    """The best `k` by exact search after feedback from the first `documents` hits of each query."""
+    heads = [[hit.doc_id for hit in hits[:documents]] for hits in found]
+    vectors = _vectors_at(embeddings, {doc_id for head in heads for doc_id in head})
+    moved = [
+        rocchio(query_D, np.array([vectors[doc_id] for doc_id in head], np.float32), weight)
+        for query_D, head in zip(queries_QD, heads, strict=True)
+    ]
+    return search_exact(embeddings, np.array(moved, np.float32).reshape(queries_QD.shape), k)
 
 
 def vectors_of(embeddings: pa.Table | pa.RecordBatch) -> Vectors:
@@ -50,3 +69,15 @@ def recall(found: Sequence[Sequence[Hit]], truth: Sequence[Sequence[Hit]]) -> fl
     if not shares:
         raise ValueError("recall of nothing: no query has a true document")
     return sum(shares) / len(shares)
+
+
+def _vectors_at(embeddings: Artifact, doc_ids: Collection[str]) -> dict[str, Vectors]:
+    """The vectors of some documents; one part in memory at a time."""
+    found: dict[str, Vectors] = {}
+    for name in embeddings.parts():
+        part = embeddings.part(name)
+        ids = part["doc_id"].to_pylist()
+        rows = [row for row, doc_id in enumerate(ids) if doc_id in doc_ids]
+        vectors_ND = vectors_of(part.take(rows)) if rows else ()
+        found |= {ids[row]: vector for row, vector in zip(rows, vectors_ND, strict=True)}
+    return found

@@ -18,7 +18,7 @@ from bixse.evaluation.settings import Evaluation
 from bixse.evaluation.trec import read_qrels, read_run
 from bixse.models.encoder import Encoder, load_model
 from bixse.models.settings import PACKAGED
-from bixse.records import CORPUS, JUDGMENTS, QRELS, QUERIES
+from bixse.records import CORPUS, JUDGMENTS, QRELS, QUERIES, document_text
 from bixse.retrieval.settings import Lexical
 from jobs.embed import EmbedUnit
 from jobs.evaluate import evaluate, table
@@ -188,6 +188,27 @@ def test_bm25_and_an_encoder_fused_are_a_system_with_intervals(world, report, tm
             assert hit.score == pytest.approx(of_both)
     for system in ("bm25", "base", "trained"):
         assert values["ndcg@10"][system] == numbers(report)["ndcg@10"][system]
+
+
+def test_an_encoder_after_feedback_is_a_system_with_intervals(world, report, tmp_path):
+    settings = SETTINGS.replace(feedback=2, feedback_weight=0.4)
+    found = run(world, tmp_path / "report", settings=settings)
+    values = numbers(found)
+    systems = {"bm25", "base", "trained", "base+feedback", "trained+feedback"}
+    assert set(values["ndcg@10"]) == systems
+    assert {"base+feedback-base", "trained+feedback-trained"} <= set(values["differences"])
+    encoder = Encoder.load(PACKAGED)
+    query = encoder.encode([GIVEN["q 1"]], "query")[0]
+    before = read_run(found.place.read("runs/base.trec"))["q 1"]
+    texts = [document_text("", DOCUMENTS[hit.doc_id]) for hit in before]
+    vectors = encoder.encode(texts, "document")
+    moved = 0.6 * query + 0.4 * vectors[:2].mean(axis=0)
+    cosines = dict(
+        zip([h.doc_id for h in before], vectors @ moved / np.linalg.norm(moved), strict=True)
+    )
+    after = read_run(found.place.read("runs/base+feedback.trec"))["q 1"]
+    assert [h.score for h in after] == pytest.approx([cosines[h.doc_id] for h in after], abs=0.01)
+    assert after[0].score > before[0].score + 0.05
 
 
 def test_the_encoder_finds_what_it_should(report):

@@ -1,6 +1,7 @@
 """A small index, and one application that serves it to all tests of this directory."""
 
 import os
+import re
 import signal
 import socket
 import ssl
@@ -27,6 +28,7 @@ from bixse.records import CORPUS, Document, Hit, document_text
 from bixse.retrieval.lexical_shard import LEXICAL_DIR, Statistics, build_lexical, texts_of
 from bixse.retrieval.settings import Lexical, Retrieval
 from bixse.retrieval.shard import DOCUMENTS_FILE, Shard, build_shard
+from tests.encoders import save_tiny_cross_encoder
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -242,12 +244,23 @@ def run_app() -> Callable[..., AbstractContextManager[Served]]:
 
 
 @pytest.fixture(scope="session")
+def reranker(tmp_path_factory: pytest.TempPathFactory, corpus: list[Document]) -> Path:
+    """A cross-encoder that knows the words of the corpus, and nothing of what they mean."""
+    words = {w for d in corpus for w in re.findall(r"\w+|[^\w\s]", f"{d.title} {d.text}".lower())}
+    place = tmp_path_factory.mktemp("reranker")
+    return save_tiny_cross_encoder(place, logits=1, words=sorted(words | {"where", "does", "x"}))
+
+
+@pytest.fixture(scope="session")
 def served(
-    tmp_path_factory: pytest.TempPathFactory, index: Artifact, corpus: list[Document]
+    tmp_path_factory: pytest.TempPathFactory,
+    index: Artifact,
+    corpus: list[Document],
+    reranker: Path,
 ) -> Iterator[Served]:
-    """An application with limits small enough to reach."""
+    """An application with limits small enough to reach, and a reranker."""
     flags = {"default-timeout-ms": 20_000, "max-in-flight": 8, "max-k": 50, "max-hits": 400}
-    flags |= {"max-queries": 16, "max-body-bytes": 65536}
+    flags |= {"max-queries": 16, "max-body-bytes": 65536, "reranker": reranker}
     place = tmp_path_factory.mktemp("application")
     with run_application(place, index, corpus, **flags) as served:
         yield served

@@ -238,17 +238,20 @@ def test_a_replica_whose_time_is_over_never_begins(index, vectors):
         shard = ShardStore(threads)
         shard.load(Generation(7, ServedIndex.read(index.url), PACKAGED))
         with pytest.raises(TimeoutError):
-            await shard.search(7, "shard-00000", vectors[:1], [3], [False], -1.0)
+            await shard.search(7, "shard-00000", vectors[:1], [3], [False], [False], -1.0)
         ks, fields = [3, 1, 500], [False, True, False]
-        found = await shard.search(7, "shard-00000", vectors[[0, 2, 4]], ks, fields, 60)
+        some = vectors[[0, 2, 4]]
+        found = await shard.search(7, "shard-00000", some, ks, fields, [True, False, False], 60)
         assert [len(f.doc_ids) for f in found] == [3, 1, 100]
         assert [f.documents is not None for f in found] == fields
+        assert [f.vectors is not None for f in found] == [True, False, False]
+        assert found[0].vectors[0] == pytest.approx(vectors[0])
         assert found[1].documents is not None
         assert found[1].documents[0].doc_id == found[1].doc_ids[0]
         await shard.check_health()
         shard.drop(7)
         with pytest.raises(NotHeld, match="generation 7"):
-            await shard.search(7, "shard-00000", vectors[:1], [3], [False], 60)
+            await shard.search(7, "shard-00000", vectors[:1], [3], [False], [False], 60)
 
     asyncio.run(run())
 

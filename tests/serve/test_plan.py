@@ -7,7 +7,7 @@ import pytest
 from bixse.models.encoder import resolve
 from bixse.models.settings import PACKAGED
 from serve.app import main
-from serve.plan import plan
+from serve.plan import as_text, plan
 from serve.settings import ServeArgs
 
 
@@ -40,6 +40,18 @@ def test_what_a_lost_node_costs(index):
     spread = " ".join(planned(index, replicas_per_shard=2, encoder_replicas=2).losses)
     assert "full coverage" in spread
     assert "encoder's node" not in spread
+
+
+def test_a_reranker_counts_once_whatever_generation_is_served(index, reranker):
+    flags = {"index": index.url, "encoder": PACKAGED, "reranker": str(reranker)}
+    args = ServeArgs.model_validate({**flags, "topology": "replicate", "reranker_gpus": 0.5})
+    whole = plan(args, resolve(PACKAGED), reranker)
+    assert [part.name for part in whole.parts] == ["replica", "reranker"]
+    part = whole.parts[1]
+    weights = (reranker / "model.safetensors").stat().st_size
+    assert part.bytes == part.changing_bytes == planned(index).parts[0].bytes + weights
+    assert "0.5 GPU" in as_text(whole)
+    assert "losing the reranker's node" in whole.losses[-1]
 
 
 def test_plan_starts_nothing_and_prints(index, monkeypatch, capsys):

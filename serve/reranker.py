@@ -1,0 +1,112 @@
+"""The reranker: pairs of query and document in, log-odds out."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from bixse.models.reranker import Reranker
+from serve.messages import ScoredPairs
+
+_PROBE = ("the quick brown fox", "jumps over the lazy dog")
+_CALL_TOKENS = 256
+"""As of the encoder: what one more call of the model costs, in tokens."""
+_SAME = 0.01
+"""Log-odds by which two scores of one pair differ at most between batches, and far less mostly."""
+
+
+class RerankerStore:
+    """A loaded reranker. It runs on one thread, one batch at a time."""
+
+    def __init__(self, start: str, fingerprint: str, threads: int, batch_tokens: int) -> None:
+        """Raises ValueError as `Reranker.load`, and when it is not the one with `fingerprint`."""
+        import torch
+
+        torch.set_num_threads(threads)
+        self._reranker = Reranker.load(start)
+        if self._reranker.fingerprint != fingerprint:
+            raise ValueError(
+                f"expected reranker {fingerprint} at {start}, found {self._reranker.fingerprint}"
+            )
+        self._batch_tokens = batch_tokens
+        # OpenMP keeps its number of threads by thread: it must be set on the one that scores too.
+        self._thread = ThreadPoolExecutor(
+            1, "reranker", initializer=torch.set_num_threads, initargs=(threads,)
+        )
+        self._probe = float(self._reranker.logits([_PROBE])[0])
+
+    async def score(self, pairs: Sequence[tuple[str, str]], budget_s: float) -> ScoredPairs:
+        """Score a batch; a pair that cannot be scored is refused alone.
+
+        Raises TimeoutError when `budget_s` is over; what has not begun by then never begins.
+        """
+        until = time.monotonic() + budget_s
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(budget_s):
+            return await loop.run_in_executor(
+                self._thread, score_now, self._reranker, pairs, self._batch_tokens, until
+            )
+
+    async def check_health(self) -> None:
+        """Raises RuntimeError when a probe's score is no longer what it was when loaded."""
+        loop = asyncio.get_running_loop()
+        now = await loop.run_in_executor(self._thread, self._reranker.logits, [_PROBE])
+        if not abs(float(now[0]) - self._probe) <= _SAME:
+            raise RuntimeError("the reranker no longer gives the score that it gave when loaded")
+
+
+class RerankServer:
+    """The reranker, a deployment: it follows no ledger, since no index is bound to it."""
+
+    def __init__(self, start: str, fingerprint: str, threads: int, batch_tokens: int) -> None:
+        """Raises ValueError as `RerankerStore`."""
+        self._store = RerankerStore(start, fingerprint, threads, batch_tokens)
+
+    async def score(self, pairs: Sequence[tuple[str, str]], budget_s: float) -> ScoredPairs:
+        """As `RerankerStore.score`."""
+        return await self._store.score(pairs, budget_s)
+
+    async def check_health(self) -> None:
+        await self._store.check_health()
+
+
+def score_now(
+    reranker: Reranker, pairs: Sequence[tuple[str, str]], batch_tokens: int, until: float
+) -> ScoredPairs:
+    """Score on this thread. A batch that fails is halved until the guilty are alone.
+
+    Raises TimeoutError once the monotonic clock is past `until`, between calls of the model.
+    """
+    import torch
+
+    from bixse.training.batches import cut
+
+    try:
+        lengths = reranker.lengths(pairs)
+        order = np.argsort(-lengths, kind="stable")
+        scores = np.empty(len(pairs), np.float32)
+        for part in cut(lengths[order], _CALL_TOKENS, batch_tokens):
+            if time.monotonic() > until:
+                raise TimeoutError
+            group = order[part]
+            scores[group] = reranker.logits([pairs[position] for position in group], len(group))
+        void = np.flatnonzero(~np.isfinite(scores)).tolist()
+        return ScoredPairs(scores, dict.fromkeys(void, "its score is not finite"))
+    except torch.OutOfMemoryError:
+        if len(pairs) == 1:
+            raise
+        torch.cuda.empty_cache()
+    except (ValueError, TypeError, IndexError) as error:
+        if len(pairs) == 1:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            return ScoredPairs(np.zeros(1, np.float32), {0: reason})
+    half = len(pairs) // 2
+    left, right = (
+        score_now(reranker, part, batch_tokens, until) for part in (pairs[:half], pairs[half:])
+    )
+    return ScoredPairs(
+        np.concatenate([left.scores, right.scores]),
+        {**left.refused, **{half + i: reason for i, reason in right.refused.items()}},
+    )
