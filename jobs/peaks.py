@@ -44,12 +44,14 @@ def token_flops(config: Any) -> float | None:
         return None
     try:
         with torch.device("meta"):
-            model = AutoModel.from_config(config)
+            # transformers leaves it without types.
+            model: Any = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
     except (ValueError, ImportError):
         return None
     embeddings = {id(weight) for weight in model.get_input_embeddings().parameters()}
     matrices = [w for w in model.parameters() if w.dim() == 2 and id(w) not in embeddings]
-    return 2.0 * sum(weight.numel() for weight in matrices)
+    weights: int = sum(weight.numel() for weight in matrices)
+    return 2.0 * weights
 
 
 def known_peak(llm: Any, gpus: int, dtype: str) -> tuple[float, float] | None:

@@ -291,17 +291,20 @@ class Pipeline:
                 f"recipe {self.recipe.name} trains a reranker, which makes no vectors: "
                 "--encoder names an encoder to embed and index with"
             )
-        # A round starts from the last one's encoder.
+        return self._trained(self._reached, "encoder")
+
+    def _reached(self) -> str:
+        """Where training begins: at the encoder of the last round, once there is what it made."""
         first = self._made.get("train first")
-        return self._trained(str(first.url) if first else self.start, "encoder")
+        return str(first.url) if first else self.start
 
     def reranker(self, settings: Reranking) -> str:
         """The reranker that `--encoder` names, or the one that is trained."""
         if self.run.encoder is not None:
             return _encoder(self.run.encoder)
-        return self._trained(_encoder(settings.start), "reranker")
+        return self._trained(lambda: _encoder(settings.start), "reranker")
 
-    def _trained(self, start: str, folder: str) -> str:
+    def _trained(self, start: Callable[[], str], folder: str) -> str:
         from jobs.train import train
 
         # First: without a dev split nothing is judged, nor paid for.
@@ -318,7 +321,8 @@ class Pipeline:
                 queries,
                 self.data().corpus,
                 recipe.training,
-                start,
+                # Only now: a round trip trains an encoder on its way to the judgments.
+                start(),
                 recipe.placement,
                 self.path(folder),
                 calibration,
