@@ -8,6 +8,11 @@ import torch
 from torch import Tensor, nn
 
 
+def trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that a step may move, by name."""
+    return {name: value for name, value in module.named_parameters() if value.requires_grad}
+
+
 class Dev:
     """(step, score) of every evaluation, and a copy of the module's weights at the best.
 
@@ -26,7 +31,7 @@ class Dev:
     def add(self, step: int, score: float, module: nn.Module) -> None:
         self.scores.append((step, score))
         if self.best_step == step:
-            named = module.named_parameters()
+            named = trained(module).items()
             self.weights = {name: value.detach().cpu().clone() for name, value in named}
 
     def is_over(self, patience: int | None) -> bool:

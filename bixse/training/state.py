@@ -2,7 +2,7 @@
 
 A checkpoint is one safetensors file, `step-<steps done>-<sha256>.safetensors`, written atomically:
 
-    model.<parameter>          encoder, log_scale and bias
+    model.<parameter>          what is trained of encoder, log_scale and bias
     adam.<parameter>.<moment>  the optimiser's moments and its step
     history                    [steps, metrics] float64, the whole curve so far
     dev                        [evaluations, 2] float64: (step, score) of each so far
@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bixse.place import Place
-from bixse.training.dev import Dev
+from bixse.training.dev import Dev, trained
 
 _FORMAT = "bixse-checkpoint-2"
 _KEEP = 2
@@ -47,7 +47,7 @@ def save(
         "dev": torch.tensor(dev.scores, dtype=torch.float64).reshape(-1, 2),
         **{f"best.{name}": weights for name, weights in dev.weights.items()},
     }
-    for name, parameter in module.named_parameters():
+    for name, parameter in trained(module).items():
         tensors[f"model.{name}"] = parameter.detach().cpu().contiguous()
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"adam.{name}.{key}"] = value.detach().cpu().contiguous()
@@ -123,7 +123,7 @@ def load(
 def _restore(
     module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 ) -> None:
-    for name, parameter in module.named_parameters():
+    for name, parameter in trained(module).items():
         parameter.copy_(tensors[f"model.{name}"])
         moments = {
             key.removeprefix(f"adam.{name}."): value

@@ -5,6 +5,7 @@ recomputed  the same with GradCache, two texts at a time -> DIR/recomputed-WORLD
 loop        training of DIR/encoder from its last checkpoint -> DIR/loop-WORLD
 dev         the same with an evaluation every third step -> DIR/dev-WORLD
 reranker    the same of a reranker that begins as DIR/encoder -> DIR/reranker-WORLD
+adapters    the same of a reranker's adapters and head -> DIR/adapters-WORLD
 tuning      tuning of the language model DIR/llm from its last checkpoint -> DIR/tuning-WORLD
 """
 
@@ -27,6 +28,7 @@ from bixse.models.encoder import load_model
 from bixse.models.language_model import load_language_model
 from bixse.models.reranker import load_reranker
 from bixse.place import Place
+from bixse.training.adapters import adapt_transformer
 from bixse.training.batches import Batch, batch_of
 from bixse.training.completions import Completions
 from bixse.training.gather import World, cells_of
@@ -42,6 +44,7 @@ from bixse.training.settings import (
     InfoNCE,
     LambdaLoss,
     ListKL,
+    LoRA,
     MarginMSE,
     Objective,
     PairBCE,
@@ -80,10 +83,15 @@ OBJECTIVES: dict[str, Objective] = {
     "lce": LCE(temperature=0.5),
     "pair_bce": PairBCE(),
     "combined of pairs": Combined(parts=(LCE(threshold=0.3), PairBCE()), weights=(0.5, 2.0)),
+    "adapters": GradedBCE(scale=5.0, learn_scale=True),
+    "adapters of pairs": PairBCE(),
 }
 
 DIMENSIONS: dict[str, tuple[int, ...]] = {"matryoshka": (4, 2)}
 """Leading dimensions that an objective is also taken at."""
+
+ADAPTED = {"adapters": LoRA(rank=2), "adapters of pairs": LoRA(rank=2)}
+"""What is trained of a model, where it is not all."""
 
 
 class TwoTowers(nn.Module):
@@ -111,14 +119,28 @@ class Together(nn.Module):
         for parameter in self.layers.parameters():
             parameter.data = torch.randn(parameter.shape, generator=draw, dtype=torch.float64)
 
+    @property
+    def base_model(self) -> nn.Module:
+        """What is no head, by the name that transformers gives it."""
+        return self.layers[0]
+
     def forward(self, features: dict[str, Any], task: Role) -> dict[str, Tensor]:
         return {"scores": self.layers(features["words"])}
 
 
-def scoring(objective: Objective, world: World, dimensions: tuple[int, ...] = ()) -> Scoring:
+def scoring(objective: Objective, world: World, name: str = "") -> Scoring:
+    encoder = Together() if objective.scores_pairs else TwoTowers()
+    if name in ADAPTED:
+        adapt_transformer(encoder, ADAPTED[name], seed=0)
+        draw = torch.Generator().manual_seed(1)
+        for parameter in encoder.parameters():
+            if parameter.requires_grad:
+                # B begins as 0, at which A has no gradient.
+                parameter.data = torch.randn(parameter.shape, generator=draw, dtype=torch.float64)
     if objective.scores_pairs:
-        return RerankerScoring(Together(), objective, world).double()
-    return EncoderScoring(TwoTowers(), objective, world, dimensions=dimensions).double()
+        return RerankerScoring(encoder, objective, world).double()
+    dimensions = DIMENSIONS.get(name, ())
+    return EncoderScoring(encoder, objective, world, dimensions=dimensions).double()
 
 
 def labels(queries: int, documents: int, seed: int) -> Labels:
@@ -216,7 +238,7 @@ def gradients(world: World, tokens: int | None = None) -> dict[str, Tensor]:
     """
     found = {}
     for name, objective in OBJECTIVES.items():
-        module = scoring(objective, world, DIMENSIONS.get(name, ()))
+        module = scoring(objective, world, name)
         module.bias.data.fill_(-0.5)
         for kind, batch in batches().items():
             cells = cells_of(batch, objective, world, torch.device("cpu"))
@@ -286,6 +308,12 @@ def reranker(world: World, directory: Path) -> dict[str, Tensor]:
     return loop(world, directory, objective=LCE(), docs_per_query=4)
 
 
+def adapters(world: World, directory: Path, **changes: object) -> dict[str, Tensor]:
+    """The same of a reranker's adapters and head."""
+    changes = {"objective": LCE(), "docs_per_query": 4, "lora": LoRA(rank=4), **changes}
+    return loop(world, directory, **changes)
+
+
 def completions(count: int, seed: int = 0) -> Completions:
     """Prompts of random tokens; the answer is the last of them, and one more."""
     draw = np.random.default_rng(seed)
@@ -337,6 +365,8 @@ def main() -> None:
             found = dev(world, directory)
         case "reranker":
             found = reranker(world, directory)
+        case "adapters":
+            found = adapters(world, directory)
         case "tuning":
             found = tuning(world, directory)
         case _:

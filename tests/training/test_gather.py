@@ -98,6 +98,9 @@ def test_ranks_equal_one_process(
     sides = ("encoder.towers.query.weight", "encoder.towers.document.weight", "log_scale", "bias")
     assert all(one[f"graded_bce/even/{name}"].abs().sum() > 1e-3 for name in sides)
     assert not any(name.endswith("/encoder.unused") for name in found)
+    kept = {name.split("/")[2] for name in found if name.startswith("adapters/even/encoder")}
+    assert len(kept) == 4
+    assert all("lora" in name for name in kept)
     for name, value in one.items():
         if name.endswith("/reduced"):
             continue
