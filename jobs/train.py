@@ -106,7 +106,8 @@ def train(
     if dev is not None:
         inputs |= dev.inputs
     # How often it is saved does not change what is made, nor, but for rounding, how it is cut.
-    config = settings.model_dump(mode="json", exclude={"checkpoint_every", "micro_batch_tokens"})
+    placed = {"checkpoint_every", "micro_batch_tokens", "sharded"}
+    config = settings.model_dump(mode="json", exclude=placed)
     from bixse.training import adapters, state
     from bixse.training.loop import Run, plan_of
 

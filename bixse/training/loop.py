@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import nn
 
 from bixse.place import Place
+from bixse.precision import in_bfloat16
 from bixse.training import losses, state
 from bixse.training.adapters import adapt
 from bixse.training.attention import fast_attention
@@ -28,6 +29,7 @@ from bixse.training.groups import Labels, count_groups, count_rows
 from bixse.training.order import Plan, rate_factor, share
 from bixse.training.scoring import EncoderScoring, Scoring, scoring_of
 from bixse.training.settings import Training
+from bixse.training.sharding import Twin
 from bixse.training.update import optimizer_of, update
 
 if TYPE_CHECKING:
@@ -152,21 +154,29 @@ def train_loop(
         merge = adapt(model, settings.lora, settings.seed)
     model.eval()
     module = scoring_of(model, settings, world).to(model.device)
+    _same_weights(module, world)
+    twin = None
+    if settings.sharded and world.size > 1:
+        twin = Twin(model, world.size, in_bfloat16(model.device, settings.precision))
+        module.encoder, module.sharded = twin.model, True
+        measure = None if measure is None else partial(twin.measured, measure)
+    reader = model if twin is None else twin.model
     optimizer = optimizer_of(module, settings)
     dev = Dev()
     history = state.load(run.checkpoints, run.fingerprint, module, optimizer, METRICS, dev)
     refuse_unequal(len(history), world)
-    _same_weights(module, world)
     on_step(_seen(history, dev, 0))
     longest = module.longest(settings)
     longest = min(longest, model.max_seq_length or longest)
-    with fast_attention(model, settings.precision, longest):
+    with fast_attention(reader, settings.precision, longest):
         if not history and isinstance(module, EncoderScoring) and settings.objective.learns_bias:
             batch = next(batches_from(run.labels, settings, plan, 0))
-            first = share_of(run.labels, settings, model, module, batch)
+            first = share_of(run.labels, settings, reader, module, batch)
             _calibrate(module, first, settings.micro_batch_tokens)
-        _steps(run, model, module, optimizer, plan, history, dev, on_step, notice, measure)
+        _steps(run, reader, module, optimizer, plan, history, dev, on_step, notice, measure)
     dev.restore(module)
+    if twin is not None:
+        twin.gather()
     if merge is not None:
         merge()
     best = len(history) if dev.best_step is None else dev.best_step
@@ -189,6 +199,7 @@ def _steps(
     """The steps from the end of `history`, each a line of it, with evaluations and checkpoints."""
     settings, world = run.settings, module.world
     limit = settings.micro_batch_tokens
+    save = partial(state.save, run.checkpoints, run.fingerprint, module, optimizer, METRICS)
     told = Notice.NONE
     if _due(0, settings, plan) and measure is not None and not dev.scores:
         dev.add(0, measure(), module)
@@ -228,8 +239,8 @@ def _steps(
         heard = Notice(most(notice(), world))
         last = len(history) == plan.steps or dev.is_over(settings.patience)
         due = last or len(history) % settings.checkpoint_every == 0 or heard > told
-        if due and world.rank == 0:
-            state.save(run.checkpoints, run.fingerprint, module, optimizer, METRICS, history, dev)
+        if due and (world.rank == 0 or module.sharded):
+            save(history, dev, world.rank)
         on_step(_seen(history, dev, len(history) - 1))
         if last:
             return

@@ -344,6 +344,9 @@ class Training(Settings):
     """Longest document; the rest is cut. A reranker reads both in `query_tokens` more, and cuts
     the longer of the two first."""
     lora: LoRA = LoRA()
+    sharded: bool = False
+    """Spread weights, gradients and moments over the training workers (FSDP2), for a model that is
+    too large for one of them. Out of memory then ends the run: set `micro_batch_tokens`."""
     dimensions: tuple[PositiveInt, ...] = ()
     """Leading dimensions that must rank by themselves too (Matryoshka, arXiv 2205.13147): vectors
     may then be cut to so many. None trains whole vectors only."""

@@ -7,6 +7,7 @@ from torch import nn
 
 from bixse.training.scoring import MAX_SCALE, Scoring
 from bixse.training.settings import Training
+from bixse.training.sharding import clip
 
 
 def optimizer_of(module: Scoring, settings: Training) -> torch.optim.AdamW:
@@ -40,7 +41,10 @@ def update(
     """One update by the gradients at hand. Returns their norm before clipping."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor
-    norm = float(nn.utils.clip_grad_norm_(module.parameters(), settings.max_grad_norm))
+    if module.sharded:
+        norm = clip(module, settings.max_grad_norm)
+    else:
+        norm = float(nn.utils.clip_grad_norm_(module.parameters(), settings.max_grad_norm))
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise RuntimeError(
             f"loss {loss} with gradient norm {norm}: lower the learning rate "

@@ -1,10 +1,13 @@
 """One rank of a process group, as a program: `python -m tests.training.ranks WHAT RANK WORLD DIR`.
 
 gradients   of every objective on every batch, in double precision -> DIR/gradients-WORLD
+sharded     the same of a model that is spread over the ranks -> DIR/sharded-WORLD
+cut         the same of one, two texts at a time -> DIR/cut-WORLD
 recomputed  the same with GradCache, two texts at a time -> DIR/recomputed-WORLD
 loop        training of DIR/encoder from its last checkpoint -> DIR/loop-WORLD
 dev         the same with an evaluation every third step -> DIR/dev-WORLD
 reranker    the same of a reranker that begins as DIR/encoder -> DIR/reranker-WORLD
+spread      the same of a model that is spread over the ranks -> DIR/spread-WORLD
 adapters    the same of a reranker's adapters and head -> DIR/adapters-WORLD
 tuning      tuning of the language model DIR/llm from its last checkpoint -> DIR/tuning-WORLD
 """
@@ -22,6 +25,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from bixse.chunks import Role, Side
 from bixse.models.encoder import load_model
@@ -55,6 +59,7 @@ from bixse.training.settings import (
     Tuning,
     Wasserstein,
 )
+from bixse.training.sharding import spread, whole
 from bixse.training.tuning import TuningRun, tune_loop
 from tests.encoders import texts
 
@@ -231,15 +236,26 @@ def counted() -> Iterator[list[int]]:
         yield sizes
 
 
-def gradients(world: World, tokens: int | None = None) -> dict[str, Tensor]:
+def part_of(value: Tensor) -> Tensor:
+    """What this rank holds of it."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def gradients(world: World, tokens: int | None = None, sharded: bool = False) -> dict[str, Tensor]:
     """Loss, gradients and sizes of all-reduces, by objective, batch and parameter.
 
-    With `tokens`, encoded twice in chunks of at most so many texts.
+    With `tokens`, encoded twice in chunks of at most so many texts; `sharded`, by a model of which
+    each rank has a part.
     """
     found = {}
     for name, objective in OBJECTIVES.items():
         module = scoring(objective, world, name)
         module.bias.data.fill_(-0.5)
+        if sharded:
+            spread(module.encoder, torch.device("cpu"), world.size, bfloat16=False)
+            module.sharded = True
+            held = sum(part_of(value).numel() for value in module.encoder.parameters())
+            found[f"{name}/held"] = torch.tensor(held)
         for kind, batch in batches().items():
             cells = cells_of(batch, objective, world, torch.device("cpu"))
             read = sides(module, batch)
@@ -252,7 +268,7 @@ def gradients(world: World, tokens: int | None = None) -> dict[str, Tensor]:
             found[f"{name}/{kind}/reduced"] = torch.tensor(sizes)
             for parameter, value in module.named_parameters():
                 if value.grad is not None:
-                    found[f"{name}/{kind}/{parameter}"] = value.grad
+                    found[f"{name}/{kind}/{parameter}"] = whole(value.grad)
     return found
 
 
@@ -314,6 +330,11 @@ def adapters(world: World, directory: Path, **changes: object) -> dict[str, Tens
     return loop(world, directory, **changes)
 
 
+def sharded(world: World, directory: Path) -> dict[str, Tensor]:
+    """The same of a model that is spread over the ranks, with an evaluation every third step."""
+    return loop(world, directory, sharded=True, evaluate_every=3)
+
+
 def completions(count: int, seed: int = 0) -> Completions:
     """Prompts of random tokens; the answer is the last of them, and one more."""
     draw = np.random.default_rng(seed)
@@ -361,6 +382,12 @@ def main() -> None:
             found = gradients(world)
         case "recomputed":
             found = gradients(world, tokens=2)
+        case "sharded":
+            found = gradients(world, sharded=True)
+        case "cut":
+            found = gradients(world, tokens=2, sharded=True)
+        case "spread":
+            found = sharded(world, directory)
         case "dev":
             found = dev(world, directory)
         case "reranker":

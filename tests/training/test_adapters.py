@@ -69,6 +69,7 @@ def test_resumed_equals_uninterrupted_bit_by_bit(kind: str, tmp_path: Path) -> N
         assert torch.equal(resumed[name], value), name
 
 
+@pytest.mark.slow
 def test_resumed_on_two_ranks_equals_uninterrupted_to_rounding(tmp_path: Path) -> None:
     for name in ("whole", "resumed"):
         save_tiny_encoder(tmp_path / name)
