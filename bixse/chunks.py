@@ -45,6 +45,10 @@ class Side:
         chunks = [part for chunk in self.chunks for part in _halves(chunk, tokens)]
         return replace(self, chunks=chunks)
 
+    def filled(self, chunks: int) -> "Side":
+        """The same texts in so many chunks, of which the last are read and not used."""
+        return replace(self, chunks=[*self.chunks, *self.chunks[:1] * (chunks - len(self.chunks))])
+
 
 def _texts(chunk: Mapping[str, Any]) -> int:
     """Texts that it can be cut between: 1 of a bag of words, which has no row a text."""

@@ -66,12 +66,14 @@ def train(
     The judgments are read through the map that `calibration` holds, if any, and stay as they are.
     `documents` are written ones (jobs.writing), which judgments may name beside the corpus's.
     `dev` is what `evaluate_every` measures on, `track` names the trackers that are told of it
-    (`jobs.trackers`). Goes on from the last checkpoint of an interrupted
-    run. Raises ValueError when `evaluate_every` is set and `dev` is not or the reverse, when
-    training reads a query of it, when a tracker is not installed, when there is nothing
-    to learn from (no judgments, all of relevance 0, fewer than two rows), when a judgment names a
-    query or document that is not there, when the objective reads preferences and there are none,
-    or the reverse, and as `plan_of`, `begin` and `load_model` (of a reranker: `load_reranker`).
+    (`jobs.trackers`). Goes on from the last checkpoint of an interrupted run.
+
+    Raises ValueError when `evaluate_every` is set and `dev` is not or the reverse, when training
+    reads a query of it, when a tracker, or what adapters need, is not installed, when there is
+    nothing to learn from (no judgments, all of relevance 0, fewer than two rows), when a judgment
+    names a query or document that is not there, when the objective reads preferences and there are
+    none, or the reverse, and as `plan_of`, `begin` and `load_model` (of a reranker:
+    `load_reranker`).
     Raises SystemExit on SIGTERM, with the steps so far saved.
     """
     if settings.objective.reads_preferences and preferences is None:
@@ -104,8 +106,9 @@ def train(
     if dev is not None:
         inputs |= dev.inputs
     # How often it is saved does not change what is made, nor, but for rounding, how it is cut.
-    config = settings.model_dump(mode="json", exclude={"checkpoint_every", "micro_batch_tokens"})
-    from bixse.training import state
+    placed = {"checkpoint_every", "micro_batch_tokens", "sharded"}
+    config = settings.model_dump(mode="json", exclude=placed)
+    from bixse.training import adapters, state
     from bixse.training.loop import Run, plan_of
 
     if place.exists(MANIFEST):
@@ -115,6 +118,7 @@ def train(
         return finished
     # Before anything is written: what teaches nothing leaves nothing behind.
     refuse_missing(track, place.url)
+    adapters.refuse_missing(settings.lora)
     labels = read_labels(judgments, queries, corpus, calibration, preferences, documents)
     plan = plan_of(labels, settings)
     if dev is not None:

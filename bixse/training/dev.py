@@ -7,6 +7,13 @@ on every rank, higher is better. So every rank keeps the same weights and stops 
 import torch
 from torch import Tensor, nn
 
+from bixse.training.sharding import as_parts, whole
+
+
+def trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that a step may move, by name."""
+    return {name: value for name, value in module.named_parameters() if value.requires_grad}
+
 
 class Dev:
     """(step, score) of every evaluation, and a copy of the module's weights at the best.
@@ -26,8 +33,8 @@ class Dev:
     def add(self, step: int, score: float, module: nn.Module) -> None:
         self.scores.append((step, score))
         if self.best_step == step:
-            named = module.named_parameters()
-            self.weights = {name: value.detach().cpu().clone() for name, value in named}
+            named = trained(module).items()
+            self.weights = {name: whole(value.detach()).cpu().clone() for name, value in named}
 
     def is_over(self, patience: int | None) -> bool:
         """Whether the last `patience` evaluations did not improve on what was best before them."""
@@ -41,4 +48,4 @@ class Dev:
         """Give the module the best weights; without an evaluation it keeps its own."""
         for name, parameter in module.named_parameters():
             if name in self.weights:
-                parameter.copy_(self.weights[name])
+                parameter.copy_(as_parts(self.weights[name], parameter))

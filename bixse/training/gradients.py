@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from bixse.training.gather import World, gather_rows
 from bixse.training.objective import Cells
 from bixse.training.scoring import EncoderScoring, Scoring, Sides
+from bixse.training.sharding import is_spread
 
 
 def batch_gradients(
@@ -31,6 +32,7 @@ def batch_gradients(
     not suffice: then there are no gradients, and the call may be repeated with smaller chunks.
     """
     module.zero_grad(set_to_none=True)
+    sides = _alike(module, sides)
     made = _made(module, sides, recompute)
     if most(made is None, module.world) or made is None:
         return None
@@ -60,6 +62,7 @@ def batch_cosines(
 
     None, on every rank, when the memory of one did not suffice.
     """
+    sides = _alike(module, sides)
     made = _made(module, sides, recompute=True)
     if most(made is None, module.world) or made is None:
         return None
@@ -68,13 +71,30 @@ def batch_cosines(
     return torch.cat(module.cosines(query_QE, document_DE), dim=1)
 
 
+def _alike(module: Scoring, sides: Sides) -> Sides:
+    """The sides; of a sharded model in as many chunks on every rank."""
+    if not module.sharded:
+        return sides
+    return tuple(side.filled(most(len(side.chunks), module.world)) for side in sides)
+
+
+def _refuse_sharded(module: Scoring, error: torch.OutOfMemoryError) -> None:
+    """Raises RuntimeError for a sharded model: other ranks already wait for this one's part."""
+    if module.sharded:
+        raise RuntimeError(
+            "memory does not suffice on a rank of a sharded model: set "
+            "training.micro_batch_tokens, or lower it"
+        ) from error
+
+
 def _made(module: Scoring, sides: Sides, recompute: bool) -> list[Tensor] | None:
     """Of each side what the model makes, [texts, E]; None when memory does not suffice."""
     try:
         # Around all chunks: a weight is rounded once a step, not once a chunk.
         with torch.set_grad_enabled(not recompute), module.autocast():
             return [torch.cat(list(module.chunks(side))) for side in sides]
-    except torch.OutOfMemoryError:
+    except torch.OutOfMemoryError as error:
+        _refuse_sharded(module, error)
         return None
 
 
@@ -95,7 +115,8 @@ def _backward(
                 # As above.
                 chunk.backward(grad)  # type: ignore[no-untyped-call]
         return True
-    except torch.OutOfMemoryError:
+    except torch.OutOfMemoryError as error:
+        _refuse_sharded(module, error)
         return False
 
 
@@ -121,11 +142,11 @@ def sum_gradients(module: nn.Module, world: World) -> None:
     """Sum every gradient over the ranks, all of them in one all-reduce a data type.
 
     A parameter without a gradient on every rank (under mean pooling, a BERT's pooler) keeps none,
-    so that the optimiser leaves it alone.
+    so that the optimiser leaves it alone. Those of which each rank holds a part are summed already.
     """
-    if world.size == 1:
+    parameters = [p for p in module.parameters() if p.requires_grad and not is_spread(p)]
+    if world.size == 1 or not parameters:
         return
-    parameters = [p for p in module.parameters() if p.requires_grad]
     has = torch.tensor([p.grad is not None for p in parameters], device=parameters[0].device).int()
     dist.all_reduce(has, dist.ReduceOp.MAX)
     used = [p for p, any_rank in zip(parameters, has.tolist(), strict=True) if any_rank]

@@ -5,38 +5,35 @@ uninterrupted one exactly. The encoders that we tune have a batch's other docume
 from fitting single pairs.
 """
 
-import logging
-import math
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from bixse.place import Place
+from bixse.precision import in_bfloat16
 from bixse.training import losses, state
+from bixse.training.adapters import adapt
 from bixse.training.attention import fast_attention
-from bixse.training.batches import Batch, batch_of
 from bixse.training.dev import Dev
-from bixse.training.gather import World, cells_of, gather_rows
+from bixse.training.feed import Mine, ahead, batches_from, fitted, share_of
+from bixse.training.gather import World, gather_rows
 from bixse.training.gradients import batch_cosines, batch_gradients, most
-from bixse.training.groups import Labels, count_groups, count_rows, epoch_groups, epoch_rows
-from bixse.training.objective import Cells
+from bixse.training.groups import Labels, count_groups, count_rows
 from bixse.training.order import Plan, rate_factor, share
-from bixse.training.scoring import MAX_SCALE, EncoderScoring, Scoring, Sides, scoring_of
+from bixse.training.scoring import EncoderScoring, Scoring, scoring_of
 from bixse.training.settings import Training
+from bixse.training.sharding import Twin
+from bixse.training.update import optimizer_of, update
 
 if TYPE_CHECKING:
     from sentence_transformers.base import BaseModel
-
-_log = logging.getLogger(__name__)
 
 METRICS = (
     "step",
@@ -142,31 +139,46 @@ def train_loop(
     all. `measure` says how good the model is as it stands, higher is better; all ranks call it
     together and must get the same number; it draws no random number and changes no weight. It is
     called as `evaluate_every` says, and the model is left with the weights of the best call.
+    With `settings.lora` adapters alone are tuned, and merged into the model in the end.
 
-    Raises ValueError as `state.load`, or when `evaluate_every` is set without `measure`;
-    RuntimeError when a loss or gradient is not finite, the ranks read different checkpoints or
-    memory does not suffice for one text; Stopped when a notice says so.
+    Raises ValueError as `state.load` and `adapt`, or when `evaluate_every` is set without
+    `measure`; RuntimeError when a loss or gradient is not finite, the ranks read different
+    checkpoints or memory does not suffice for one text; Stopped when a notice says so.
     """
     settings = run.settings
     if settings.evaluate_every is not None and measure is None:
         raise ValueError("training.evaluate_every needs something to measure by")
     plan = plan_of(run.labels, settings)
+    merge = None
+    if settings.lora.rank is not None:
+        merge = adapt(model, settings.lora, settings.seed)
     model.eval()
     module = scoring_of(model, settings, world).to(model.device)
-    optimizer = _optimizer(module, settings)
+    _same_weights(module, world)
+    twin = None
+    if settings.sharded and world.size > 1:
+        twin = Twin(model, world.size, in_bfloat16(model.device, settings.precision))
+        module.encoder, module.sharded = twin.model, True
+        measure = None if measure is None else partial(twin.measured, measure)
+    reader = model if twin is None else twin.model
+    optimizer = optimizer_of(module, settings)
     dev = Dev()
     history = state.load(run.checkpoints, run.fingerprint, module, optimizer, METRICS, dev)
     refuse_unequal(len(history), world)
-    _same_weights(module, world)
     on_step(_seen(history, dev, 0))
     longest = module.longest(settings)
     longest = min(longest, model.max_seq_length or longest)
-    with fast_attention(model, settings.precision, longest):
+    with fast_attention(reader, settings.precision, longest):
         if not history and isinstance(module, EncoderScoring) and settings.objective.learns_bias:
-            first = next(_batches(run.labels, settings, plan, 0))
-            _calibrate(module, _share(run, model, module, first), settings.micro_batch_tokens)
-        _steps(run, model, module, optimizer, plan, history, dev, on_step, notice, measure)
+            batch = next(batches_from(run.labels, settings, plan, 0))
+            first = share_of(run.labels, settings, reader, module, batch)
+            _calibrate(module, first, settings.micro_batch_tokens)
+        _steps(run, reader, module, optimizer, plan, history, dev, on_step, notice, measure)
     dev.restore(module)
+    if twin is not None:
+        twin.gather()
+    if merge is not None:
+        merge()
     best = len(history) if dev.best_step is None else dev.best_step
     curve = [_named(line) for line in history]
     return Trained(module.scale, module.bias[0].item(), curve, dev.scores, best)
@@ -187,6 +199,7 @@ def _steps(
     """The steps from the end of `history`, each a line of it, with evaluations and checkpoints."""
     settings, world = run.settings, module.world
     limit = settings.micro_batch_tokens
+    save = partial(state.save, run.checkpoints, run.fingerprint, module, optimizer, METRICS)
     told = Notice.NONE
     if _due(0, settings, plan) and measure is not None and not dev.scores:
         dev.add(0, measure(), module)
@@ -194,14 +207,14 @@ def _steps(
     if dev.is_over(settings.patience):
         return
     started = time.perf_counter()
-    batches = _batches(run.labels, settings, plan, len(history))
-    read = (_share(run, model, module, batch) for batch in batches)
-    for mine in _ahead(read, lambda: _due(len(history) + 1, settings, plan)):
+    batches = batches_from(run.labels, settings, plan, len(history))
+    read = (share_of(run.labels, settings, model, module, batch) for batch in batches)
+    for mine in ahead(read, lambda: _due(len(history) + 1, settings, plan)):
         step = len(history)
         factor = rate_factor(step, plan.steps, settings.warmup_ratio)
-        shares, limit = _fitted(module, mine, limit, partial(batch_gradients, module, mine.cells))
+        shares, limit = fitted(module, mine, limit, partial(batch_gradients, module, mine.cells))
         loss, floor = shares.tolist()
-        grad_norm = _update(module, optimizer, settings, loss, factor)
+        grad_norm = update(module, optimizer, settings, loss, factor)
         finished = time.perf_counter()
         history.append(
             [
@@ -226,8 +239,8 @@ def _steps(
         heard = Notice(most(notice(), world))
         last = len(history) == plan.steps or dev.is_over(settings.patience)
         due = last or len(history) % settings.checkpoint_every == 0 or heard > told
-        if due and world.rank == 0:
-            state.save(run.checkpoints, run.fingerprint, module, optimizer, METRICS, history, dev)
+        if due and (world.rank == 0 or module.sharded):
+            save(history, dev, world.rank)
         on_step(_seen(history, dev, len(history) - 1))
         if last:
             return
@@ -251,129 +264,11 @@ def _named(line: list[float]) -> dict[str, float]:
     return {name: int(value) if name in _COUNTS else value for name, value in named.items()}
 
 
-def _batches(labels: Labels, settings: Training, plan: Plan, first: int) -> Iterator[Batch]:
-    """The global batches from step `first` to the last."""
-    docs, threshold = settings.docs_per_query, settings.objective.grouped_from
-    epoch, rows = -1, []
-    for step in range(first, plan.steps):
-        if plan.epoch_of(step) != epoch:
-            epoch = plan.epoch_of(step)
-            if threshold is None:
-                rows = epoch_rows(labels, docs, settings.seed, epoch)
-            else:
-                rows = epoch_groups(labels, docs, threshold, settings.seed, epoch)
-        yield batch_of(labels, np.concatenate([rows[row] for row in plan.rows_of(step)]))
-
-
-@dataclass(frozen=True)
-class _Mine:
-    """A rank's share of a batch, ready for the model."""
-
-    batch: Batch
-    sides: Sides
-    cells: Cells
-
-
-def _share(run: Run, model: "BaseModel", module: Scoring, batch: Batch) -> _Mine:
-    sides = module.sides(model, run.labels, batch, run.settings)
-    cells = cells_of(batch, run.settings.objective, module.world, model.device)
-    return _Mine(batch, sides, cells)
-
-
-def _ahead(shares: Iterator[_Mine], alone: Callable[[], bool]) -> Iterator[_Mine]:
-    """Each share, made in a thread while the one before it is trained on.
-
-    Where `alone` says so, before a share is handed out, the next one is made first: an evaluation
-    tokenises too, and a tokeniser is not for two threads.
-    """
-    with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(next, shares, None)
-        while (mine := coming.result()) is not None:
-            coming = thread.submit(next, shares, None)
-            if alone():
-                coming.result()
-            yield mine
-
-
-_Attempt = Callable[[Sides, bool], torch.Tensor | None]
-
-
-def _fitted(
-    module: Scoring, mine: _Mine, limit: int | None, attempt: _Attempt
-) -> tuple[torch.Tensor, int | None]:
-    """What an attempt makes of a rank's texts and whether to recompute; and the limit it took.
-
-    A micro-batch that does not fit is halved until it does. Raises RuntimeError when one text does
-    not fit.
-    """
-    sides = mine.sides
-    while True:
-        if limit is not None:
-            sides = tuple(side.within(limit) for side in sides)
-        made = attempt(sides, limit is not None)
-        if made is not None:
-            return made, limit
-        if module.log_scale.device.type == "cuda":
-            torch.cuda.empty_cache()
-        widest = most(max(side.widest for side in sides), module.world)
-        if not widest and limit is not None:
-            raise RuntimeError(
-                "memory does not suffice for one text at a time: lower document_tokens or take a "
-                "smaller model"
-            )
-        # Setting it at all turns GradCache on.
-        limit = max(1, widest // 2)
-        _log.warning("out of memory: once more in micro-batches of %d tokens", limit)
-
-
-def _update(
-    module: Scoring,
-    optimizer: torch.optim.Optimizer,
-    settings: Training,
-    loss: float,
-    factor: float,
-) -> float:
-    """One update by the gradients at hand. Returns their norm before clipping."""
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * factor
-    norm = float(nn.utils.clip_grad_norm_(module.parameters(), settings.max_grad_norm))
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise RuntimeError(
-            f"loss {loss} with gradient norm {norm}: lower the learning rate "
-            f"(now {settings.learning_rate:g}) or start from another model"
-        )
-    optimizer.step()
-    with torch.no_grad():
-        module.log_scale.clamp_(max=math.log(MAX_SCALE))
-    return norm
-
-
-def _optimizer(module: Scoring, settings: Training) -> torch.optim.AdamW:
-    """AdamW; no decay on vectors (norms, biases); scale and bias at their own, higher rate."""
-    own = (module.log_scale, module.bias)
-    encoder = [p for p in module.encoder.parameters() if p.requires_grad]
-    factor = settings.objective.own_rate_factor
-    groups = [
-        ([p for p in encoder if p.ndim > 1], 1.0, settings.weight_decay),
-        ([p for p in encoder if p.ndim <= 1], 1.0, 0.0),
-        ([p for p in own if p.requires_grad], factor, 0.0),
-    ]
-    return torch.optim.AdamW(
-        [
-            {"params": params, "peak": settings.learning_rate * rate, "weight_decay": decay}
-            for params, rate, decay in groups
-            if params
-        ],
-        lr=settings.learning_rate,
-        fused=True,
-    )
-
-
 @torch.no_grad()
-def _calibrate(module: EncoderScoring, first: _Mine, limit: int | None) -> None:
+def _calibrate(module: EncoderScoring, first: Mine, limit: int | None) -> None:
     """Set each bias on the first global batch; every rank bisects the same cells."""
     attempt = partial(batch_cosines, module, first.cells)
-    cosine_QKD, _ = _fitted(module, first, limit, attempt)
+    cosine_QKD, _ = fitted(module, first, limit, attempt)
     size = module.world.size
     rows = len(first.batch.query_Q)
     if size > 1:

@@ -53,6 +53,8 @@ class Scoring(nn.Module, ABC):
 
     output: str
     """Name of what the model makes of its texts, [texts, E]."""
+    sharded: bool
+    """Whether each rank holds a part of the encoder (`sharding.py`)."""
 
     def __init__(
         self,
@@ -67,6 +69,7 @@ class Scoring(nn.Module, ABC):
         self.encoder = encoder
         self.objective = objective
         self.world = world
+        self.sharded = False
         self.learns_scale = objective.learns_scale
         log_scale = torch.tensor(math.log(objective.scale))
         self.log_scale = nn.Parameter(log_scale, requires_grad=self.learns_scale)

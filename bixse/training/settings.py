@@ -299,6 +299,25 @@ class Combined(Settings):
 Objective = Annotated[_Singles | Combined, Field(discriminator="kind")]
 
 
+class LoRA(Settings):
+    """Train low-rank adapters of the linear layers, and not all weights: LoRA, arXiv 2106.09685."""
+
+    rank: int | None = Field(default=None, ge=1)
+    """Of the adapters (LLM2Vec: 16, with a `training.learning_rate` of 2e-4, ten times that of all
+    weights). Unset: all weights are trained."""
+    scaling: float = Field(default=2.0, gt=0)
+    """What the adapters' product is multiplied by: `lora_alpha` over rank (LLM2Vec's code)."""
+    target_modules: tuple[str, ...] = ()
+    """Last parts of the names of the linear layers that have one, as `query value`. Unset: all of
+    the transformer's, without a head."""
+
+    @model_validator(mode="after")
+    def _has_rank(self) -> Self:
+        if self.target_modules and self.rank is None:
+            raise ValueError("training.lora.target_modules have adapters: set training.lora.rank")
+        return self
+
+
 class Training(Settings):
     """The `train` stage."""
 
@@ -324,6 +343,10 @@ class Training(Settings):
     document_tokens: int = Field(default=256, ge=4)
     """Longest document; the rest is cut. A reranker reads both in `query_tokens` more, and cuts
     the longer of the two first."""
+    lora: LoRA = LoRA()
+    sharded: bool = False
+    """Spread weights, gradients and moments over the training workers (FSDP2), for a model that is
+    too large for one of them. Out of memory then ends the run: set `micro_batch_tokens`."""
     dimensions: tuple[PositiveInt, ...] = ()
     """Leading dimensions that must rank by themselves too (Matryoshka, arXiv 2205.13147): vectors
     may then be cut to so many. None trains whole vectors only."""

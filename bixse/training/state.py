@@ -2,7 +2,7 @@
 
 A checkpoint is one safetensors file, `step-<steps done>-<sha256>.safetensors`, written atomically:
 
-    model.<parameter>          encoder, log_scale and bias
+    model.<parameter>          what is trained of encoder, log_scale and bias
     adam.<parameter>.<moment>  the optimiser's moments and its step
     history                    [steps, metrics] float64, the whole curve so far
     dev                        [evaluations, 2] float64: (step, score) of each so far
@@ -26,7 +26,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bixse.place import Place
-from bixse.training.dev import Dev
+from bixse.training.dev import Dev, trained
+from bixse.training.sharding import as_parts, whole
 
 _FORMAT = "bixse-checkpoint-2"
 _KEEP = 2
@@ -40,17 +41,23 @@ def save(
     metrics: Sequence[str],
     history: Sequence[Sequence[float]],
     dev: Dev,
-) -> str:
-    """Write the checkpoint after `len(history)` steps, drop all but the last two; its name."""
+    rank: int = 0,
+) -> str | None:
+    """Write the checkpoint after `len(history)` steps, drop all but the last two; its name.
+
+    Only the first rank writes; of a sharded module all must call.
+    """
     tensors = {
         "history": torch.tensor(history, dtype=torch.float64),
         "dev": torch.tensor(dev.scores, dtype=torch.float64).reshape(-1, 2),
         **{f"best.{name}": weights for name, weights in dev.weights.items()},
     }
-    for name, parameter in module.named_parameters():
-        tensors[f"model.{name}"] = parameter.detach().cpu().contiguous()
+    for name, parameter in trained(module).items():
+        tensors[f"model.{name}"] = whole(parameter.detach()).cpu().contiguous()
         for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"adam.{name}.{key}"] = value.detach().cpu().contiguous()
+            tensors[f"adam.{name}.{key}"] = whole(value.detach()).cpu().contiguous()
+    if rank != 0:
+        return None
     metadata = {
         "format": _FORMAT,
         "fingerprint": fingerprint,
@@ -123,8 +130,8 @@ def load(
 def _restore(
     module: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 ) -> None:
-    for name, parameter in module.named_parameters():
-        parameter.copy_(tensors[f"model.{name}"])
+    for name, parameter in trained(module).items():
+        parameter.copy_(as_parts(tensors[f"model.{name}"], parameter))
         moments = {
             key.removeprefix(f"adam.{name}."): value
             for key, value in tensors.items()
@@ -132,7 +139,7 @@ def _restore(
         }
         if moments:
             optimizer.state[parameter] = {
-                key: value.to(parameter.device) for key, value in moments.items()
+                key: as_parts(value, parameter) for key, value in moments.items()
             }
 
 

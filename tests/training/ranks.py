@@ -1,10 +1,14 @@
 """One rank of a process group, as a program: `python -m tests.training.ranks WHAT RANK WORLD DIR`.
 
 gradients   of every objective on every batch, in double precision -> DIR/gradients-WORLD
+sharded     the same of a model that is spread over the ranks -> DIR/sharded-WORLD
+cut         the same of one, two texts at a time -> DIR/cut-WORLD
 recomputed  the same with GradCache, two texts at a time -> DIR/recomputed-WORLD
 loop        training of DIR/encoder from its last checkpoint -> DIR/loop-WORLD
 dev         the same with an evaluation every third step -> DIR/dev-WORLD
 reranker    the same of a reranker that begins as DIR/encoder -> DIR/reranker-WORLD
+spread      the same of a model that is spread over the ranks -> DIR/spread-WORLD
+adapters    the same of a reranker's adapters and head -> DIR/adapters-WORLD
 tuning      tuning of the language model DIR/llm from its last checkpoint -> DIR/tuning-WORLD
 """
 
@@ -21,12 +25,14 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from bixse.chunks import Role, Side
 from bixse.models.encoder import load_model
 from bixse.models.language_model import load_language_model
 from bixse.models.reranker import load_reranker
 from bixse.place import Place
+from bixse.training.adapters import adapt_transformer
 from bixse.training.batches import Batch, batch_of
 from bixse.training.completions import Completions
 from bixse.training.gather import World, cells_of
@@ -42,6 +48,7 @@ from bixse.training.settings import (
     InfoNCE,
     LambdaLoss,
     ListKL,
+    LoRA,
     MarginMSE,
     Objective,
     PairBCE,
@@ -52,6 +59,7 @@ from bixse.training.settings import (
     Tuning,
     Wasserstein,
 )
+from bixse.training.sharding import spread, whole
 from bixse.training.tuning import TuningRun, tune_loop
 from tests.encoders import texts
 
@@ -80,10 +88,15 @@ OBJECTIVES: dict[str, Objective] = {
     "lce": LCE(temperature=0.5),
     "pair_bce": PairBCE(),
     "combined of pairs": Combined(parts=(LCE(threshold=0.3), PairBCE()), weights=(0.5, 2.0)),
+    "adapters": GradedBCE(scale=5.0, learn_scale=True),
+    "adapters of pairs": PairBCE(),
 }
 
 DIMENSIONS: dict[str, tuple[int, ...]] = {"matryoshka": (4, 2)}
 """Leading dimensions that an objective is also taken at."""
+
+ADAPTED = {"adapters": LoRA(rank=2), "adapters of pairs": LoRA(rank=2)}
+"""What is trained of a model, where it is not all."""
 
 
 class TwoTowers(nn.Module):
@@ -111,14 +124,28 @@ class Together(nn.Module):
         for parameter in self.layers.parameters():
             parameter.data = torch.randn(parameter.shape, generator=draw, dtype=torch.float64)
 
+    @property
+    def base_model(self) -> nn.Module:
+        """What is no head, by the name that transformers gives it."""
+        return self.layers[0]
+
     def forward(self, features: dict[str, Any], task: Role) -> dict[str, Tensor]:
         return {"scores": self.layers(features["words"])}
 
 
-def scoring(objective: Objective, world: World, dimensions: tuple[int, ...] = ()) -> Scoring:
+def scoring(objective: Objective, world: World, name: str = "") -> Scoring:
+    encoder = Together() if objective.scores_pairs else TwoTowers()
+    if name in ADAPTED:
+        adapt_transformer(encoder, ADAPTED[name], seed=0)
+        draw = torch.Generator().manual_seed(1)
+        for parameter in encoder.parameters():
+            if parameter.requires_grad:
+                # B begins as 0, at which A has no gradient.
+                parameter.data = torch.randn(parameter.shape, generator=draw, dtype=torch.float64)
     if objective.scores_pairs:
-        return RerankerScoring(Together(), objective, world).double()
-    return EncoderScoring(TwoTowers(), objective, world, dimensions=dimensions).double()
+        return RerankerScoring(encoder, objective, world).double()
+    dimensions = DIMENSIONS.get(name, ())
+    return EncoderScoring(encoder, objective, world, dimensions=dimensions).double()
 
 
 def labels(queries: int, documents: int, seed: int) -> Labels:
@@ -209,15 +236,26 @@ def counted() -> Iterator[list[int]]:
         yield sizes
 
 
-def gradients(world: World, tokens: int | None = None) -> dict[str, Tensor]:
+def part_of(value: Tensor) -> Tensor:
+    """What this rank holds of it."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def gradients(world: World, tokens: int | None = None, sharded: bool = False) -> dict[str, Tensor]:
     """Loss, gradients and sizes of all-reduces, by objective, batch and parameter.
 
-    With `tokens`, encoded twice in chunks of at most so many texts.
+    With `tokens`, encoded twice in chunks of at most so many texts; `sharded`, by a model of which
+    each rank has a part.
     """
     found = {}
     for name, objective in OBJECTIVES.items():
-        module = scoring(objective, world, DIMENSIONS.get(name, ()))
+        module = scoring(objective, world, name)
         module.bias.data.fill_(-0.5)
+        if sharded:
+            spread(module.encoder, torch.device("cpu"), world.size, bfloat16=False)
+            module.sharded = True
+            held = sum(part_of(value).numel() for value in module.encoder.parameters())
+            found[f"{name}/held"] = torch.tensor(held)
         for kind, batch in batches().items():
             cells = cells_of(batch, objective, world, torch.device("cpu"))
             read = sides(module, batch)
@@ -230,7 +268,7 @@ def gradients(world: World, tokens: int | None = None) -> dict[str, Tensor]:
             found[f"{name}/{kind}/reduced"] = torch.tensor(sizes)
             for parameter, value in module.named_parameters():
                 if value.grad is not None:
-                    found[f"{name}/{kind}/{parameter}"] = value.grad
+                    found[f"{name}/{kind}/{parameter}"] = whole(value.grad)
     return found
 
 
@@ -286,6 +324,17 @@ def reranker(world: World, directory: Path) -> dict[str, Tensor]:
     return loop(world, directory, objective=LCE(), docs_per_query=4)
 
 
+def adapters(world: World, directory: Path, **changes: object) -> dict[str, Tensor]:
+    """The same of a reranker's adapters and head."""
+    changes = {"objective": LCE(), "docs_per_query": 4, "lora": LoRA(rank=4), **changes}
+    return loop(world, directory, **changes)
+
+
+def sharded(world: World, directory: Path) -> dict[str, Tensor]:
+    """The same of a model that is spread over the ranks, with an evaluation every third step."""
+    return loop(world, directory, sharded=True, evaluate_every=3)
+
+
 def completions(count: int, seed: int = 0) -> Completions:
     """Prompts of random tokens; the answer is the last of them, and one more."""
     draw = np.random.default_rng(seed)
@@ -333,10 +382,18 @@ def main() -> None:
             found = gradients(world)
         case "recomputed":
             found = gradients(world, tokens=2)
+        case "sharded":
+            found = gradients(world, sharded=True)
+        case "cut":
+            found = gradients(world, tokens=2, sharded=True)
+        case "spread":
+            found = sharded(world, directory)
         case "dev":
             found = dev(world, directory)
         case "reranker":
             found = reranker(world, directory)
+        case "adapters":
+            found = adapters(world, directory)
         case "tuning":
             found = tuning(world, directory)
         case _:

@@ -88,7 +88,13 @@ def test_one_process_equals_the_formula(
 
 @pytest.mark.parametrize(
     "what, world",
-    [("gradients", 2), ("gradients", 4), ("recomputed", 1), ("recomputed", 2), ("recomputed", 4)],
+    [
+        *(("gradients", ranks) for ranks in (2, 4)),
+        *(("recomputed", ranks) for ranks in (1, 2, 4)),
+        ("sharded", 2),
+        pytest.param("sharded", 4, marks=pytest.mark.slow),
+        ("cut", 2),
+    ],
 )
 def test_ranks_equal_one_process(
     what: str, world: int, one: dict[str, torch.Tensor], tmp_path: Path
@@ -98,6 +104,12 @@ def test_ranks_equal_one_process(
     sides = ("encoder.towers.query.weight", "encoder.towers.document.weight", "log_scale", "bias")
     assert all(one[f"graded_bce/even/{name}"].abs().sum() > 1e-3 for name in sides)
     assert not any(name.endswith("/encoder.unused") for name in found)
+    kept = {name.split("/")[2] for name in found if name.startswith("adapters/even/encoder")}
+    assert len(kept) == 4
+    assert all("lora" in name for name in kept)
+    if what in ("sharded", "cut"):
+        parameters = sum(p.numel() for p in ranks.TwoTowers().parameters())
+        assert found["graded_bce/held"] < 1.4 * parameters / world
     for name, value in one.items():
         if name.endswith("/reduced"):
             continue

@@ -24,7 +24,7 @@ from tests.training import ranks
 
 def test_the_loss_is_the_mean_over_dimensions_each_with_its_bias() -> None:
     objective, batch = GradedBCE(scale=5.0), ranks.batches()["even"]
-    module = ranks.scoring(objective, World(), (4, 2))
+    module = ranks.scoring(objective, World(), "matryoshka")
     module.bias.data = torch.tensor([-0.5, 0.25, 1.0], dtype=torch.float64)
     cells = cells_of(batch, objective, World(), torch.device("cpu"))
     shares = batch_gradients(module, cells, ranks.sides(module, batch))

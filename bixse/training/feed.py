@@ -1,0 +1,101 @@
+"""What a step is fed: this rank's share of each batch, in parts that fit into memory."""
+
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from bixse.training.batches import Batch, batch_of
+from bixse.training.gather import cells_of
+from bixse.training.gradients import most
+from bixse.training.groups import Labels, epoch_groups, epoch_rows
+from bixse.training.objective import Cells
+from bixse.training.order import Plan
+from bixse.training.scoring import Scoring, Sides
+from bixse.training.settings import Training
+
+if TYPE_CHECKING:
+    from sentence_transformers.base import BaseModel
+
+_log = logging.getLogger(__name__)
+
+
+def batches_from(labels: Labels, settings: Training, plan: Plan, first: int) -> Iterator[Batch]:
+    """The global batches from step `first` to the last."""
+    docs, threshold = settings.docs_per_query, settings.objective.grouped_from
+    epoch, rows = -1, []
+    for step in range(first, plan.steps):
+        if plan.epoch_of(step) != epoch:
+            epoch = plan.epoch_of(step)
+            if threshold is None:
+                rows = epoch_rows(labels, docs, settings.seed, epoch)
+            else:
+                rows = epoch_groups(labels, docs, threshold, settings.seed, epoch)
+        yield batch_of(labels, np.concatenate([rows[row] for row in plan.rows_of(step)]))
+
+
+@dataclass(frozen=True)
+class Mine:
+    """A rank's share of a batch, ready for the model."""
+
+    batch: Batch
+    sides: Sides
+    cells: Cells
+
+
+def share_of(
+    labels: Labels, settings: Training, model: "BaseModel", module: Scoring, batch: Batch
+) -> Mine:
+    sides = module.sides(model, labels, batch, settings)
+    cells = cells_of(batch, settings.objective, module.world, model.device)
+    return Mine(batch, sides, cells)
+
+
+def ahead(shares: Iterator[Mine], alone: Callable[[], bool]) -> Iterator[Mine]:
+    """Each share, made in a thread while the one before it is trained on.
+
+    Where `alone` says so, before a share is handed out, the next one is made first: an evaluation
+    tokenises too, and a tokeniser is not for two threads.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, shares, None)
+        while (mine := coming.result()) is not None:
+            coming = thread.submit(next, shares, None)
+            if alone():
+                coming.result()
+            yield mine
+
+
+Attempt = Callable[[Sides, bool], torch.Tensor | None]
+
+
+def fitted(
+    module: Scoring, mine: Mine, limit: int | None, attempt: Attempt
+) -> tuple[torch.Tensor, int | None]:
+    """What an attempt makes of a rank's texts and whether to recompute; and the limit it took.
+
+    A micro-batch that does not fit is halved until it does. Raises RuntimeError when one text does
+    not fit.
+    """
+    sides = mine.sides
+    while True:
+        if limit is not None:
+            sides = tuple(side.within(limit) for side in sides)
+        made = attempt(sides, limit is not None)
+        if made is not None:
+            return made, limit
+        if module.log_scale.device.type == "cuda":
+            torch.cuda.empty_cache()
+        widest = most(max(side.widest for side in sides), module.world)
+        if not widest and limit is not None:
+            raise RuntimeError(
+                "memory does not suffice for one text at a time: lower document_tokens or take a "
+                "smaller model"
+            )
+        # Setting it at all turns GradCache on.
+        limit = max(1, widest // 2)
+        _log.warning("out of memory: once more in micro-batches of %d tokens", limit)

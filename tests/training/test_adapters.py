@@ -1,0 +1,143 @@
+"""Adapters alone are trained, resume exactly, and leave a model that needs none."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors import safe_open
+from sentence_transformers import SentenceTransformer
+
+from bixse.models.encoder import load_model
+from bixse.models.reranker import load_reranker
+from bixse.training.adapters import adapt, refuse_missing
+from bixse.training.gather import World
+from bixse.training.settings import LCE, LoRA, Training
+from tests.encoders import save_tiny_decoder, save_tiny_encoder, texts
+from tests.training import ranks
+from tests.training.test_gather import run_ranks
+
+RERANKER = {"objective": LCE(), "docs_per_query": 4}
+
+
+def start(kind: str, directory: Path) -> Path:
+    if kind == "decoder":
+        return save_tiny_decoder(directory, "left")
+    return save_tiny_encoder(directory)
+
+
+@pytest.mark.parametrize("kind", ["encoder", "decoder", "reranker"])
+def test_only_adapters_and_a_head_are_trained(kind: str, tmp_path: Path) -> None:
+    directory, names = str(start(kind, tmp_path)), ("k_proj", "v_proj", "query", "value")
+    names = names[:2] if kind == "decoder" else names[2:]
+    changes = {"lora": LoRA(rank=2, target_modules=names), "max_steps": 6}
+    found = ranks.loop(World(), tmp_path, **changes, **(RERANKER if kind == "reranker" else {}))
+    load = load_reranker if kind == "reranker" else load_model
+    before = dict(load(directory, "cpu").named_parameters())
+    assert before.keys() == found.keys() - {"curve", "dev"}
+    moved = {name for name, value in before.items() if not torch.equal(found[name], value)}
+    ends = tuple(f"{name}.weight" for name in names)
+    adapted = {name for name in moved if name.endswith(ends)}
+    assert len(adapted) == 4
+    for name in adapted:
+        change = found[name] - before[name].detach()
+        assert torch.linalg.matrix_rank(change, rtol=1e-4) in (1, 2), name
+    heads = {name.rsplit(".", 2)[-2] for name in moved - adapted}
+    assert heads == ({"dense", "classifier"} if kind == "reranker" else set())
+    assert all("pooler" in name or "classifier" in name for name in moved - adapted)
+
+
+@pytest.mark.parametrize("kind", ["encoder", "reranker"])
+def test_resumed_equals_uninterrupted_bit_by_bit(kind: str, tmp_path: Path) -> None:
+    changes = {"lora": LoRA(rank=4), "max_steps": 7, **(RERANKER if kind == "reranker" else {})}
+    for name in ("whole", "resumed"):
+        start(kind, tmp_path / name)
+    whole = ranks.loop(World(), tmp_path / "whole", **changes)
+    (tmp_path / "resumed" / "stop").write_text("6")
+    with pytest.raises(KeyboardInterrupt):
+        ranks.loop(World(), tmp_path / "resumed", **changes)
+    (tmp_path / "resumed" / "stop").unlink()
+    (saved,) = (tmp_path / "resumed" / "checkpoints").glob("step-00000004-*")
+    with safe_open(saved, "pt") as file:
+        kept = [key for key in file.keys() if key.startswith("model.")]  # noqa: SIM118
+    heads = ("pooler", "classifier") if kind == "reranker" else ("model.bias",)
+    assert any("lora" in key for key in kept)
+    assert all("lora" in key or any(head in key for head in heads) for key in kept)
+    resumed = ranks.loop(World(), tmp_path / "resumed", **changes)
+    for name, value in whole.items():
+        assert torch.equal(resumed[name], value), name
+
+
+@pytest.mark.slow
+def test_resumed_on_two_ranks_equals_uninterrupted_to_rounding(tmp_path: Path) -> None:
+    for name in ("whole", "resumed"):
+        save_tiny_encoder(tmp_path / name)
+    whole = ranks.adapters(World(), tmp_path / "whole")
+    (tmp_path / "resumed" / "stop").write_text("7")
+    with pytest.raises(KeyboardInterrupt):
+        ranks.adapters(World(), tmp_path / "resumed")
+    (tmp_path / "resumed" / "stop").unlink()
+    resumed = run_ranks("adapters", 2, tmp_path / "resumed")
+    for name, value in whole.items():
+        # A softmax does not see it (test_reranker).
+        if not name.endswith("classifier.bias"):
+            torch.testing.assert_close(resumed[name], value, atol=2e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+def test_merged_equals_unmerged_and_is_a_plain_directory(kind: str, tmp_path: Path) -> None:
+    model, read = load_model(str(start(kind, tmp_path)), "cpu").eval(), texts(30, seed=1)
+    names = dict(model.named_parameters()).keys()
+    plain = model.encode_query(read, convert_to_tensor=True)
+    merge = adapt(model, LoRA(rank=4), seed=0)
+    torch.testing.assert_close(model.encode_query(read, convert_to_tensor=True), plain)
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    unmerged = model.encode_query(read, convert_to_tensor=True)
+    assert (unmerged * plain).sum(dim=1).max() < 0.999
+    merge()
+    assert dict(model.named_parameters()).keys() == names
+    model.save_pretrained(str(tmp_path / "saved"), create_model_card=False)
+    assert not list((tmp_path / "saved").rglob("adapter*"))
+    merged = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    found = merged.encode_query(read, convert_to_tensor=True)
+    torch.testing.assert_close(found, unmerged, atol=1e-5, rtol=0)
+
+
+def test_adapters_begin_alike_at_the_same_seed(tmp_path: Path) -> None:
+    directory, drawn = str(save_tiny_encoder(tmp_path)), []
+    for seed in (0, 0, 1):
+        model = load_model(directory, "cpu")
+        adapt(model, LoRA(rank=4), seed)
+        drawn.append(next(p for name, p in model.named_parameters() if "lora_A" in name))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_adapters_of_rounded_weights_are_not_rounded(tmp_path: Path) -> None:
+    model = load_model(str(save_tiny_encoder(tmp_path)), "cpu").bfloat16()
+    merge = adapt(model, LoRA(rank=4), 0)
+    kinds = {p.requires_grad: p.dtype for p in model.parameters()}
+    assert kinds == {True: torch.float32, False: torch.bfloat16}
+    assert torch.isfinite(model.encode_query(texts(3, seed=1), convert_to_tensor=True)).all()
+    merge()
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+def test_what_adapters_cannot_stand_on_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_model(str(save_tiny_encoder(tmp_path)), "cpu")
+    with pytest.raises(ValueError, match=r"'?no linear layer is called q_proj; this model has qu"):
+        adapt(model, LoRA(rank=4, target_modules=("query", "q_proj")), 0)
+    with pytest.raises(ValidationError, match="greater than or equal to 1"):
+        Training(lora=LoRA(rank=0))
+    with pytest.raises(ValidationError, match=r"set training\.lora\.rank"):
+        LoRA(target_modules=("query",))
+    monkeypatch.setitem(sys.modules, "peft", None)
+    refuse_missing(LoRA())
+    with pytest.raises(ValueError, match="needs a package: pip install peft"):
+        adapt(model, LoRA(rank=4), 0)
