@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from bixse.records import document_text
@@ -11,7 +12,7 @@ from serve.backend import CALLS_A_REPLICA, ask, within
 from serve.batcher import Batcher
 from serve.fanout import RERANKER, Answer, Missing, head, reordered
 from serve.lane import CANARY_WITHIN_S, MERGE_RESERVE_S
-from serve.messages import Refused, RefusedText
+from serve.messages import Found, Refused, RefusedText
 from serve.metrics import Metrics
 from serve.settings import ServeArgs
 
@@ -50,35 +51,22 @@ class Reranking:
         """The best `k` of each ranking by the reranker, which reads all of its documents.
 
         Without its scores the best `k` as they were found, and `coverage.degraded` names it. Raises
-        RefusedText for a query that it cannot read beside any document.
+        RefusedText as `in_order`.
         """
         start = time.perf_counter()
-        results = [
-            (query, found, [document_text(d.title, d.text) for d in found.documents or ()])
+        pairs = [
+            (query, document_text(document.title, document.text))
             for query, found in zip(queries, answer.results, strict=True)
+            for document in found.documents or ()
         ]
-        pairs = [(query, text) for query, _, texts in results for text in texts]
         scored = await self._scores(pairs, deadline - MERGE_RESERVE_S)
+        rankings = scored if isinstance(scored, Missing) else in_order(answer.results, scored, k)
         took_ms = {"rerank": round((time.perf_counter() - start) * 1e3, 3)}
         answer = replace(answer, timing_ms={**answer.timing_ms, **took_ms})
-        rankings, first = [], 0
-        for position, (_, found, texts) in enumerate(results):
-            if isinstance(scored, Missing):
-                break
-            own = scored[first : first + len(texts)]
-            first += len(texts)
-            scores = [score for score in own if not isinstance(score, Refused)]
-            if len(scores) == len(own):
-                rankings.append(reordered(found, scores, k))
-            elif not scores and isinstance(own[0], Refused):
-                raise RefusedText(position, own[0].reason)
-            else:
-                # With other documents this query could be read: it is a document that cannot.
-                scored = Missing(RERANKER, "failed")
-        if not isinstance(scored, Missing):
+        if not isinstance(rankings, Missing):
             return replace(answer, results=rankings, reranker=self.fingerprint)
-        self._metrics.shard_missing_total.labels(RERANKER, scored.reason).inc()
-        seen = replace(answer.coverage, degraded=(*answer.coverage.degraded, scored))
+        self._metrics.shard_missing_total.labels(RERANKER, rankings.reason).inc()
+        seen = replace(answer.coverage, degraded=(*answer.coverage.degraded, rankings))
         return replace(answer, results=[head(f, k) for f in answer.results], coverage=seen)
 
     async def problem(self, query: str) -> str | None:
@@ -86,6 +74,9 @@ class Reranking:
         deadline = asyncio.get_running_loop().time() + CANARY_WITHIN_S
         scored = await self._scores([(query, query)], deadline)
         if isinstance(scored, Missing):
+            if scored.reason == "shed":
+                # Busy, and not broken: others would only get busier.
+                return None
             return f"the reranker gave no score within {CANARY_WITHIN_S:g} s: {scored.reason}"
         if isinstance(scored[0], Refused):
             return f"the reranker cannot read the canary query: {scored[0].reason}"
@@ -104,3 +95,23 @@ class Reranking:
 
         with self._metrics.rerank_seconds.time():
             return list(await within(call, deadline, tries=2))
+
+
+def in_order(
+    results: Sequence[Found], scored: Sequence[float | Refused], k: int
+) -> list[Found] | Missing:
+    """The best `k` of each query by the scores of all hits of all queries, in their order.
+
+    A document that cannot be read is a failure of the reranker. Raises RefusedText for a query
+    beside which none can.
+    """
+    left, rankings = iter(scored), []
+    for position, found in enumerate(results):
+        own = list(islice(left, len(found.hits)))
+        scores = [score for score in own if not isinstance(score, Refused)]
+        if len(scores) < len(own):
+            if not scores and isinstance(own[0], Refused):
+                raise RefusedText(position, own[0].reason)
+            return Missing(RERANKER, "failed")
+        rankings.append(reordered(found, scores, k))
+    return rankings
