@@ -42,7 +42,7 @@ def made(rows: int, start: str, place: Path) -> Corpus:
     queries = [" ".join([*words[at : at + 4], str(rng.choice(words))]) for at in asked]
     print(f"encoding {rows} documents", file=sys.stderr, flush=True)
     encoder = Encoder.load(start, "cpu")
-    vectors = encoder.encode(texts, "document", batch_size=128)
+    vectors = encoder.encode(texts, "document")
     flat = faiss.IndexFlatIP(vectors.shape[1])
     flat.add(vectors)
     found = flat.search(encoder.encode(queries, "query"), K)[1]

@@ -225,6 +225,11 @@ def text_hash(text: str) -> str:
     return hashlib.blake2b(encoded, digest_size=16).hexdigest()
 
 
+def ids_hash(ids: Iterable[str]) -> str:
+    """128 bits of a set of ids, for what an artefact is made with or without."""
+    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()[:32]
+
+
 def folded(text: str) -> str:
     """A text without what does not make it another: case, white space, Unicode form."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

@@ -57,12 +57,12 @@ class EmbedUnit:
                 f"{encoder} is encoder {self._encoder.fingerprint} on a worker, "
                 f"{fingerprint} on the driver"
             )
-        self._batch_size = placement.encode_batch
+        self._tokens = placement.encode_tokens
 
     def __call__(self, rows: pa.Table) -> tuple[pa.Table, list[Rejection]]:
         titles, texts = rows["title"].to_pylist(), rows["text"].to_pylist()
         joined = [document_text(t, x) for t, x in zip(titles, texts, strict=True)]
-        vectors = self._encoder.encode(joined, "document", self._batch_size)
+        vectors = self._encoder.encode(joined, "document", self._tokens)
         columns: list[Any] = [
             rows["doc_id"].combine_chunks(),
             pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), self._encoder.dim),

@@ -19,6 +19,7 @@ from bixse.judging.pointwise import Logprobs
 from bixse.judging.settings import Pointwise
 from bixse.synthesis.settings import Generator
 from jobs.loading import dtype_of, load_llm
+from jobs.peaks import known_peak
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Engine:
             tensor_parallel_size=settings.tensor_parallel,
             enable_prefix_caching=True,
         )
+        self._peak = known_peak(self._llm, settings.tensor_parallel, self.dtype)
         self._waiting: queue.SimpleQueue[_Batch] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -71,7 +73,16 @@ class Engine:
                 self._thread = threading.Thread(target=self._serve, daemon=True, name="engine")
                 self._thread.start()
         self._waiting.put(batch)
-        return batch.wait()
+        replies = batch.wait()
+        return Replies(replies.logprobs, replies.usage + self._arithmetic(replies.usage))
+
+    def _arithmetic(self, usage: Usage) -> Usage:
+        """What the prefill computed and what the hardware could have, where it is known."""
+        if self._peak is None:
+            return Usage()
+        each, peak = self._peak
+        computed = usage.prompt_tokens - usage.cached_tokens
+        return Usage(flops=computed * each, peak_flops=usage.seconds * peak)
 
     def _serve(self) -> None:
         """The only thread that touches the engine: takes what waits, steps, hands replies out."""

@@ -15,6 +15,7 @@ from bixse.artifacts import Artifact, Draft, begin, part_name
 from bixse.judging.given import given
 from bixse.judging.labels import Labels
 from bixse.judging.settings import Judging, config
+from bixse.place import Place
 from bixse.retrieval.settings import Lexical
 from jobs.grades import import_grades
 from jobs.judges.budget import Budget, shared
@@ -65,12 +66,13 @@ def judge(
     draft = begin(out, "judgments", config=shaping, inputs=inputs)
     if isinstance(draft, Artifact):
         return draft
+    trying = f"{draft.place.url}-trying"
     with spending(draft, placement, judging.price_per_gpu_hour) as spent:
         unfinished = run_units(
             draft,
             _from_anywhere(row_units(pairs, judging.unit_pairs)),
             JudgeUnit,
-            (list(queries), corpus, chosen, judging.store, _budget(judging, draft, spent)),
+            (list(queries), corpus, chosen, judging.store, _budget(judging, draft, spent), trying),
             label="judge",
             actors=placement.judge_actors,
             cpus=placement.cpus_per_actor,
@@ -81,6 +83,7 @@ def judge(
     took = summary(usage(draft), pairs.manifest.rows, judging.price_per_gpu_hour)
     if unfinished:
         raise Stopped(_stopped(draft, pairs.manifest.rows, took, judging))
+    Place(trying).clear()
     if judging.store is not None and chosen.signature is not None:
         Labels(judging.store, chosen.signature, load=False).compact()
     extra = {
@@ -99,7 +102,8 @@ def summary(counts: Counter[str], pairs: int, price: float | None) -> dict[str, 
     """What judging took, of all its sessions: the `usage` of the manifest.
 
     `new` were asked; `known` were answered from the label store, or stood twice in a unit.
-    `pairs_s` and `prefill_tokens_s` are per engine, of the time that it was at work.
+    `pairs_s` and `prefill_tokens_s` are per engine, of the time that it was at work; `peak_share`
+    is how much of the arithmetic that its GPUs could have done then the prefill was, where known.
     """
     new, prompt_tokens = int(counts["new"]), int(counts["prompt_tokens"])
     took: dict[str, float] = {
@@ -115,6 +119,8 @@ def summary(counts: Counter[str], pairs: int, price: float | None) -> dict[str, 
     if seconds := counts["engine_seconds"]:
         took["pairs_s"] = round(new / seconds, 3)
         took["prefill_tokens_s"] = round((prompt_tokens - counts["cached_tokens"]) / seconds, 1)
+    if counts["peak_flops"]:
+        took["peak_share"] = round(counts["flops"] / counts["peak_flops"], 4)
     if price is not None:
         took["cost"] = round(counts["device_seconds"] / 3600 * price, 4)
     return took

@@ -2,8 +2,9 @@
 fewer judgments.
 
 `label` asks no model: a query written for a document has that document as its answer, or at its
-target grade; a document written for a query has the grade it was written at. `verify` keeps of a
-judge's judgments those that training can rely on, `sample` those that cover the range of a teacher.
+target grade; a document written for a query has the grade it was written at. `with_given` puts the
+grades that people gave beside them. `verify` keeps of a judge's judgments those that training can
+rely on, `sample` those that cover the range of a teacher.
 """
 
 from collections import Counter
@@ -15,10 +16,10 @@ import pyarrow as pa
 from bixse.artifacts import Artifact, begin
 from bixse.candidates.settings import Stratified
 from bixse.candidates.strata import stratified
-from bixse.judging.given import written
+from bixse.judging.given import given, written
 from bixse.judging.settings import Verification
 from bixse.judging.verified import Judged, unverified
-from bixse.records import JUDGMENTS, Judgment, Rejection, document_text, text_hash
+from bixse.records import JUDGMENTS, Judgment, Rejection, document_text, ids_hash, text_hash
 from bixse.scale import Scale, linear
 from jobs.parts import rejected_table, rows_of
 from jobs.texts import Texts
@@ -52,6 +53,42 @@ def label(queries: Artifact | None, documents: Artifact | None, out: str) -> Art
         "judges": [_judge(artifact)],
     }
     return draft.finish(extra=extra)
+
+
+def with_given(
+    judgments: Artifact, qrels: Artifact, skip_query_ids: frozenset[str], out: str
+) -> Artifact:
+    """Judgments of `label`, and those of the train split of `qrels` behind them (SSRA).
+
+    None of a query of `skip_query_ids`: those are held out. A given grade keeps its relevance; its
+    distribution is the narrowest on the scale of `judgments` that has it.
+    """
+    inputs = {
+        "judgments": judgments.fingerprint,
+        "qrels": qrels.fingerprint,
+        "skipped queries": ids_hash(skip_query_ids),
+    }
+    draft = begin(out, "judgments", config={"judge": "written and given"}, inputs=inputs)
+    if isinstance(draft, Artifact):
+        return draft
+    extra = judgments.manifest.extra
+    values = extra["scale"]["values"]
+    scale = linear(values[0], values[-1])
+    judges = set(extra["judges"])
+    parts = [judgments.part(name) for name in judgments.parts()]
+    for name in qrels.parts():
+        rows = given(qrels.part(name), "train").to_pylist()
+        rows = [row for row in rows if row["query_id"] not in skip_query_ids]
+        for row in rows:
+            row["grade_probs"] = scale.grade_probs(
+                values[0] + row["relevance"] * (values[-1] - values[0])
+            )
+        judges |= {row["judge"] for row in rows}
+        parts.append(pa.Table.from_pylist(rows, schema=JUDGMENTS))
+    for number, table in enumerate(parts):
+        draft.write_part(number, table)
+    written_rows = judgments.manifest.rows
+    return draft.finish(extra={**extra, "judges": sorted(judges), "written_rows": written_rows})
 
 
 def verify(

@@ -73,7 +73,7 @@ def refuse_trained(dev: DevSplit, training_texts: Iterable[str]) -> None:
         )
 
 
-def dev_ndcg(dev: DevSplit, encoder: "Encoder", world: "World", batch_size: int = 64) -> float:
+def dev_ndcg(dev: DevSplit, encoder: "Encoder", world: "World", tokens: int | None = None) -> float:
     """Mean nDCG@10 over the dev queries, the same on every rank; all ranks must call it.
 
     Raises RuntimeError on all of them when one cannot encode its share.
@@ -82,7 +82,7 @@ def dev_ndcg(dev: DevSplit, encoder: "Encoder", world: "World", batch_size: int 
 
     mine: tuple[list[list[Hit]], str] = [], ""
     try:
-        mine = _found(dev, encoder, world, batch_size), ""
+        mine = _found(dev, encoder, world, tokens), ""
     except ValueError as error:
         mine = [], str(error)
     every: list[Any] = [mine]
@@ -101,7 +101,9 @@ def dev_ndcg(dev: DevSplit, encoder: "Encoder", world: "World", batch_size: int 
     return sum(values) / len(values)
 
 
-def _found(dev: DevSplit, encoder: "Encoder", world: "World", batch_size: int) -> list[list[Hit]]:
+def _found(
+    dev: DevSplit, encoder: "Encoder", world: "World", tokens: int | None
+) -> list[list[Hit]]:
     """The best of this rank's share of the corpus, for each query."""
     import faiss
 
@@ -109,7 +111,7 @@ def _found(dev: DevSplit, encoder: "Encoder", world: "World", batch_size: int) -
     from bixse.retrieval.shard import Shard
     from bixse.training.order import share
 
-    vectors_QE = encoder.encode(list(dev.texts.values()), "query", batch_size)
+    vectors_QE = encoder.encode(list(dev.texts.values()), "query", tokens)
     best: list[list[Hit]] = [[] for _ in vectors_QE]
     for batch in dev.corpus.batches(CORPUS.names):
         rows = share(batch.num_rows, world.rank, world.size)
@@ -118,7 +120,7 @@ def _found(dev: DevSplit, encoder: "Encoder", world: "World", batch_size: int) -
             continue
         pairs = zip(part["title"].to_pylist(), part["text"].to_pylist(), strict=True)
         texts = [document_text(title, text) for title, text in pairs]
-        vectors_NE = encoder.encode(texts, "document", batch_size)
+        vectors_NE = encoder.encode(texts, "document", tokens)
         index = faiss.IndexFlatIP(vectors_NE.shape[1])
         index.add(vectors_NE)
         ids = pa.Table.from_batches([part.select(["doc_id"])])

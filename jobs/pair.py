@@ -1,6 +1,5 @@
 """queries, corpus -> pairs: pooled candidates of BM25, the base encoder and chance."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -8,7 +7,7 @@ from bixse.artifacts import Artifact, begin
 from bixse.candidates.pools import pool, random_hits
 from bixse.candidates.settings import Pools
 from bixse.models.encoder import Encoder
-from bixse.records import PAIRS, Hit, Pair, document_text, text_hash
+from bixse.records import PAIRS, Hit, Pair, document_text, ids_hash, text_hash
 from bixse.retrieval.exact import search_exact
 from bixse.retrieval.lexical import LexicalIndex
 from bixse.retrieval.settings import Lexical
@@ -39,8 +38,7 @@ def pair(
     if embeddings is not None:
         inputs["embeddings"] = embeddings.fingerprint
     config = {"pools": pools.model_dump(), "lexical": lexical.model_dump(mode="json")}
-    skipped = "\n".join(sorted(skip_query_ids))
-    inputs["skipped queries"] = hashlib.sha256(skipped.encode()).hexdigest()[:32]
+    inputs["skipped queries"] = ids_hash(skip_query_ids)
     draft = begin(out, "pairs", config=config, inputs=inputs)
     if isinstance(draft, Artifact):
         return draft

@@ -163,6 +163,7 @@ def run_units(
                 compute=pool,
                 num_cpus=cpus,
                 num_gpus=gpus,
+                runtime_env=_threads(actors, gpus),
                 # The default restarts for ever, also on a unit that kills whoever takes it.
                 max_restarts=RESTARTS,
                 max_task_retries=RESTARTS,
@@ -191,6 +192,22 @@ def run_units(
             last = str(error).strip().splitlines()[-1]
             raise RuntimeError(f"{label}: a worker {what}: {last}") from None
     return unfinished
+
+
+def _threads(actors: int, gpus: float) -> dict[str, Any] | None:
+    """How many threads an actor's mathematics has, as its environment.
+
+    Ray gives an actor one for each CPU it reserves. On a machine of our own nobody else wants the
+    rest, and without GPUs the actors share all cores.
+    """
+    if gpus or {"RAY_ADDRESS", "OMP_NUM_THREADS"} & os.environ.keys():
+        return None
+    import ray
+
+    # Ray leaves it without types.
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    threads = max(1, int(resources["CPU"]) // actors)
+    return {"env_vars": {"OMP_NUM_THREADS": str(threads)}}
 
 
 class _PartWriter:

@@ -137,10 +137,9 @@ class Pipeline:
 
     def _judged(self) -> "Artifact":
         if self.recipe.judging.judge == "written":
-            from jobs.labels import label
+            from jobs.rounds import written_judgments
 
-            synthetic, documents = self.synthetic(), self.documents()
-            return self.once("judge", lambda: label(synthetic, documents, self.path("judgments")))
+            return written_judgments(self)
         if self.recipe.neighbours is not None:
             from jobs.neighbours import judge_neighbours
 
@@ -292,17 +291,20 @@ class Pipeline:
                 f"recipe {self.recipe.name} trains a reranker, which makes no vectors: "
                 "--encoder names an encoder to embed and index with"
             )
-        # A round starts from the last one's encoder.
+        return self._trained(self._reached, "encoder")
+
+    def _reached(self) -> str:
+        """Where training begins: at the encoder of the last round, once there is what it made."""
         first = self._made.get("train first")
-        return self._trained(str(first.url) if first else self.start, "encoder")
+        return str(first.url) if first else self.start
 
     def reranker(self, settings: Reranking) -> str:
         """The reranker that `--encoder` names, or the one that is trained."""
         if self.run.encoder is not None:
             return _encoder(self.run.encoder)
-        return self._trained(_encoder(settings.start), "reranker")
+        return self._trained(lambda: _encoder(settings.start), "reranker")
 
-    def _trained(self, start: str, folder: str) -> str:
+    def _trained(self, start: Callable[[], str], folder: str) -> str:
         from jobs.train import train
 
         # First: without a dev split nothing is judged, nor paid for.
@@ -319,7 +321,8 @@ class Pipeline:
                 queries,
                 self.data().corpus,
                 recipe.training,
-                start,
+                # Only now: a round trip trains an encoder on its way to the judgments.
+                start(),
                 recipe.placement,
                 self.path(folder),
                 calibration,
@@ -454,17 +457,15 @@ class Pipeline:
 
     def held_out_query_ids(self, artifacts: "list[Artifact]") -> frozenset[str]:
         """Queries of dev and test, and whatever other query has the text of one."""
-        from bixse.records import text_hash
 
         rows = self.data().qrels.table(["split", "query_id"]).to_pylist()
         held_out = {row["query_id"] for row in rows if row["split"] != "train"}
-        queries = {
-            row["query_id"]: text_hash(row["text"])
-            for artifact in artifacts
-            for row in artifact.table(["query_id", "text"]).to_pylist()
-        }
-        hashes = {queries[query_id] for query_id in held_out}
-        return frozenset(query_id for query_id, text in queries.items() if text in hashes)
+        return _with_copies(held_out, artifacts)
+
+    def graded_query_ids(self) -> frozenset[str]:
+        """Given queries that people graded, in any split, and those with the text of one."""
+        graded = self.data().qrels.table(["query_id"])["query_id"].to_pylist()
+        return _with_copies(set(graded), [self.data().queries])
 
     def _refuse_held_out(self, judgments: "Artifact") -> None:
         """A file of grades may hold any query; other judges are never asked about these."""
@@ -496,6 +497,19 @@ class Pipeline:
 def _absolute(path: str) -> str:
     """Workers run in directories of their own, on nodes of their own; a URL stays as it is."""
     return path.rstrip("/") if "://" in path else os.path.abspath(path)
+
+
+def _with_copies(query_ids: "set[str]", artifacts: "list[Artifact]") -> frozenset[str]:
+    """These queries, and whatever other has the text of one."""
+    from bixse.records import text_hash
+
+    queries = {
+        row["query_id"]: text_hash(row["text"])
+        for artifact in artifacts
+        for row in artifact.table(["query_id", "text"]).to_pylist()
+    }
+    hashes = {queries[query_id] for query_id in query_ids}
+    return frozenset(query_id for query_id, text in queries.items() if text in hashes)
 
 
 def _doc_ids(path: str | None) -> frozenset[str]:

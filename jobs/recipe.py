@@ -52,8 +52,8 @@ class Placement(Settings):
     """Encoders that embed side by side."""
     train_workers: int = Field(default=1, ge=1)
     """Ranks of the data-parallel trainer."""
-    encode_batch: int = Field(default=64, ge=1)
-    """Texts encoded at a time."""
+    encode_tokens: PositiveInt | None = None
+    """Tokens encoded at a time, padding included; unset takes what suits the device."""
     train_retries: int = Field(default=2, ge=0)
     """Failures of a training worker that are answered by resuming from the last checkpoint."""
 

@@ -7,9 +7,11 @@ writes nothing again. Under `--out`:
     synthetic-unlike      of it, what repeats nothing
     encoder-first         trained on that, to find who comes back (round trip)
     scorer, generator     language models tuned on the labels (graded queries)
+    log-pairs, log-scores candidates of queries that nobody graded, and the tuned scorer's grades
     scores, comparisons   what a scorer and a comparison say of it (graded queries)
     synthetic             what is left
     documents             documents written for given queries
+    judgments-written     what it was written at, where `judgments` has the given grades beside it
 
 With two rounds of graded queries, what the first made stands under the same names with `-1` behind.
 
@@ -19,6 +21,7 @@ It is a part of `Pipeline` in a file of its own, and reaches into it.
 from functools import partial
 from typing import TYPE_CHECKING
 
+from bixse.synthesis.requests import draw
 from bixse.synthesis.settings import (
     AsksDocuments,
     FewShot,
@@ -43,6 +46,24 @@ def written_documents(pipeline: "Pipeline", settings: GradedDocuments) -> "Artif
         "write",
         lambda: ask_queries(queries, settings, placement, pipeline.path("documents"), held_out),
     )
+
+
+def written_judgments(pipeline: "Pipeline") -> "Artifact":
+    """What was written at the grade it was written at; beside it the given grades, where the recipe
+    trains on both."""
+    from jobs.labels import label, with_given
+
+    synthetic, documents = pipeline.synthetic(), pipeline.documents()
+    settings, data = pipeline.recipe.synthesis, pipeline.data()
+    out = pipeline.path("judgments")
+    held_out = pipeline.held_out_query_ids([data.queries])
+    both = isinstance(settings, GradedQueries | GradedDocuments) and settings.with_given
+    if not both or not pipeline.graded_query_ids() - held_out:
+        return pipeline.once("judge", lambda: label(synthetic, documents, out))
+    written = pipeline.once(
+        "label", lambda: label(synthetic, documents, pipeline.path("judgments-written"))
+    )
+    return pipeline.once("judge", lambda: with_given(written, data.qrels, held_out, out))
 
 
 def sifted_queries(pipeline: "Pipeline", settings: AsksDocuments) -> "Artifact":
@@ -122,11 +143,12 @@ def _first_encoder(pipeline: "Pipeline", queries: "Artifact") -> str:
 
 
 def _graded_queries(pipeline: "Pipeline", settings: GradedQueries) -> "Artifact":
-    """SSRA: a scorer and a generator tuned on labels; in round 2 the generator on what stayed too.
+    """SSRA: a scorer and a generator tuned on labels, the generator on a log that the scorer has
+    graded too, and in round 2 on what stayed of round 1.
 
     With no round, the models as they come.
     """
-    from jobs.tuning import read_labels, refuse_worse, tune_generator, tune_scorer
+    from jobs.tuning import read_labels, refuse_worse, tune_generator, tune_scorer, with_log
 
     recipe, scorer = pipeline.recipe, pipeline.recipe.judging.vllm
     if not settings.rounds:
@@ -141,6 +163,9 @@ def _graded_queries(pipeline: "Pipeline", settings: GradedQueries) -> "Artifact"
     )
     refuse_worse(tuned)
     scorer = scorer.replace(model=tuned.url, revision=None)
+    log = _scored_log(pipeline, settings, scorer)
+    if log is not None:
+        labels = with_log(labels, log, data.queries, data.corpus)
     kept: Artifact | None = None
     for number in range(1, settings.rounds + 1):
         suffix = "" if number == settings.rounds else f"-{number}"
@@ -161,6 +186,57 @@ def _graded_queries(pipeline: "Pipeline", settings: GradedQueries) -> "Artifact"
     return kept
 
 
+def _scored_log(
+    pipeline: "Pipeline", settings: GradedQueries, scorer: "Pointwise"
+) -> "Artifact | None":
+    """The tuned scorer's grades of candidates of given queries that nobody has graded (SSRA).
+
+    None where there is no such query, or none is wanted.
+    """
+    from jobs.pair import pair
+
+    data, recipe, graded = pipeline.data(), pipeline.recipe, pipeline.graded_query_ids()
+    query_ids = data.queries.table(["query_id"])["query_id"].to_pylist()
+    log = draw(
+        (name for name in query_ids if name not in graded), settings.log_queries, settings.seed
+    )
+    if not log:
+        return None
+    others = frozenset(query_ids) - frozenset(log)
+    pools = recipe.candidates
+    vectors = pipeline.embeddings("base", pipeline.start) if pools.dense else None
+    out = pipeline.path("log-pairs")
+    pairs = pipeline.once(
+        "pair log",
+        lambda: pair(
+            [data.queries], data.corpus, vectors, pipeline.start, pools, recipe.lexical, out, others
+        ),
+    )
+    return _scored(pipeline, pairs, [data.queries], scorer, "score log", "log-scores")
+
+
+def _scored(
+    pipeline: "Pipeline",
+    pairs: "Artifact",
+    queries: "list[Artifact]",
+    scorer: "Pointwise",
+    stage: str,
+    folder: str,
+) -> "Artifact":
+    """The scorer's judgments."""
+    from jobs.judge import judge
+
+    corpus, recipe = pipeline.data().corpus, pipeline.recipe
+    judging = pipeline.judging().replace(judge="vllm", vllm=scorer)
+    out = pipeline.path(folder)
+    return pipeline.once(
+        stage,
+        lambda: judge(
+            pairs, queries, corpus, None, judging, recipe.lexical, None, recipe.placement, out
+        ),
+    )
+
+
 def _agreed(
     pipeline: "Pipeline",
     queries: "Artifact",
@@ -173,7 +249,6 @@ def _agreed(
     The comparison is the untuned generator's: the tuned one only writes queries.
     """
     from jobs.comparing import ask_comparisons
-    from jobs.judge import judge
     from jobs.sifting import keep_agreed, keep_consistent, seed_pairs
 
     corpus, recipe = pipeline.data().corpus, pipeline.recipe
@@ -182,21 +257,7 @@ def _agreed(
         return pipeline.path(f"{name}{suffix}")
 
     pairs = pipeline.once(f"seed pairs{suffix}", lambda: seed_pairs(queries, path("seed-pairs")))
-    judging = pipeline.judging().replace(judge="vllm", vllm=scorer)
-    scores = pipeline.once(
-        f"score{suffix}",
-        lambda: judge(
-            pairs,
-            [queries],
-            corpus,
-            None,
-            judging,
-            recipe.lexical,
-            None,
-            recipe.placement,
-            path("scores"),
-        ),
-    )
+    scores = _scored(pipeline, pairs, [queries], scorer, f"score{suffix}", f"scores{suffix}")
     agreed = pipeline.once(
         f"agreement{suffix}", lambda: keep_agreed(queries, scores, path("synthetic-agreed"))
     )

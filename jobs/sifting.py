@@ -18,6 +18,7 @@ from bixse.records import PAIRS, QUERIES, Hit, Pair, Query, Rejection, document_
 from bixse.retrieval.exact import search_exact
 from bixse.retrieval.lexical import LexicalIndex
 from bixse.retrieval.settings import Lexical
+from bixse.synthesis.requests import refuse_other_grades
 from bixse.synthesis.settings import RoundTrip
 from bixse.synthesis.sifting import (
     Filter,
@@ -53,9 +54,7 @@ def keep_agreed(queries: Artifact, scores: Artifact, out: str) -> Artifact:
 
     Raises ValueError when the scorer's scale has not the four grades 0 to 3.
     """
-    values = scores.manifest.extra["scale"]["values"]
-    if list(values) != [0, 1, 2, 3]:
-        raise ValueError(f"the scorer must grade 0 to 3, as texts are written: found {values}")
+    refuse_other_grades(scores.manifest.extra["scale"]["values"])
     grades = {
         row["query_id"]: max(range(4), key=row["grade_probs"].__getitem__)
         for name in scores.parts()

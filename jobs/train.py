@@ -131,7 +131,7 @@ def train(
         tracked(track, checkpoints, run.fingerprint, place.url, known) as tell,
     ):
         summary = run_workers(
-            partial(_work, dev, placement.encode_batch),
+            partial(_work, dev, placement.encode_tokens),
             run,
             start,
             placement,
@@ -149,7 +149,7 @@ def train(
     return artifact
 
 
-def _work(dev: DevSplit | None, encode_batch: int, job: Job) -> dict[str, Any] | None:
+def _work(dev: DevSplit | None, encode_tokens: int | None, job: Job) -> dict[str, Any] | None:
     """One Ray Train worker: the loop, and on the first rank the export."""
     import ray
     import ray.train
@@ -168,7 +168,7 @@ def _work(dev: DevSplit | None, encode_batch: int, job: Job) -> dict[str, Any] |
     signals, measure = Signals(job.count, world), None
     if dev is not None:
         # Around the model that is being trained; nothing asks for its fingerprint.
-        measure = partial(dev_ndcg, dev, Encoder(model, ""), world, encode_batch)
+        measure = partial(dev_ndcg, dev, Encoder(model, ""), world, encode_tokens)
     try:
         trained = train_loop(run, model, world, signals.on_step, signals.notice, measure)
     except ValueError as error:

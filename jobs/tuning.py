@@ -6,9 +6,8 @@ the grade that people gave, the generator's chats with the query that people gra
 labelled queries are held out of both, and say whether tuning helped (`jobs.tuner`).
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +19,13 @@ from bixse.judging.agreement import kappa
 from bixse.judging.prompts import ORDERS
 from bixse.judging.settings import Pointwise
 from bixse.judging.tokens import PromptTokenizer
-from bixse.records import document_text, text_hash
+from bixse.records import document_text, ids_hash, text_hash
 from bixse.scale import Scale
 from bixse.synthesis import prompts
 from bixse.synthesis.examples import grade_of
+from bixse.synthesis.logs import Graded, of_several_grades
 from bixse.synthesis.reading import WrittenQuery
-from bixse.synthesis.requests import GRADES, draw
+from bixse.synthesis.requests import GRADES, draw, refuse_other_grades
 from bixse.synthesis.settings import Generator
 from bixse.synthesis.tokens import ChatTokenizer
 from bixse.training.settings import Tuning
@@ -45,6 +45,8 @@ class Labels:
     known: list[Labelled]
     held_out: list[Labelled]
     inputs: Mapping[str, str]
+    logged: Sequence[Labelled] = ()
+    """Pairs of a query log that the tuned scorer has graded; for the generator alone."""
 
 
 def read_labels(
@@ -81,12 +83,11 @@ def read_labels(
         )
     count = min(len(query_ids) - 1, max(1, round(tuning.held_out * len(query_ids))))
     apart = frozenset(draw(query_ids, count, tuning.seed))
-    skipped = hashlib.sha256("\n".join(sorted(skip_query_ids)).encode()).hexdigest()[:32]
     inputs = {"corpus": corpus.fingerprint, "queries": queries.fingerprint}
     return Labels(
         [label for label in once.values() if label.query_id not in apart],
         [label for label in once.values() if label.query_id in apart],
-        {**inputs, "qrels": qrels.fingerprint, "skipped queries": skipped},
+        {**inputs, "qrels": qrels.fingerprint, "skipped queries": ids_hash(skip_query_ids)},
     )
 
 
@@ -159,7 +160,7 @@ def tune_generator(
         answers = [prompts.answer(label.query) for label in some]
         return [[row] for row in tokens.answered(chats, answers)]
 
-    known = [*labels.known, *(_written(kept, corpus) if kept else [])]
+    known = [*labels.known, *labels.logged, *(_written(kept, corpus) if kept else [])]
     lessons = Lessons(known, labels.held_out, rows_of, _likelihood, pinned.max_model_len)
     chats = [prompts.at_grade(grade, (), "{document}") for grade in GRADES]
     config = {
@@ -172,6 +173,32 @@ def tune_generator(
     if kept is not None:
         inputs["kept"] = kept.fingerprint
     return tune(lessons, pinned, tuning, placement, out, config, inputs)
+
+
+def with_log(labels: Labels, scores: Artifact, queries: Artifact, corpus: Artifact) -> Labels:
+    """The labels, and what a generator can learn from a query log that the tuned scorer has graded.
+
+    `scores` are its judgments of candidates of the log's queries. Raises ValueError when they are
+    not of the grades 0 to 3.
+    """
+    refuse_other_grades(scores.manifest.extra["scale"]["values"])
+    rows = scores.table(["query_id", "doc_id", "grade_probs"]).to_pylist()
+    chosen = of_several_grades(
+        Graded.surest(row["query_id"], row["doc_id"], row["grade_probs"]) for row in rows
+    )
+    asked = QueryTexts([queries]).get([graded.query_id for graded in chosen])
+    shown = Texts(corpus).get([graded.doc_id for graded in chosen])
+    logged = [
+        Labelled(
+            graded.query_id,
+            graded.doc_id,
+            query,
+            document_text(document.title, document.text),
+            graded.grade / GRADES[-1],
+        )
+        for graded, query, document in zip(chosen, asked, shown, strict=True)
+    ]
+    return replace(labels, logged=logged, inputs={**labels.inputs, "log": scores.fingerprint})
 
 
 def refuse_worse(scorer: Artifact) -> None:

@@ -6,7 +6,6 @@ result add up to the requests. What is written is kept as it came; `jobs.sifting
 so that another filter costs no new text.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -15,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bixse.artifacts import Artifact, begin
-from bixse.records import DOCUMENTS, QUERIES, Query, Rejection, document_text
+from bixse.records import DOCUMENTS, QUERIES, Query, Rejection, document_text, ids_hash
 from bixse.synthesis import prompts
-from bixse.synthesis.examples import MAX_CHARACTERS, GivenPair, choose
+from bixse.synthesis.examples import GivenPair, choose, example_of
 from bixse.synthesis.prompts import Example
 from bixse.synthesis.reading import WrittenPassages, WrittenQuery
 from bixse.synthesis.requests import (
@@ -57,7 +56,8 @@ from jobs.texts import Texts
 
 TRAIN = "train"
 
-_SIFTING = {"near_duplicate", "round_trip", "tolerance"}
+_ELSEWHERE = {"near_duplicate", "round_trip", "tolerance", "log_queries", "with_given"}
+"""Settings that shape what is made before the texts, or of them."""
 
 
 def ask_documents(
@@ -127,8 +127,7 @@ def ask_queries(
         for difficulty in prompts.DIFFICULTIES
     ]
     shown = prompts.prompt_hash(*chats, schema=schema)
-    skipped = hashlib.sha256("\n".join(sorted(skip_query_ids)).encode()).hexdigest()[:32]
-    inputs = {"queries": queries.fingerprint, "skipped queries": skipped}
+    inputs = {"queries": queries.fingerprint, "skipped queries": ids_hash(skip_query_ids)}
     query_ids = [name for name in ids_of(queries, "query_id") if name not in skip_query_ids]
     if not query_ids:
         raise ValueError("no given query to write documents for: put queries beside the corpus")
@@ -243,7 +242,7 @@ def _examples(pairs: Sequence[GivenPair], given: Artifact, corpus: Artifact) -> 
     }
     documents = Texts(corpus).get([pair.doc_id for pair in pairs])
     return [
-        Example(queries[p.query_id], document_text(d.title, d.text)[:MAX_CHARACTERS], p.grade)
+        example_of(p, queries[p.query_id], document_text(d.title, d.text))
         for p, d in zip(pairs, documents, strict=True)
     ]
 
@@ -261,7 +260,7 @@ def _kept(
 
 def _config(settings: AsksDocuments | GradedDocuments, generator: bool = True) -> dict[str, Any]:
     """What shapes the texts; the weights are an input, and filters come later."""
-    shaping = settings.model_dump(mode="json", exclude=_SIFTING | {"generator"})
+    shaping = settings.model_dump(mode="json", exclude=_ELSEWHERE | {"generator"})
     if generator:
         shaping["generator"] = generator_config(settings.generator)
     return shaping

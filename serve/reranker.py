@@ -81,7 +81,7 @@ def score_now(
     """
     import torch
 
-    from bixse.training.batches import cut
+    from bixse.chunks import cut
 
     try:
         lengths = reranker.lengths(pairs)

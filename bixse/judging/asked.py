@@ -36,6 +36,11 @@ class Usage:
     output_tokens: int = 0
     seconds: float = 0.0
     """That an engine of ours was at work on them."""
+    flops: float = 0.0
+    """Operations that prompts took, those found in the cache aside, where both this and the next
+    are known."""
+    peak_flops: float = 0.0
+    """Operations that the hardware could have done in these seconds."""
 
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(
@@ -44,6 +49,8 @@ class Usage:
             self.cached_tokens + other.cached_tokens,
             self.output_tokens + other.output_tokens,
             self.seconds + other.seconds,
+            self.flops + other.flops,
+            self.peak_flops + other.peak_flops,
         )
 
 

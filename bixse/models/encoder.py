@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 
 Role = Literal["query", "document"]
 
+_TOKENS = {"cpu": 2048, "cuda": 65_536}
+"""Tokens of one call of the model, padding included. On a CPU (MiniLM, one core, bfloat16) larger
+calls are slower, for what they make leaves the cache; a GPU wants much at a time (an estimate)."""
+_WINDOW = 1024
+"""Texts tokenised at a time: memory follows neither their number nor the longest of all."""
+
 _SHAPES_VECTORS = (".safetensors", ".bin", ".json", ".txt", ".model")
 _SHAPES_NOTHING = ("manifest.json", "begun.json", "scale_bias.json")
 
@@ -127,9 +133,10 @@ class Encoder:
     """Texts in, unit vectors out; loaded once, called often. Not thread-safe."""
 
     def __init__(self, model: "SentenceTransformer", fingerprint: str) -> None:
-        self.model = model
+        self.model = model.eval()
         self.fingerprint = fingerprint
         self._rounded = False
+        self._most = _TOKENS.get(self.device, _TOKENS["cpu"])
         self.dim = int(model.get_embedding_dimension() or 0)
 
     @classmethod
@@ -146,7 +153,6 @@ class Encoder:
         model = load_model(start, device)
         if model.device.type == "cuda":
             model = model.bfloat16()
-        model.eval()
         encoder = cls(model, encoder_fingerprint(resolve(start)))
         if model.device.type == "cpu" and in_bfloat16(model.device, queries):
             encoder._round()
@@ -165,10 +171,13 @@ class Encoder:
         return str(self.model.device.type)
 
     def encode(
-        self, texts: Sequence[str], role: Role, batch_size: int = 64
+        self, texts: Sequence[str], role: Role, tokens: int | None = None
     ) -> npt.NDArray[np.float32]:
-        """Unit vectors [len(texts), dim], float32, in the order given; batches go by length.
+        """Unit vectors [len(texts), dim], float32, in the order given: those of
+        `SentenceTransformer.encode_query` and `encode_document`.
 
+        The model is called on texts of like length, as many as `tokens` hold, padding included;
+        unset, as many as suit the device. What does not fit into memory is halved, once for all.
         Documents are multiplied in bf16 where that is faster. Queries on a CPU only where `load`
         was asked for it: in float32 the answer to a query does not depend on its batch.
 
@@ -176,20 +185,46 @@ class Encoder:
         """
         if not texts:
             return np.zeros((0, self.dim), np.float32)
-        encode = self.model.encode_query if role == "query" else self.model.encode_document
+        import torch
+
+        # The longest first: what memory does not hold is known at once.
+        order = np.argsort([-len(text) for text in texts], kind="stable")
         precision: Precision = "auto" if role == "document" else "float32"
-        with autocast(self.model.device, "bfloat16" if self._rounded else precision):
-            vectors = encode(
-                list(texts),
-                batch_size=batch_size,
-                convert_to_tensor=True,
-                normalize_embeddings=True,
-                show_progress_bar=False,
-            )
+        rounded = autocast(self.model.device, "bfloat16" if self._rounded else precision)
+        # Around all calls: a weight is rounded once.
+        with torch.inference_mode(), rounded:
+            found = [
+                self._read([texts[row] for row in order[start : start + _WINDOW]], role, tokens)
+                for start in range(0, len(texts), _WINDOW)
+            ]
+        vectors = np.concatenate(found)[np.argsort(order)]
         # A bf16 vector is unit length to three digits only: normalise again, in float32.
-        array = vectors.float().cpu().numpy()
-        array = array / np.linalg.norm(array, axis=1, keepdims=True)
-        if not np.isfinite(array).all():
-            bad = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
+        with np.errstate(invalid="ignore"):
+            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        if not np.isfinite(vectors).all():
+            bad = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
             raise ValueError(f"the encoder gave a vector that is not finite for text {bad}")
-        return np.ascontiguousarray(array, np.float32)
+        return vectors
+
+    def _read(
+        self, texts: Sequence[str], role: Role, tokens: int | None
+    ) -> npt.NDArray[np.float32]:
+        """What the model makes of some texts, in calls of at most so many tokens."""
+        import torch
+
+        from bixse.chunks import tokenise
+
+        most = self._most if tokens is None else min(tokens, self._most)
+        side = tokenise(self.model, texts, role, most=most)
+        while True:
+            try:
+                # A copy: sentence-transformers adds its outputs to the features.
+                chunks = (self.model(dict(chunk), task=role) for chunk in side.chunks)
+                vectors = torch.cat([made["sentence_embedding"] for made in chunks])
+                return np.asarray(vectors[side.place].float().cpu().numpy())
+            except torch.OutOfMemoryError:
+                if not side.widest:
+                    raise
+            torch.cuda.empty_cache()
+            self._most = side.widest // 2
+            side = side.within(self._most)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from bixse.synthesis.prompts import Example
 from bixse.synthesis.requests import GRADES, chance
 from bixse.synthesis.settings import FewShot, GradedQueries
 
@@ -39,6 +40,11 @@ def choose(pairs: Iterable[GivenPair], settings: FewShot | GradedQueries) -> lis
         shown = _apart(of_grade, settings.examples)
         chosen += [GivenPair(p.query_id, p.doc_id, p.relevance, grade) for p in shown]
     return chosen
+
+
+def example_of(pair: GivenPair, query: str, document: str) -> Example:
+    """A pair as a prompt shows it, its document cut."""
+    return Example(query, document[:MAX_CHARACTERS], pair.grade)
 
 
 def grade_of(relevance: float) -> int:

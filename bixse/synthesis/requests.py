@@ -7,7 +7,7 @@ the corpus.
 
 import hashlib
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -26,6 +26,14 @@ REQUESTS = pa.schema(
 )
 
 GRADES = tuple(int(value) for value in WRITTEN.values)
+
+
+def refuse_other_grades(values: Sequence[float]) -> None:
+    """Raises ValueError when a scorer's grades are not those that texts are written at."""
+    if tuple(values) != GRADES:
+        raise ValueError(
+            f"the scorer must grade 0 to 3, as texts are written: found {list(values)}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,6 +120,11 @@ class GradedQueries(Settings):
     more, on what stayed of its first round too."""
     first_documents: int = Field(default=1000, ge=1)
     """Documents asked in the first round of two (ours)."""
+    log_queries: int = Field(default=1000, ge=0)
+    """Given queries that nobody has graded, drawn by a hash of `query_id`, whose candidates the
+    tuned scorer grades first, for the generator to learn from (how many: ours); 0 reads no log."""
+    with_given: bool = True
+    """Train on the given grades of the train split beside the written queries (the paper does)."""
     generator: Generator = Generator()
     seed: int = 0
     """Of the draw, the examples, the sampling and the balancing."""
@@ -131,6 +136,9 @@ class GradedDocuments(Settings):
     kind: Literal["graded_documents"] = "graded_documents"
     queries: int = Field(default=10_000, ge=1)
     """Given queries written for, drawn by a hash of `query_id`; none that is held out."""
+    with_given: bool = False
+    """Train on the given grades of the train split beside the written documents (the paper: better
+    than either alone)."""
     generator: Generator = Generator(max_tokens=1536)
     seed: int = 0
     """Of the draw, of length and difficulty, and of the sampling."""

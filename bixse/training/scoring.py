@@ -25,10 +25,11 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.checkpoint import checkpoint
 
+from bixse.chunks import Role, Side, tokenise
 from bixse.precision import autocast
 from bixse.settings import Precision
 from bixse.training import objective as objectives
-from bixse.training.batches import Batch, Role, Side, tokenise
+from bixse.training.batches import Batch
 from bixse.training.gather import World, gather_rows
 from bixse.training.groups import Ints, Labels
 from bixse.training.objective import Cells

@@ -9,10 +9,11 @@ from typing import Any
 import pyarrow as pa
 
 from bixse.artifacts import Artifact
-from bixse.judging.asked import Asked, PairJudge, Usage, Verdict
+from bixse.judging.asked import Answers, Asked, PairJudge, Usage, Verdict
 from bixse.judging.labels import Label, Labels, label_key
 from bixse.records import JUDGMENTS, Judgment, Rejection, document_text
 from jobs.judges.seam import Judge
+from jobs.judges.trying import Trying
 from jobs.parts import Made, Unfinished, rows_of
 from jobs.texts import QueryTexts, Texts
 
@@ -35,12 +36,16 @@ class JudgeUnit:
         judge: Judge,
         store: str | None,
         budget: Any = None,
+        trying: str | None = None,
     ) -> None:
-        """`budget` is an actor (`jobs.judges.budget`); None asks without end."""
+        """`budget` is an actor (`jobs.judges.budget`); None asks without end. At `trying` stands
+        what workers died of (`jobs.judges.trying`); None keeps no such notes.
+        """
         self._queries = QueryTexts(queries)
         self._texts = Texts(corpus)
         self._signature = judge.signature or {}
-        self._ask = _Budgeted(_Once(judge.build, judge.arguments), budget)
+        notes = None if trying is None else Trying(trying)
+        self._ask = _Budgeted(_Once(judge.build, judge.arguments), budget, notes)
         self._known = None
         if store is not None and judge.signature is not None:
             self._known = _Known(Labels(store, judge.signature))
@@ -105,6 +110,8 @@ def _counts(new: int, known: int, usage: Usage) -> dict[str, float]:
         "cached_tokens": usage.cached_tokens,
         "output_tokens": usage.output_tokens,
         "engine_seconds": usage.seconds,
+        "flops": usage.flops,
+        "peak_flops": usage.peak_flops,
     }
 
 
@@ -124,12 +131,37 @@ class _Once:
 
 
 class _Budgeted:
-    """Asks as many of the pairs as the budget allows, in their order."""
+    """Asks as many of the pairs as the budget allows, in their order.
 
-    def __init__(self, judge: _Once, budget: Any) -> None:
-        self._judge, self._budget = judge, budget
+    Pairs that a worker has died of are asked one at a time.
+    """
+
+    def __init__(self, judge: _Once, budget: Any, trying: Trying | None) -> None:
+        self._judge, self._budget, self._trying = judge, budget, trying
 
     def __call__(self, asked: Sequence[Asked]) -> tuple[list[Verdict], Usage]:
+        if self._trying is None or not asked:
+            return self._within_budget(asked, self._together)
+        with self._trying.unit(asked) as died:
+            return self._within_budget(asked, self._one_by_one if died else self._together)
+
+    def _together(self, asked: Sequence[Asked]) -> Answers:
+        return self._judge()(asked)
+
+    def _one_by_one(self, asked: Sequence[Asked]) -> Answers:
+        assert self._trying is not None
+        verdicts: list[Verdict] = []
+        usage = Usage()
+        for pair in asked:
+            with self._trying.pair(pair) as fatal:
+                answers = Answers([fatal]) if fatal else self._judge()([pair])
+            verdicts += answers.verdicts
+            usage += answers.usage
+        return Answers(verdicts, usage)
+
+    def _within_budget(
+        self, asked: Sequence[Asked], ask: Callable[[Sequence[Asked]], Answers]
+    ) -> tuple[list[Verdict], Usage]:
         verdicts: list[Verdict] = []
         usage = Usage()
         while len(verdicts) < len(asked):
@@ -137,7 +169,7 @@ class _Budgeted:
             allowed = self._take(len(rest))
             if not allowed:
                 break
-            answers = self._judge()(rest[:allowed])
+            answers = ask(rest[:allowed])
             verdicts += answers.verdicts
             usage += answers.usage
             if self._budget is not None:

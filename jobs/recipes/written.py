@@ -104,10 +104,12 @@ def ssra() -> Recipe:
     """SSRA, arXiv 2509.16717: queries at every grade, kept where a scorer and a comparison agree.
 
     Scorer (`judging.vllm`) and generator (`synthesis.generator`) are tuned on the labels of the
-    train split, the generator in a second round on what stayed of the first too, as in the paper;
-    the scorer does not label a log first, since there is none. Refused when the scorer agrees less
-    with held-out labels than it did. InfoNCE weighted by the grade, as in the paper. Needs labels;
-    `--synthesis.rounds 0` takes both models as they come, in one round.
+    train split, the generator on a query log that the scorer has graded too, and in a second round
+    on what stayed of the first, as in the paper; the encoder learns from the labels beside what was
+    written. The log are given queries that nobody has graded, each with its candidates, since no
+    list of what was shown is asked for. Refused when the scorer agrees less with held-out labels
+    than it did. InfoNCE weighted by the grade, as in the paper. Needs labels; `--synthesis.rounds
+    0` takes both models as they come, in one round.
     """
     return Recipe(
         name="ssra",
@@ -115,7 +117,7 @@ def ssra() -> Recipe:
             paper="SSRA, arXiv 2509.16717",
             hardware="1+ GPU",
             cost="three tunings of a language model; 6 sampled queries a document, a prefill or "
-            "two each, two short answers a pair of them; training",
+            "two each and a candidate of the log, two short answers a pair of them; training",
         ),
         synthesis=GradedQueries(),
         judging=Judging(judge="written"),

@@ -41,12 +41,13 @@ def run(folder: Path, out: str, shared: str | None = None) -> Artifact:
     )  # fmt: skip
     queries = [Artifact.open(str(folder / "queries"))]
     corpus = Artifact.open(str(folder / "corpus"))
+    trying = str(folder / f"{out}-trying")
     units = row_units(Artifact.open(str(folder / "pairs")), UNIT_PAIRS)
     store = str(folder / (shared or f"{out}-labels"))
     if out == "backwards":
         units = units[::-1]
     run_units(
-        draft, units, JudgeUnit, (queries, corpus, judge, store),
+        draft, units, JudgeUnit, (queries, corpus, judge, store, None, trying),
         label="judge", actors=1, cpus=1, gpus=0, in_flight=IN_FLIGHT,
     )  # fmt: skip
     Labels(store, seam.signature or {}, load=False).compact()

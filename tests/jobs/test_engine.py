@@ -62,6 +62,19 @@ def test_log_probabilities_equal_a_plain_forward_pass(
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
+def test_what_a_prefill_computes_is_counted_where_the_peak_is_known(
+    engine: Engine, tokens: PromptTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows the peak of a CPU; with one, tokens from the cache are not work."""
+    prompts = tokens.encode(QUERIES, PASSAGES, ORDERS[0])
+    assert engine.logprobs(prompts, tokens.label_ids).usage.peak_flops == 0
+    monkeypatch.setattr(engine, "_peak", (10.0, 1000.0))
+    usage = engine.logprobs(prompts, tokens.label_ids).usage
+    assert 0 < usage.cached_tokens < usage.prompt_tokens
+    assert usage.flops == 10 * (usage.prompt_tokens - usage.cached_tokens)
+    assert usage.peak_flops == pytest.approx(1000 * usage.seconds)
+
+
 @pytest.mark.parametrize("changes,reason", [({"max_model_len": 4096}, "2048")])
 def test_a_refused_setting_is_one_sentence(
     settings: Pointwise, changes: dict[str, Any], reason: str

@@ -8,8 +8,8 @@ import pytest
 
 from bixse.artifacts import Artifact, Draft, begin
 from bixse.judging.settings import Verification
-from bixse.records import CORPUS, DOCUMENTS, JUDGMENTS, QUERIES
-from jobs.labels import label, verify
+from bixse.records import CORPUS, DOCUMENTS, JUDGMENTS, QRELS, QUERIES
+from jobs.labels import label, verify, with_given
 from jobs.supervision import read_labels
 
 
@@ -64,6 +64,40 @@ def test_written_documents_train_at_the_grade_they_were_written_at(
     assert sorted(texts) == sorted(f"passage {q} {g}" for q in ("q0", "q1") for g in range(4))
     found = {texts[d]: r for d, r in zip(labels.document_P, labels.relevance_P, strict=True)}
     assert found["passage q1 2"] == pytest.approx(2 / 3)
+
+
+def test_given_grades_stand_beside_what_was_written(
+    tmp_path: Path, corpus: Artifact, queries: Artifact
+) -> None:
+    """Only of the train split, none of a held-out query, with the relevance that people gave."""
+    made_up = [
+        {"query_id": f"s{g}", "text": f"made up {g}", "origin": "synthetic", "seed_doc_id": "d0",
+         "target_grade": g} for g in range(4)
+    ]  # fmt: skip
+    written = artifact(tmp_path / "made", "queries", [made_up], QUERIES, generator="m@1")
+    of_people = {"grade_probs": [0, 1, 0], "judge": "people", "prompt": "", "origin": "human"}
+    rows = [
+        {"split": split, "query_id": q, "doc_id": d, "relevance": z, **of_people}
+        for split, q, d, z in [
+            ("train", "q0", "d1", 0.5), ("train", "q1", "d1", 1.0), ("test", "q0", "d2", 1.0),
+        ]
+    ]  # fmt: skip
+    qrels = artifact(tmp_path / "qrels", "qrels", [rows[:1], rows[1:]], QRELS)
+    judged = label(written, None, str(tmp_path / "written"))
+    made = with_given(judged, qrels, frozenset({"q1"}), str(tmp_path / "judgments"))
+    found = made.table().to_pylist()
+    assert found[:4] == judged.table().to_pylist()
+    assert [(row["query_id"], row["doc_id"], row["relevance"]) for row in found[4:]] == [
+        ("q0", "d1", 0.5)
+    ]
+    assert found[4]["grade_probs"] == [0, 0.5, 0.5, 0]  # 1.5 of 3, on the scale of the others.
+    assert (found[4]["judge"], found[4]["origin"]) == ("people", "human")
+    assert made.manifest.extra["judges"] == ["people", "written:m@1"]
+    assert made.manifest.extra["written_rows"] == 4
+    labels = read_labels(made, [queries, written], corpus)
+    assert set(labels.query_text_Q.to_pylist()) == {*(f"made up {g}" for g in range(4)), "query 0"}
+    with pytest.raises(ValueError, match="skipped queries"):
+        with_given(judged, qrels, frozenset(), str(tmp_path / "judgments"))
 
 
 def test_without_the_documents_their_judgments_name_nothing(

@@ -2,14 +2,22 @@
 
 import os
 import signal
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import ray
 
 from bixse.artifacts import Artifact, Draft, begin
+from bixse.judging.asked import Answers, Asked
 from bixse.records import PAIRS, Rejection
+from jobs.judges.trying import DEATHS
+from jobs.judges.unit import JudgeUnit
 from jobs.parts import RESTARTS, row_units, run_units
+from tests.jobs.test_judge import artifact
+from tests.jobs.test_store import LengthJudge, corpus_of, judge_of, queries_of
 
 
 def pairs(at: Path, count: int) -> Artifact:
@@ -54,6 +62,28 @@ def test_a_refusal_crosses_from_the_worker_as_its_sentence(tmp_path: Path) -> No
     assert not draft.parts_done()
 
 
+class Counting:
+    """Says how many threads its mathematics has."""
+
+    def __call__(self, rows: pa.Table) -> tuple[pa.Table, list[Rejection]]:
+        import torch
+
+        raise ValueError(f"{torch.get_num_threads()} threads")
+
+
+@pytest.mark.parametrize("actors", [1, 2])
+def test_actors_share_the_cores_of_a_machine_of_our_own(tmp_path: Path, actors: int) -> None:
+    given = pairs(tmp_path / "pairs", 1)
+    draft = begin(str(tmp_path / "out"), "pairs", config={}, inputs={})
+    assert isinstance(draft, Draft)
+    with pytest.raises(ValueError, match=r"threads$") as said:
+        run_units(
+            draft, row_units(given, 1), Counting, (), label="judge", actors=actors, cpus=0.1, gpus=0
+        )
+    cores = int(ray.cluster_resources()["CPU"])
+    assert str(said.value) == f"{max(1, cores // actors)} threads"
+
+
 class Mortal:
     """Kills its process on q2, for as many times as there are `lives`."""
 
@@ -67,6 +97,68 @@ class Mortal:
                 (self._deaths / str(died)).touch()
                 os.kill(os.getpid(), signal.SIGKILL)
         return rows, []
+
+
+class PoisonedJudge(LengthJudge):
+    """Dies of one passage, whatever stands beside it."""
+
+    def __call__(self, asked: Sequence[Asked]) -> Answers:
+        if any("poison" in pair.passage for pair in asked):
+            with open(f"{self._log}-deaths", "a") as handle:
+                handle.write(f"{len(asked)}\n")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(asked)
+
+
+def test_a_pair_that_kills_every_judge_is_rejected_and_the_rest_judged(tmp_path: Path) -> None:
+    """Once with its unit, twice by itself; the other units' grades are as ever."""
+    texts = {f"d{n}": "poison" if n == 6 else "word " * n for n in range(12)}
+    corpus, queries = (
+        corpus_of(tmp_path / "corpus", texts),
+        queries_of(tmp_path / "q", {"q": "tea"}),
+    )
+    rows = [
+        {"query_id": "q", "doc_id": d, "source": "bm25", "rank": 1, "score": 1.0} for d in texts
+    ]
+    given = artifact(tmp_path / "pairs", "pairs", rows, PAIRS)
+    draft = begin(str(tmp_path / "out"), "judgments", config={}, inputs={})
+    assert isinstance(draft, Draft)
+    judge = replace(judge_of(tmp_path / "log"), build=PoisonedJudge)
+    store, trying = str(tmp_path / "labels"), str(tmp_path / "trying")
+    run_units(
+        draft, row_units(given, 4), JudgeUnit, (queries, corpus, judge, store, None, trying),
+        label="judge", actors=1, cpus=1, gpus=0, in_flight=2,
+    )  # fmt: skip
+    made = draft.finish()
+    # The empty passage is refused by the judge itself.
+    assert {row["doc_id"]: row["reason"] for row in made.rejected().to_pylist()} == {
+        "d0": "nothing to read",
+        "d6": "the judge died 2 times while it was asked this pair alone",
+    }
+    assert made.table()["doc_id"].to_pylist() == [d for d in texts if d not in ("d0", "d6")]
+    assert (tmp_path / "log-deaths").read_text().split() == ["4", "1", "1"]
+    assert 1 + DEATHS <= RESTARTS  # Or it would not have come to the rejection.
+    assert not [path for path in Path(trying).iterdir() if path.name.startswith("unit")]
+
+
+class Refuses:
+    """A judge that lives, and says no."""
+
+    def __call__(self, asked: Sequence[Asked]) -> Answers:
+        raise ValueError(f"no to {len(asked)}")
+
+
+def test_a_refusal_is_no_death(tmp_path: Path) -> None:
+    """The next try asks everything together again."""
+    corpus = corpus_of(tmp_path / "corpus", {"d0": "a", "d1": "b"})
+    queries = queries_of(tmp_path / "queries", {"q": "tea"})
+    rows = pa.table({"query_id": ["q", "q"], "doc_id": ["d0", "d1"]})
+    judge = replace(judge_of(tmp_path / "log"), build=Refuses, arguments=())
+    unit = JudgeUnit(queries, corpus, judge, None, None, str(tmp_path / "trying"))
+    for _ in range(3):
+        with pytest.raises(ValueError, match="no to 2"):
+            unit(rows)
+    assert not list((tmp_path / "trying").iterdir())
 
 
 @pytest.mark.parametrize("lives", [1, 100])

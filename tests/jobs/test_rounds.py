@@ -5,19 +5,24 @@ is tested is that every row is accounted for and that the parts fit.
 """
 
 import importlib.util
+import json
+import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bixse.artifacts import Artifact
+from bixse.candidates.settings import Pools
 from bixse.judging.settings import Judging, Pointwise, Verification
+from bixse.synthesis.logs import Graded, of_several_grades
 from bixse.synthesis.settings import Generator, RoundTrip
 from bixse.training.settings import Tuning
 from jobs.command import RECIPES, Run
 from jobs.pipeline import Pipeline
 from jobs.recipe import Recipe
-from tests.encoders import save_tiny_encoder
+from tests.encoders import save_tiny_encoder, texts
 from tests.jobs.conftest import write_beir
 
 pytestmark = [
@@ -90,6 +95,13 @@ def test_promptagator(data: Path, encoder: str, generator: Generator, tmp_path: 
     first = Artifact.open(str(tmp_path / "encoder-first")).manifest.extra["encoder"]
     trained = Artifact.open(str(tmp_path / "encoder")).manifest
     assert trained.inputs["start"] == first != trained.extra["encoder"]
+    # Train, filter, train: made again, the same.
+    names = ("encoder-first", "synthetic", "encoder")
+    before = {name: Artifact.open(str(tmp_path / name)).fingerprint for name in names}
+    for name in names:
+        shutil.rmtree(tmp_path / name)
+    run(recipe.replace(synthesis=synthesis), encoder, data, tmp_path)
+    assert {name: Artifact.open(str(tmp_path / name)).fingerprint for name in names} == before
 
 
 def test_customir(
@@ -135,11 +147,14 @@ def test_ssra(
     recipe = RECIPES["ssra"]()
     recipe = recipe.replace(
         synthesis=recipe.synthesis.replace(
-            generator=generator, documents=16, first_documents=6, rounds=2
+            generator=generator, documents=16, first_documents=6, rounds=2, log_queries=4
         ),
+        candidates=Pools(bm25=3, dense=0, random=2),
         tuning=Tuning(batch_size=4, epochs=1, learning_rate=1e-3, held_out=0.3),
         judging=Judging(judge="written", vllm=scorer),
     )
+    data = with_a_log(data, tmp_path / "data")
+    tmp_path = tmp_path / "out"
     check(recipe, encoder, data, tmp_path)
     tuned = {name: Artifact.open(str(tmp_path / name)) for name in MODELS}
     for name, artifact in tuned.items():
@@ -148,8 +163,19 @@ def test_ssra(
     # Round 2 learns from what stayed of round 1, from where round 1 began.
     first, second = (tuned[name].manifest for name in ("generator-1", "generator"))
     stayed = accounted_graded(tmp_path, "-1", 6 * 6)
-    assert (second.rows, first.rows) == (20 + stayed, 20)
+    log = Artifact.open(str(tmp_path / "log-pairs")).table().to_pylist()
+    assert {row["query_id"] for row in log} < {f"log{n}" for n in range(6)}
+    scored = accounted(tmp_path, "log-scores", len(log)).table().to_pylist()
+    learnt = of_several_grades(
+        Graded.surest(row["query_id"], row["doc_id"], row["grade_probs"]) for row in scored
+    )
+    assert (second.rows, first.rows) == (20 + len(learnt) + stayed, 20 + len(learnt))
     assert second.inputs["start"] == first.inputs["start"]
+    # Training reads what was written and what people have graded.
+    judged = Artifact.open(str(tmp_path / "judgments"))
+    origins = Counter(row["origin"] for row in judged.table().to_pylist())
+    kept = Artifact.open(str(tmp_path / "synthetic")).manifest.rows
+    assert origins == {"synthetic": kept, "human": 20}
     accounted_graded(tmp_path, "", 16 * 6)
     scores = Artifact.open(str(tmp_path / "scores")).manifest
     assert scores.inputs["judge"] != tuned["scorer"].manifest.inputs["start"]
@@ -180,6 +206,16 @@ def test_ssra_with_models_as_they_come(
     check(recipe, encoder, data, tmp_path)
     assert accounted_graded(tmp_path, "", 16 * 6) > 0
     assert not any((tmp_path / name).exists() for name in MODELS)
+
+
+def with_a_log(data: Path, folder: Path) -> Path:
+    """The same data, and six queries that nobody has graded."""
+    shutil.copytree(data, folder)
+    bodies = texts(60, seed=1)
+    with open(folder / "queries.jsonl", "a", encoding="utf-8") as lines:
+        for n in range(6):
+            lines.write(json.dumps({"_id": f"log{n}", "text": bodies[40 + n]}) + "\n")
+    return folder
 
 
 MODELS = ("scorer", "generator-1", "generator")

@@ -1,5 +1,6 @@
 """Nothing is paid for twice: what a worker asks, what the store answers, where a budget ends."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from bixse.records import CORPUS, QUERIES, Judgment, Rejection
 from bixse.scale import UMBRELA
 from jobs.judges.budget import FIRST, Budget
 from jobs.judges.seam import Judge
+from jobs.judges.spending import Spending
 from jobs.judges.unit import JudgeUnit
-from jobs.parts import Unfinished
+from jobs.parts import Unfinished, progress
 from tests.jobs.test_judge import artifact
 
 PAIR = pa.schema([("query_id", pa.string()), ("doc_id", pa.string())])
@@ -181,6 +183,19 @@ def test_what_a_budget_cuts_off_is_not_lost(
     table, _, counts = worker(Granting(Budget(pairs=2)))(five)
     assert (counts["new"], table.num_rows) == (2, 5)
     assert len(set(asked_in(tmp_path / "log"))) == 5
+
+
+def test_money_so_far_stands_in_the_progress_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of all sessions: 100 s earlier, now 50 s on two devices, at 3.60 an hour."""
+    spent = Spending(2.0, 3.6, earlier=100.0, _started=time.monotonic() - 50)
+    assert spent.cost == pytest.approx(0.2, abs=0.01)
+    assert spent.note() == "cost 0.20"
+    assert Spending(1.0, None).note() == ""
+    with progress("judge", 10, spent.note) as advance:
+        advance(10)
+    line = capsys.readouterr().err
+    assert "10/10" in line
+    assert "cost 0.20" in line
 
 
 class Clock:

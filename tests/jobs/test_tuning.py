@@ -4,15 +4,17 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
-from bixse.artifacts import Artifact
+from bixse.artifacts import Artifact, Draft, begin
 from bixse.judging.settings import Pointwise
+from bixse.records import JUDGMENTS
 from bixse.synthesis.settings import Generator
 from bixse.training.settings import Tuning
 from jobs.ingest import Ingested, ingest
 from jobs.recipe import Ingest, Placement
-from jobs.tuning import Labels, read_labels, refuse_worse, tune_generator, tune_scorer
+from jobs.tuning import Labels, read_labels, refuse_worse, tune_generator, tune_scorer, with_log
 from tests.encoders import texts
 
 TUNING = Tuning(batch_size=8, epochs=5, learning_rate=3e-3, held_out=0.25, checkpoint_every=5)
@@ -57,6 +59,30 @@ def test_held_out_queries_are_apart_and_test_queries_are_nowhere(data: Ingested)
 def test_too_few_labels_are_refused(data: Ingested) -> None:
     with pytest.raises(ValueError, match="two queries or more"):
         labels(data, skip=frozenset(f"q{number}" for number in range(1, 12)))
+
+
+def test_a_graded_log_adds_pairs_for_the_generator(data: Ingested, tmp_path: Path) -> None:
+    """Of the documents that the scorer gave two grades or more, with the texts that they have."""
+    rows = [
+        {"query_id": q, "doc_id": d, "grade_probs": probs, "relevance": 0.5, "judge": "scorer"}
+        for q, d, probs in [
+            ("q13", "d0-3", [0, 0, 0.2, 0.8]),
+            ("q14", "d0-3", [0.9, 0.1, 0, 0]),
+            ("q13", "d1-0", [1, 0, 0, 0]),
+        ]
+    ]
+    draft = begin(str(tmp_path / "scores"), "judgments", config={}, inputs={})
+    assert isinstance(draft, Draft)
+    draft.write_part(0, pa.Table.from_pylist(rows, schema=JUDGMENTS))
+    scores = draft.finish(extra={"scale": {"name": "umbrela", "values": [0, 1, 2, 3]}})
+    found = labels(data)
+    more = with_log(found, scores, data.queries, data.corpus)
+    assert (more.known, more.held_out) == (found.known, found.held_out)
+    assert [(pair.query_id, pair.document, pair.relevance) for pair in more.logged] == [
+        ("q14", "333333", 0.0), ("q13", "333333", 1.0)
+    ]  # fmt: skip
+    assert more.logged[0].query == texts(15, seed=3)[14][:30].strip()
+    assert more.inputs == {**found.inputs, "log": scores.fingerprint}
 
 
 @pytest.fixture(scope="module")

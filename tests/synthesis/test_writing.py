@@ -5,9 +5,11 @@ import random
 from collections import Counter
 
 import pytest
+from scipy.stats import kendalltau
 
 from bixse.records import Document, Query, Rejection
-from bixse.synthesis.examples import GivenPair, choose
+from bixse.synthesis.examples import MAX_CHARACTERS, GivenPair, choose, example_of
+from bixse.synthesis.prompts import Example
 from bixse.synthesis.requests import Request, document_requests, draw, query_requests
 from bixse.synthesis.settings import (
     FewShot,
@@ -162,6 +164,33 @@ def test_documents_of_all_grades_are_written_together_or_not_at_all() -> None:
             assert json.loads(item.response).keys() == {"grade_3", "grade_2", "grade_0"}
 
 
+@pytest.mark.parametrize(("obeys", "low", "high"), [(0.8, 0.6, 1.0), (0.25, -0.2, 0.2)])
+def test_a_judge_finds_the_levels_that_documents_were_written_at(
+    obeys: float, low: float, high: float
+) -> None:
+    """SyCL: judged level against written level, Kendall's tau; a writer that only guesses shows."""
+
+    def passages_about(turn: str, draw: random.Random) -> object:
+        asked, other = turn.split("\n")[1].split(), ["other", "words", "that", "say", "nothing"]
+        said = {}
+        for grade in (3, 2, 1, 0):
+            meant = grade if draw.random() < obeys else draw.randrange(4)
+            kept = draw.sample(asked, 2 * meant)
+            said[f"grade_{grade}"] = " ".join([*kept, *other, str(draw.random())])
+        return said
+
+    queries = {f"q{n}": " ".join(f"word{n}{k}" for k in range(6)) for n in range(100)}
+    requests = list(document_requests(queries, GradedDocuments()))
+    made = write_documents(requests, queries, attempts=3, seed=0, complete=Stub(passages_about))
+    kept = [item for item in made if isinstance(item, WrittenDocument)]
+    assert len(kept) > 300
+    judged = [
+        len(set(queries[document.query_id].split()) & set(document.text.split())) // 2
+        for document in kept
+    ]
+    assert low <= kendalltau([document.target_grade for document in kept], judged)[0] <= high
+
+
 def test_length_and_difficulty_vary_with_the_query_and_not_with_the_run() -> None:
     queries = {f"q{n}": f"what is {n}" for n in range(40)}
     requests = list(document_requests(queries, GradedDocuments()))
@@ -221,6 +250,14 @@ def test_the_examples_are_the_best_pairs_that_share_nothing() -> None:
     assert choose(pairs, FewShot(examples=1)) == chosen[:1]
     of_grades = choose(pairs, GradedQueries(examples=1))
     assert [pair.grade for pair in of_grades] == [0, 1, 2, 3]
+
+
+def test_a_long_example_is_cut_and_a_short_one_stays() -> None:
+    pair = GivenPair("q", "d", 1.0, grade=3)
+    assert example_of(pair, "tea", "leaf " * 10) == Example("tea", "leaf " * 10, 3)
+    cut = example_of(pair, "tea", "leaf " * 1000).document
+    assert cut == ("leaf " * 1000)[:MAX_CHARACTERS]
+    assert len(cut) == MAX_CHARACTERS
 
 
 def test_requests_of_ids_that_look_alike_stay_apart() -> None:

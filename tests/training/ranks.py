@@ -22,11 +22,12 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from bixse.chunks import Role, Side
 from bixse.models.encoder import load_model
 from bixse.models.language_model import load_language_model
 from bixse.models.reranker import load_reranker
 from bixse.place import Place
-from bixse.training.batches import Batch, Role, Side, batch_of
+from bixse.training.batches import Batch, batch_of
 from bixse.training.completions import Completions
 from bixse.training.gather import World, cells_of
 from bixse.training.gradients import batch_gradients

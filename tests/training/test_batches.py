@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from bixse.chunks import cut, prompt_of, tokenise
 from bixse.models.encoder import Encoder, load_model
-from bixse.training.batches import batch_of, cut, prompt_of, tokenise
+from bixse.training.batches import batch_of
 from bixse.training.gather import World
 from bixse.training.groups import Ints, Labels, group
 from bixse.training.losses import graded_bce

@@ -7,10 +7,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from bixse.chunks import tokenise
 from bixse.models.encoder import load_model
 from bixse.models.reranker import Reranker, load_reranker, reranked
 from bixse.records import Hit
-from bixse.training.batches import tokenise
 from bixse.training.gather import World, cells_of
 from bixse.training.gradients import batch_gradients
 from bixse.training.scoring import RerankerScoring

@@ -1,0 +1,169 @@
+"""`Encoder.encode` gives the vectors of sentence-transformers, whatever the model is made of."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import (
+    BoW,
+    Dense,
+    Normalize,
+    Pooling,
+    Router,
+    StaticEmbedding,
+    Transformer,
+)
+from transformers import BertModel
+
+from bixse.models.encoder import Encoder, Role
+from tests.encoders import WORDS, save_tiny_decoder, save_tiny_encoder, texts
+
+# Long, short, cut by the model, and empty: in no order.
+TEXTS = [*texts(60, seed=1, longest=40), " ".join(WORDS), "", "bal", *texts(9, seed=2)]
+PROMPTS = {"query": "ask : ", "document": "tell : "}
+
+
+def saved(directory: Path, *modules: torch.nn.Module, **options: object) -> Path:
+    model = SentenceTransformer(modules=list(modules), device="cpu", **options)  # type: ignore[arg-type]
+    model.save_pretrained(str(directory / "made"), create_model_card=False)
+    return directory / "made"
+
+
+def plain(place: Path) -> Path:
+    return save_tiny_encoder(place, PROMPTS)
+
+
+def without_prompt(place: Path) -> Path:
+    """The prompt is read and does not count in the mean."""
+    model = SentenceTransformer(str(save_tiny_encoder(place)), device="cpu")
+    pooling = Pooling(32, "mean", include_prompt=False)
+    return saved(place, model[0], pooling, Normalize(), prompts=PROMPTS)
+
+
+def decoder_left(place: Path) -> Path:
+    return save_tiny_decoder(place, "left")
+
+
+def decoder_right(place: Path) -> Path:
+    return save_tiny_decoder(place, "right")
+
+
+def decoder_without_prompt(place: Path) -> Path:
+    model = SentenceTransformer(str(save_tiny_decoder(place, "left")), device="cpu")
+    return saved(place, model[0], Pooling(32, "mean", include_prompt=False), prompts=PROMPTS)
+
+
+def default_prompt(place: Path) -> Path:
+    model = SentenceTransformer(str(save_tiny_encoder(place)), device="cpu")
+    prompts = {"both": "tell : "}
+    return saved(place, model[0], model[1], prompts=prompts, default_prompt_name="both")
+
+
+def short_queries(place: Path) -> Path:
+    """The model reads fewer tokens of a query than of a document."""
+    model = SentenceTransformer(str(save_tiny_encoder(place)), device="cpu")
+    bert = Transformer(str(place / "bert"), max_seq_length=32, query_length=8)
+    return saved(place, bert, model[1])
+
+
+def two_towers(place: Path) -> Path:
+    """Queries and documents take different ways through the model."""
+    model = SentenceTransformer(str(save_tiny_encoder(place)), device="cpu")
+    torch.manual_seed(0)
+    towers = [[Dense(32, 16)], [Dense(32, 16)]]
+    return saved(place, model[0], model[1], Router.for_query_document(*towers))  # type: ignore[arg-type]
+
+
+def static(place: Path) -> Path:
+    """A bag of words, without attention mask."""
+    tokenizer = SentenceTransformer(str(save_tiny_encoder(place)), device="cpu").tokenizer
+    torch.manual_seed(0)
+    return saved(place, StaticEmbedding(tokenizer, embedding_dim=16), prompts=PROMPTS)
+
+
+def words(place: Path) -> Path:
+    """A bag of words whose vectors come from the tokeniser."""
+    return saved(place, BoW(WORDS[:200]), Dense(200, 16))
+
+
+MAKERS = [
+    plain, without_prompt, decoder_left, decoder_right, decoder_without_prompt, default_prompt,
+    short_queries, two_towers, static, words,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
+def test_vectors_are_those_of_sentence_transformers(
+    make: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In float32, where a difference is no rounding; and more than one window of texts.
+    monkeypatch.setattr("bixse.precision._multiplies_bfloat16", lambda device: False)
+    monkeypatch.setattr("bixse.models.encoder._WINDOW", 50)
+    directory = str(make(tmp_path))
+    encoder = Encoder.load(directory, "cpu")
+    theirs = SentenceTransformer(directory, device="cpu")
+    # A bag of no words has no direction.
+    read = [text for text in TEXTS if text or make not in (static, words)]
+    roles: tuple[Role, ...] = ("query", "document")
+    for role in roles:
+        encode = theirs.encode_query if role == "query" else theirs.encode_document
+        wanted = np.asarray(encode(read, normalize_embeddings=True))
+        for tokens in (None, 100, 1):
+            np.testing.assert_allclose(encoder.encode(read, role, tokens), wanted, atol=5e-6)
+        assert encoder.encode([], role).shape == (0, encoder.dim)
+        # Texts stand apart, so that an order lost would show.
+        assert np.median(wanted @ wanted.T) < 0.9999
+
+
+def asked_of_bert(most: int, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Shapes that a BERT is called with; memory suffices for `most` tokens."""
+    forward, asked = BertModel.forward, []
+
+    def limited(self: BertModel, input_ids: torch.Tensor, **kwargs: object) -> object:
+        asked.append((input_ids.shape[0], input_ids.shape[1]))
+        if input_ids.numel() > most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(self, input_ids, **kwargs)
+
+    limited.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+    monkeypatch.setattr(BertModel, "forward", limited)
+    return asked
+
+
+def test_calls_keep_to_the_budget_with_little_padding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = Encoder.load(str(plain(tmp_path)), "cpu")
+    asked = asked_of_bert(10**6, monkeypatch)
+    encoder.encode(TEXTS, "document", 256)
+    assert sum(texts for texts, _ in asked) == len(TEXTS)
+    assert all(texts * width <= 256 for texts, width in asked)
+    used = sum(encoder.model.preprocess(TEXTS, prompt="tell : ")["attention_mask"].sum(1)).item()
+    assert sum(texts * width for texts, width in asked) < 1.15 * used
+
+
+def test_what_memory_does_not_hold_is_halved_and_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = Encoder.load(str(plain(tmp_path)), "cpu")
+    wanted = encoder.encode(TEXTS, "query")
+    asked = asked_of_bert(200, monkeypatch)
+    np.testing.assert_allclose(encoder.encode(TEXTS, "query"), wanted, atol=2e-6)
+    assert max(texts * width for texts, width in asked) > 200
+    asked.clear()
+    encoder.encode(TEXTS, "query", 4096)
+    assert max(texts * width for texts, width in asked) <= 200
+    asked_of_bert(1, monkeypatch)
+    with pytest.raises(torch.OutOfMemoryError):
+        encoder.encode(["bal"], "query")
+
+
+def test_a_text_without_a_direction_is_refused_by_its_place(tmp_path: Path) -> None:
+    encoder = Encoder.load(str(static(tmp_path)), "cpu")
+    encoder.model.prompts.clear()
+    with pytest.raises(ValueError, match=r"not finite for text 1$"):
+        encoder.encode(["bal", ""], "document")
