@@ -9,7 +9,15 @@ from ray.serve.exceptions import RayServeException
 
 from bixse.models.encoder import Role
 from serve.generation import Generation
-from serve.messages import EncodedBatch, Failed, FoundInShard, NotHeld, Unavailable, Vectors
+from serve.messages import (
+    EncodedBatch,
+    Failed,
+    FoundInShard,
+    NotHeld,
+    Unavailable,
+    Vectors,
+    Wanted,
+)
 from serve.query_encoder import EncoderStore
 from serve.settings import ServeArgs
 from serve.shard import ShardStore, slot_of
@@ -54,24 +62,20 @@ class Handles:
         generation: Generation,
         shard: str,
         vectors_QD: Vectors,
-        ks: list[int],
-        with_fields: list[bool],
+        wanted: list[Wanted],
         deadline: float,
     ) -> list[FoundInShard]:
-        return await self._ask_slot(
-            "search", generation, shard, (vectors_QD, ks, with_fields), deadline
-        )
+        return await self._ask_slot("search", generation, shard, (vectors_QD, wanted), deadline)
 
     async def search_words(
         self,
         generation: Generation,
         shard: str,
         queries: list[str],
-        ks: list[int],
-        with_fields: list[bool],
+        wanted: list[Wanted],
         deadline: float,
     ) -> list[FoundInShard]:
-        ask = (queries, ks, with_fields)
+        ask = (queries, wanted)
         return await self._ask_slot("search_words", generation, shard, ask, deadline)
 
     async def _ask_slot(
@@ -126,25 +130,22 @@ class Local:
         generation: Generation,
         shard: str,
         vectors_QD: Vectors,
-        ks: list[int],
-        with_fields: list[bool],
+        wanted: list[Wanted],
         deadline: float,
     ) -> list[FoundInShard]:
         left = deadline - asyncio.get_running_loop().time()
-        return await self.shards.search(generation.number, shard, vectors_QD, ks, with_fields, left)
+        return await self.shards.search(generation.number, shard, vectors_QD, wanted, left)
 
     async def search_words(
         self,
         generation: Generation,
         shard: str,
         queries: list[str],
-        ks: list[int],
-        with_fields: list[bool],
+        wanted: list[Wanted],
         deadline: float,
     ) -> list[FoundInShard]:
         left = deadline - asyncio.get_running_loop().time()
-        ask = (generation.number, shard, queries, ks, with_fields, left)
-        return await self.shards.search_words(*ask)
+        return await self.shards.search_words(generation.number, shard, queries, wanted, left)
 
     async def check_health(self) -> None:
         await self.encoder.check_health()

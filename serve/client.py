@@ -4,6 +4,7 @@
         for hit in client.search("merge two sorted iterables", k=5).hits:
             print(hit.rank, hit.doc_id, hit.score)
 
+    client.search("merge", filter={"brand": "acme", "price": {"lt": 10}})
     client.search("E1234", mode="hybrid")  # or lexical, of an index that was built with BM25
 
     async with AsyncClient("https://search.example", key="…") as client:
@@ -61,6 +62,7 @@ class SearchHit:
     rank: int
     title: str | None = None
     text: str | None = None
+    metadata: dict[str, Any] | None = None
     dense: Side | None = None
     lexical: Side | None = None
 

@@ -8,7 +8,7 @@ from bixse.models.encoder import Role
 from serve.fanout import Answer, Way
 from serve.generation import Generation
 from serve.ledger import Outcome
-from serve.messages import Encoded
+from serve.messages import Encoded, Wanted
 
 
 class Session(Protocol):
@@ -19,13 +19,11 @@ class Session(Protocol):
 
     generation: Generation
 
-    async def search(
-        self, queries: Sequence[str], k: int, with_fields: bool, deadline: float
-    ) -> Answer:
+    async def search(self, queries: Sequence[str], wanted: Wanted, deadline: float) -> Answer:
         """Rankings of all queries, over the shards that answered."""
 
     async def search_words(
-        self, queries: Sequence[str], k: int, with_fields: bool, way: Way, deadline: float
+        self, queries: Sequence[str], wanted: Wanted, way: Way, deadline: float
     ) -> Answer:
         """As `search`, by words or by words and vectors; the index must have `lexical`."""
 

@@ -11,7 +11,7 @@ from serve.errors import ApiError
 from serve.fanout import Answer, Verdict, verdict
 from serve.limits import Limits, refused
 from serve.messages import RefusedText
-from serve.ranking import hits_of, way_of
+from serve.ranking import hits_of, wanted_of, way_of
 from serve.request_log import RequestLog, line_of, request_id_of
 from serve.schema import CoverageReply, IndexReply, RetrieveRequest, SearchReply, SearchRequest
 
@@ -40,9 +40,7 @@ class Searches:
         request_id = None
         if self._request_log is not None:
             request_id = request_id_of(http.headers.get("x-request-id"))
-            self._request_log.put(
-                line_of(request_id, texts, request.k, answer, served, self._policy)
-            )
+            self._request_log.put(line_of(request_id, texts, request, answer, served, self._policy))
         rankings = [hits_of(found) for found in answer.results]
         total_ms = round((time.perf_counter() - start) * 1e3, 3)
         return SearchReply(
@@ -85,7 +83,7 @@ class Searches:
         self, session: Session, texts: Sequence[str], request: SearchRequest
     ) -> Answer:
         deadline = self._limits.deadline(request.timeout_ms)
-        asked = (texts, request.k, request.include_text)
+        asked = (texts, wanted_of(request, session.generation.index))
         way = way_of(request, session.generation.index)
         try:
             if way is None:

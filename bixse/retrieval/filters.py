@@ -28,7 +28,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidat
 from bixse.records import EXACT_INTEGERS, Kind
 
 MOST_CONDITIONS = 64
-"""In one filter: each is a pass over the rows of a shard that nobody has asked before."""
+"""In one filter, with those within it: each is a pass over the rows of a shard."""
 MOST_VALUES = 1000
 """In one list of a condition."""
 DEEPEST = 8
@@ -122,10 +122,14 @@ class Filter(BaseModel):
         return self.__pydantic_extra__
 
     @property
+    def spelt_out(self) -> dict[str, Any]:
+        """As JSON holds it, every condition with its operator."""
+        return self.model_dump(by_alias=True, exclude_none=True)
+
+    @property
     def text(self) -> str:
         """The canonical text: equal filters have equal ones, however their fields are ordered."""
-        said = self.model_dump(by_alias=True, exclude_none=True)
-        return json.dumps(said, sort_keys=True, separators=(",", ":"))
+        return json.dumps(self.spelt_out, sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def of(cls, text: str) -> "Filter":
@@ -135,11 +139,11 @@ class Filter(BaseModel):
 def bounded(found: Filter) -> Filter:
     """The filter itself. Raises ValueError when answering it would take too long."""
     count, level = 0, [found]
-    for _ in range(DEEPEST):
-        count += sum(len(one.conditions) for one in level)
+    for _ in range(DEEPEST + 1):
+        count += sum(1 + len(one.conditions) for one in level)
+        if count > MOST_CONDITIONS:
+            raise ValueError(f"may hold at most {MOST_CONDITIONS} conditions and filters")
         level = [below for one in level for below in (*(one.or_ or ()), one.not_) if below]
-        if count + len(level) > MOST_CONDITIONS:
-            raise ValueError(f"may hold at most {MOST_CONDITIONS} conditions and parts")
     if level:
         raise ValueError(f"not and or may stand in each other {DEEPEST} deep")
     return found

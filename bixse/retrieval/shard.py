@@ -20,7 +20,7 @@ Shapes: Q queries, K hits, D dimensions, N documents, F rows that FAISS gives a 
 of all queries.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,9 +30,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from bixse.records import CORPUS, Document, Hit, documents_at
+from bixse.records import CORPUS, Document, Hit, Kind, Metadata, documents_at
 from bixse.retrieval.merge import ranked
-from bixse.retrieval.metadata import METADATA_FILE, Fields, Kept
+from bixse.retrieval.metadata import METADATA_FILE, Fields, Kept, write_metadata
 from bixse.retrieval.settings import Retrieval, Search
 from bixse.retrieval.structures import CODED, TRAINED, parameters, resolve, trained
 
@@ -62,8 +62,12 @@ def build_shard(
     vectors_ND: Vectors,
     settings: Retrieval,
     template: faiss.Index | None = None,
+    metadata: Mapping[str, Metadata] | None = None,
+    kinds: Mapping[str, Kind] | None = None,
 ) -> None:
     """Write a shard of documents in any order into an existing directory.
+
+    `metadata` of documents by `doc_id`, in fields of these `kinds`.
 
     A `template` is an empty index trained with these settings; without one the structure is decided
     by, and trained on, these vectors alone.
@@ -83,6 +87,8 @@ def build_shard(
     write_vectors(directory, vectors, settings, template)
     table = documents.select(CORPUS.names).take(pa.array(order)).cast(CORPUS)
     write_documents(directory, table.to_batches(max_chunksize=4096))
+    known = metadata or {}
+    write_metadata(directory, [known.get(doc_id) for doc_id in doc_ids[order]], kinds or {})
     if settings.structure in TRAINED or settings.structure == "hnsw":
         write_search(directory, asked_search(settings))
 
@@ -291,6 +297,12 @@ class Shard:
             return np.asarray(store.reconstruct_batch(rows), np.float32)
         vectors = self._stored_ND[rows].astype(np.float32)
         return vectors if self._scales_N is None else vectors * self._scales_N[rows, None]
+
+    def kept(self, text: str) -> Kept:
+        """The rows that meet a filter, as `Fields.kept`."""
+        if self.fields is None:
+            raise ValueError("a filter over documents without metadata")
+        return self.fields.kept(text)
 
     def _candidates(
         self, vectors_QD: Vectors, k: int, width: Search, kept: Kept | None = None
