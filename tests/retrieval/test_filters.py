@@ -108,12 +108,16 @@ def kept_by_hand(documents: dict[str, Metadata], said: dict[str, Any]) -> list[s
 
 
 def shards_of(
-    place: Path, vectors: dict[str, np.ndarray], documents: dict[str, Metadata], count: int
+    place: Path,
+    vectors: dict[str, np.ndarray],
+    documents: dict[str, Metadata],
+    count: int,
+    dim: int = 8,
 ) -> list[Shard]:
     loaded, doc_ids = [], list(vectors)
     for number in range(count):
         ids = doc_ids[number::count]
-        rows = np.array([vectors[doc_id] for doc_id in ids], np.float32).reshape(len(ids), -1)
+        rows = np.array([vectors[doc_id] for doc_id in ids], np.float32).reshape(len(ids), dim)
         folder = place / f"{number}-of-{count}"
         folder.mkdir(parents=True)
         build_shard(folder, table(ids), rows, Retrieval(), metadata=documents, kinds=KINDS)
@@ -175,6 +179,13 @@ def test_metadata_comes_back_as_it_was(tmp_path: Path) -> None:
     shard = Shard(*_one_row(tmp_path), fields=None)
     with pytest.raises(ValueError, match="without metadata"):
         shard.kept("{}")
+
+
+def test_a_shard_without_documents(tmp_path: Path) -> None:
+    (shard,) = shards_of(tmp_path, {}, {}, 1, dim=4)
+    text = Filter.model_validate({"brand": "acme", "not": {"tags": {"all": ["a"]}}}).text
+    assert shard.kept(text).rows.tolist() == []
+    assert shard.search(np.ones((1, 4), np.float32), 3, kept=shard.kept(text)) == [[]]
 
 
 def _one_row(place: Path) -> tuple[Any, pa.Table]:
