@@ -244,8 +244,9 @@ def _processed(case: Case, limits: Mapping[str, int]) -> Took:
         detokenize_stage={"enabled": False},
         prepare_multimodal_stage={"enabled": False},
         # As many threads as the other two have: Ray would give it one.
-        runtime_env={"env_vars": {"VLLM_CPU_KVCACHE_SPACE": "1",
-                                  "OMP_NUM_THREADS": str(os.cpu_count())}},
+        runtime_env={
+            "env_vars": {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": str(os.cpu_count())}
+        },
         **({} if case.gpus else {"placement_group_config": {"bundles": [{"CPU": 1}]}}),
     )
     sampling = {"max_tokens": 1, "temperature": 0, "logprob_token_ids": list(label_ids)}

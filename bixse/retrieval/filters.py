@@ -225,7 +225,8 @@ def _holds(column: pa.Array, operator: str, value: Any) -> Mask:
     if operator == "exists":
         return _mask(column.is_valid() if value else column.is_null())
     if operator == "all":
-        return np.logical_and.reduce([_holds(column, "any", [one]) for one in value])
+        each = [_holds(column, "any", [one]) for one in value]
+        return np.asarray(np.logical_and.reduce(each), np.bool_)
     if operator == "any":
         of_strings = _of_words(column.values, "in", value)
         # How many of the strings so far, at both ends of each list.
@@ -241,7 +242,7 @@ def _of_words(column: pa.DictionaryArray, operator: str, value: Any) -> Mask:
     """Each word of the dictionary is compared once; rows without one stand at its end."""
     words_W = _mask(_compared(column.dictionary, operator, value))
     places = column.indices.fill_null(len(words_W)).to_numpy()
-    return np.append(words_W, False)[places]
+    return np.asarray(np.append(words_W, False)[places], np.bool_)
 
 
 def _compared(column: pa.Array, operator: str, value: Any) -> pa.Array:

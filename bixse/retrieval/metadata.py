@@ -108,7 +108,7 @@ class Fields:
 
     def __init__(self, batch: pa.RecordBatch) -> None:
         self._columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-        self._rows = batch.num_rows
+        self._rows = int(batch.num_rows)
         self._kept: OrderedDict[str, Kept] = OrderedDict()
 
     def __len__(self) -> int:
