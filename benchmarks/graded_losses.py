@@ -5,12 +5,16 @@
 
 DATA holds sets in BEIR layout. `trec-dl` stands for a pair of sets that is put together here: the
 GPT-4o grades of TREC Deep Learning 2019 and 2020 to train on, the human grades of 2021 to test on,
-each with the passages that were judged. For each set: ingest, judge (the given grades), embed with
-the base encoder; then for each seed train and embed with every objective, and evaluate all of them.
-Every stage is an artefact under `--out`, so that an interrupted run goes on. The values of a query
-are averaged over seeds before they are compared. `--noise` gives a share of the training grades
-another value, drawn anew for each seed and the same for every objective. `--quick` needs no data:
-it makes a small graded corpus of invented words and an encoder for it.
+each with the passages that were judged. `trec-dl-compared` trains on those of these passages alone
+that GPT-4o also compared, two at a time, and has its preferences for the objective that reads them:
+`pairdistill` is the recipe's, `pointwise_distill` the same without preferences.
+
+For each set: ingest, judge (the given grades), embed with the base encoder; then for each seed
+train and embed with every objective, and evaluate all of them. Every stage is an artefact under
+`--out`, so that an interrupted run goes on. The values of a query are averaged over seeds before
+they are compared. `--noise` gives a share of the training grades another value, drawn anew for each
+seed and the same for every objective. `--quick` needs no data: it makes a small graded corpus of
+invented words, preferences and an encoder for it.
 """
 
 import json
@@ -26,6 +30,7 @@ import numpy as np
 import tyro
 
 from benchmarks.label_noise import noisy_judgments
+from benchmarks.trec_dl import PREFERENCES, trec_dl
 from bixse.artifacts import Artifact
 from bixse.evaluation.settings import Evaluation
 from bixse.evaluation.significance import interval, randomisation_p, resampled_means
@@ -34,6 +39,7 @@ from bixse.models.encoder import load_model
 from bixse.models.settings import PACKAGED
 from bixse.retrieval.settings import Lexical
 from bixse.training.settings import (
+    Combined,
     GradedBCE,
     InfoNCE,
     LambdaLoss,
@@ -47,7 +53,9 @@ from jobs.embed import embed
 from jobs.evaluate import evaluate
 from jobs.ingest import ingest
 from jobs.judge import judge
+from jobs.preferences import import_preferences
 from jobs.recipe import Ingest, Placement
+from jobs.recipes.ranking import pairdistill
 from jobs.train import train
 
 OBJECTIVES: Mapping[str, Objective] = {
@@ -59,10 +67,14 @@ OBJECTIVES: Mapping[str, Objective] = {
     "ranknet": RankNet(),
     "lambda_loss": LambdaLoss(),
     "margin_mse": MarginMSE(),
+    "pairdistill": pairdistill().training.objective,
+    "pointwise_distill": Combined(
+        parts=(ListKL(in_batch=False), InfoNCE(positives="threshold")), weights=(1.0, 1.0)
+    ),
 }
 Name = Literal[
     "graded_bce", "infonce", "infonce_threshold", "infonce_weighted",
-    "list_kl", "ranknet", "lambda_loss", "margin_mse",
+    "list_kl", "ranknet", "lambda_loss", "margin_mse", "pairdistill", "pointwise_distill",
 ]  # fmt: skip
 GRADES_FROM = {"mediqa2019-qa": 1.0}
 """Sets whose scale starts at 1 (excellent is 4, incorrect 1)."""
@@ -80,7 +92,7 @@ class Options:
         "graded_bce", "infonce", "infonce_threshold", "infonce_weighted",
     )  # fmt: skip
     """Which objectives; list_kl, ranknet, lambda_loss and margin_mse compare a query's documents
-    with each other and with the batch's."""
+    with each other and with the batch's; pairdistill needs a set with preferences."""
     seeds: int = 3
     """Training runs of each objective."""
     epochs: int = 1
@@ -133,9 +145,12 @@ def compare(name: str, options: Options) -> dict[str, Any]:
     # Ray's workers run in directories of their own.
     out = f"{Path(options.out).resolve()}/{name}"
     source = Path(options.data) / name
-    apart = trec_dl(Path(options.data), Path(out)) if name == "trec-dl" else None
+    apart = None
+    if name in ("trec-dl", "trec-dl-compared"):
+        apart = trec_dl(Path(options.data), Path(out), compared=name == "trec-dl-compared")
+        source = apart.training
     read = Ingest(grade_min=GRADES_FROM.get(name, 0.0))
-    learnt = ingest(str(apart.training if apart else source), read, f"{out}/training")
+    learnt = ingest(str(source), read, f"{out}/training")
     tested = ingest(str(apart.test), read, f"{out}/test") if apart else learnt
     start = shortened(options.start, options.encoder_tokens, Path(out) / "base")
     placement = Placement(gpus_per_actor=options.gpus)
@@ -144,6 +159,11 @@ def compare(name: str, options: Options) -> dict[str, Any]:
         None, [learnt.queries], learnt.corpus, learnt.qrels, Judging(), lexical, None, placement,
         f"{out}/judgments",
     )  # fmt: skip
+    preferences = None
+    if (source / PREFERENCES).exists():
+        preferences = import_preferences(
+            [learnt.queries], learnt.corpus, str(source / PREFERENCES), f"{out}/preferences"
+        )
     base = embed(tested.corpus, start, placement, f"{out}/embeddings-base")
     values: dict[str, list[np.ndarray[Any, Any]]] = {}
     out += variant(options)
@@ -156,9 +176,10 @@ def compare(name: str, options: Options) -> dict[str, Any]:
         for objective in options.objectives:
             here = f"{out}/{objective}-{seed}"
             settings = training(options, OBJECTIVES[objective], seed)
+            reads = settings.objective.reads_preferences
             encoder = train(
                 given, [learnt.queries], learnt.corpus, settings, start, placement,
-                f"{here}/encoder",
+                f"{here}/encoder", preferences=preferences if reads else None,
             )  # fmt: skip
             made = embed(tested.corpus, encoder.url, placement, f"{here}/embeddings")
             systems[objective] = (encoder.url, made)
@@ -259,48 +280,6 @@ def show(name: str, result: Mapping[str, Any]) -> None:
         print(f"  {pair:<36} {found['mean']:+.3f} [{low:+.3f}, {high:+.3f}] p {found['p']:.4f}")
 
 
-@dataclass(frozen=True)
-class Apart:
-    """Directories in BEIR layout: one to train on, one to test on."""
-
-    training: Path
-    test: Path
-
-
-def trec_dl(data: Path, out: Path) -> Apart:
-    """GPT-4o's grades of 2019 and 2020; NIST's of 2021. Each corpus holds its judged passages."""
-    years = [data / f"trec-dl-{year}" for year in ("2019", "2020", "2021")]
-    training = judged_only(
-        {year: year / "qrels_llm" / "gpt4o_umbrela.tsv" for year in years[:2]},
-        out / "data-training", "train",
-    )  # fmt: skip
-    test = judged_only({years[2]: years[2] / "qrels" / "test.tsv"}, out / "data-test", "test")
-    return Apart(training, test)
-
-
-def judged_only(grades: Mapping[Path, Path], made: Path, split: str) -> Path:
-    """Sets and a file of grades of each, put together: all that these grades judge."""
-    (made / "qrels").mkdir(parents=True, exist_ok=True)
-    judgments: list[str] = []
-    records: dict[str, dict[str, str]] = {"corpus": {}, "queries": {}}
-    for source, path in grades.items():
-        header, *lines = path.read_text().splitlines()
-        judgments += lines
-        ids = {
-            "queries": {line.split("\t")[0] for line in lines},
-            "corpus": {line.split("\t")[1] for line in lines},
-        }
-        for name, found in records.items():
-            for line in (source / f"{name}.jsonl").read_text().splitlines():
-                row_id = str(json.loads(line)["_id"])
-                if row_id in ids[name]:
-                    found.setdefault(row_id, line)
-    for name, found in records.items():
-        (made / f"{name}.jsonl").write_text("\n".join(found.values()) + "\n")
-    (made / "qrels" / f"{split}.tsv").write_text("\n".join([header, *judgments]) + "\n")
-    return made
-
-
 def quick(options: Options) -> Options:
     """Invented topics of three words; a document's grade is the words it shares with the query."""
     from dataclasses import replace
@@ -311,6 +290,7 @@ def quick(options: Options) -> Options:
     draw = random.Random(0)
     topics = [draw.sample(WORDS, 3) for _ in range(60)]
     corpus, queries, rows = [], [], {"train": [], "test": []}
+    preferences = ["query-id\tpreferred-id\tother-id"]
     for number, topic in enumerate(topics):
         query_id = f"q{number}"
         queries.append({"_id": query_id, "text": " ".join(topic)})
@@ -320,10 +300,12 @@ def quick(options: Options) -> Options:
             draw.shuffle(words)
             corpus.append({"_id": doc_id, "title": "", "text": " ".join(words)})
             rows["train" if number % 3 else "test"].append(f"{query_id}\t{doc_id}\t{grade}")
+            preferences += [f"{query_id}\t{doc_id}\td{number}-{low}" for low in range(grade)]
     (out / "topics" / "qrels").mkdir(parents=True, exist_ok=True)
     for name, records in (("corpus", corpus), ("queries", queries)):
         lines = "".join(json.dumps(record) + "\n" for record in records)
         (out / "topics" / f"{name}.jsonl").write_text(lines)
+    (out / "topics" / PREFERENCES).write_text("\n".join(preferences) + "\n")
     for split, lines in rows.items():
         text = "query-id\tcorpus-id\tscore\n" + "".join(f"{line}\n" for line in lines)
         (out / "topics" / "qrels" / f"{split}.tsv").write_text(text)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 Role = Literal["query", "document"]
 
 _TOKENS = {"cpu": 2048, "cuda": 65_536}
-"""Tokens of one call of the model, padding included. On a CPU (MiniLM, one core, bfloat16) larger
-calls are slower, for what they make leaves the cache; a GPU wants much at a time (an estimate)."""
+"""Tokens of one call of the model, padding included. On a CPU larger calls were
+slower (MiniLM, one core, bfloat16); what suits a GPU is an estimate."""
 _WINDOW = 1024
 """Texts tokenised at a time: memory follows neither their number nor the longest of all."""
 
