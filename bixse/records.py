@@ -14,6 +14,15 @@ import pyarrow as pa
 
 Split = Literal["train", "dev", "test"]
 
+Kind = Literal["text", "number", "boolean", "texts"]
+"""What a field of metadata holds, in all documents alike; texts is a list of strings."""
+
+Metadata = dict[str, str | int | float | bool | list[str]]
+"""Fields of a document by name; one that it does not have is absent."""
+
+EXACT_INTEGERS = 2**53
+"""Whole numbers up to this are exact as float64, in which numbers of metadata are compared."""
+
 
 @dataclass(frozen=True, slots=True)
 class Document:
@@ -22,6 +31,8 @@ class Document:
     doc_id: str
     title: str
     text: str
+    metadata: Metadata | None = None
+    """What filters read; None where it was not asked for, or the document has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +111,13 @@ class Hit:
 
 
 CORPUS = pa.schema([("doc_id", pa.string()), ("title", pa.string()), ("text", pa.string())])
+
+METADATA = pa.schema([("doc_id", pa.string()), ("metadata", pa.string())])
+"""Metadata of those documents of a part of the corpus that have any, as JSON with sorted keys. It
+stands beside the rows, in `metadata/`, so that a corpus without any is what it was before there
+was metadata; the manifest says the fields and their kinds."""
+
+METADATA_DIR = "metadata"
 
 QUERIES = pa.schema(
     [

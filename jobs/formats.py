@@ -286,6 +286,5 @@ def check_columns(row: Row, *needed: tuple[str, ...]) -> None:
     for names in needed:
         if not any(name in row.fields for name in names):
             found = ", ".join(map(str, row.fields)) or "none"
-            raise ValueError(
-                f"{row.source} has no column {names[0]} (or {', '.join(names[1:])}): found {found}"
-            )
+            others = f" (or {', '.join(names[1:])})" if names[1:] else ""
+            raise ValueError(f"{row.source} has no column {names[0]}{others}: found {found}")

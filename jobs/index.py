@@ -69,6 +69,7 @@ def index(
     fingerprint = encoder_fingerprint(resolve(encoder))
     _check(embeddings, corpus, encoder, fingerprint, base)
     source = Source(embeddings, corpus, base, deleted)
+    source.kinds()  # What cannot be is refused before anything is made.
     inputs = {
         name: artifact.fingerprint
         for name, artifact in (("embeddings", embeddings), ("corpus", corpus), ("base", base))
@@ -123,6 +124,8 @@ def index(
         "changes": {name: sum(shard[name] for shard in built) for name in changes},
         "canary": {"query": asked["texts"][0], "doc_id": best.doc_id, "score": best.score},
     }
+    if kinds := source.kinds():
+        extra["metadata"] = kinds
     return draft.finish(rows=rows, extra=extra)
 
 
@@ -389,7 +392,9 @@ def _build(
         else:
             template = empty(settings, dim)
         write_vectors(Path(folder), gathered.vectors_ND, settings, template)
-        shutil.move(Path(aside) / "documents.arrow", folder)
+        for file in ("documents.arrow", "metadata.arrow"):
+            if (Path(aside) / file).exists():
+                shutil.move(Path(aside) / file, folder)
         built = {
             "name": name,
             "rows": len(gathered.doc_ids),

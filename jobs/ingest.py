@@ -20,6 +20,7 @@ from bixse.records import (
     QUERIES,
     Document,
     Judgment,
+    Metadata,
     Query,
     Rejection,
     document_text,
@@ -38,6 +39,7 @@ from jobs.formats import (
     short_name,
     value_of,
 )
+from jobs.metadata import Reader, Rejected, write_metadata
 from jobs.parts import progress, rejected_table
 from jobs.recipe import Ingest
 
@@ -111,6 +113,7 @@ class _Parts:
     def __init__(self, draft: Draft, schema: pa.Schema, rows: int) -> None:
         self._draft, self._schema, self._rows = draft, schema, rows
         self._kept: list[dict[str, Any]] = []
+        self._metadata: list[tuple[str, Metadata]] = []
         self._rejected: list[Rejection] = []
         self._number = 0
         self.total = 0
@@ -120,6 +123,10 @@ class _Parts:
         self._kept.append(row)
         self.total += 1
         self._flush_if(self._rows)
+
+    def describe(self, doc_id: str, metadata: Metadata) -> None:
+        """The metadata of the document that is kept next."""
+        self._metadata.append((doc_id, metadata))
 
     def reject(self, rejection: Rejection) -> None:
         self.first_rejection = self.first_rejection or rejection
@@ -133,15 +140,19 @@ class _Parts:
     def _flush_if(self, full: int) -> None:
         if len(self._kept) >= full or len(self._rejected) >= max(full, 1):
             table = pa.Table.from_pylist(self._kept, schema=self._schema)
+            write_metadata(self._draft, self._number, self._metadata)
             self._draft.write_part(self._number, table, rejected_table(self._rejected))
             self._number += 1
-            self._kept, self._rejected = [], []
+            self._kept, self._rejected, self._metadata = [], [], []
 
 
 def _write_corpus(
     rows: Iterator[Row], settings: Ingest, inputs: dict[str, str], out: str, described: str
 ) -> Artifact:
-    config = {"source": settings.source, "part_rows": settings.part_rows}
+    config: dict[str, Any] = {"source": settings.source, "part_rows": settings.part_rows}
+    if settings.metadata is not None:
+        config["metadata"] = settings.metadata
+    reader = Reader(settings.metadata)
     draft = begin(f"{out}/corpus", "corpus", config=config, inputs=inputs)
     if isinstance(draft, Artifact):
         return draft
@@ -150,21 +161,27 @@ def _write_corpus(
     with progress("ingest", None) as advance:
         for row in rows:
             check_columns(row, DOC_ID_NAMES, TEXT_NAMES)
-            document = _document(row, seen)
+            document = _document(row, seen, reader)
             if isinstance(document, Rejection):
                 parts.reject(document)
             else:
+                if document.metadata:
+                    parts.describe(document.doc_id, document.metadata)
                 parts.keep(asdict(document))
             advance(1)
     if not parts.total:
         why = parts.first_rejection
         reason = f": {why.source} line {why.line}: {why.reason}" if why else ""
         raise ValueError(f"no valid document in {described}{reason}")
+    reader.check_found()
     parts.close()
-    return draft.finish(extra={"described": described})
+    extra: dict[str, Any] = {"described": described}
+    if reader.kinds:
+        extra["metadata"] = reader.kinds
+    return draft.finish(extra=extra)
 
 
-def _document(row: Row, seen: dict[str, str]) -> Document | Rejection:
+def _document(row: Row, seen: dict[str, str], reader: Reader) -> Document | Rejection:
     if row.problem:
         return row.reject(row.problem)
     try:
@@ -180,8 +197,12 @@ def _document(row: Row, seen: dict[str, str]) -> Document | Rejection:
     if doc_id in seen:
         same = "the same" if seen[doc_id] == digest else "other"
         return row.reject(f"duplicate id with {same} text", doc_id=doc_id)
+    try:
+        metadata = reader.read(row)
+    except Rejected as problem:
+        return row.reject(str(problem), doc_id=doc_id)
     seen[doc_id] = digest
-    return Document(doc_id, title, text)
+    return Document(doc_id, title, text, metadata)
 
 
 def _write_queries(rows: Iterator[Row], inputs: dict[str, str], out: str) -> Artifact:

@@ -11,7 +11,15 @@ from bixse.models.encoder import Role
 from serve.batcher import Batcher, Result
 from serve.fanout import Missing
 from serve.generation import Generation
-from serve.messages import EncodedBatch, Failed, FoundInShard, NotHeld, Unavailable, Vectors
+from serve.messages import (
+    EncodedBatch,
+    Failed,
+    FoundInShard,
+    NotHeld,
+    Unavailable,
+    Vectors,
+    Wanted,
+)
 from serve.query_encoder import EncoderStore
 from serve.settings import ServeArgs
 from serve.shard import ShardStore, slot_of
@@ -56,24 +64,20 @@ class Handles:
         generation: Generation,
         shard: str,
         vectors_QD: Vectors,
-        ks: list[int],
-        with_fields: list[bool],
-        with_vectors: list[bool],
+        wanted: list[Wanted],
         deadline: float,
     ) -> list[FoundInShard]:
-        ask = (vectors_QD, ks, with_fields, with_vectors)
-        return await self._ask_slot("search", generation, shard, ask, deadline)
+        return await self._ask_slot("search", generation, shard, (vectors_QD, wanted), deadline)
 
     async def search_words(
         self,
         generation: Generation,
         shard: str,
         queries: list[str],
-        ks: list[int],
-        with_fields: list[bool],
+        wanted: list[Wanted],
         deadline: float,
     ) -> list[FoundInShard]:
-        ask = (queries, ks, with_fields)
+        ask = (queries, wanted)
         return await self._ask_slot("search_words", generation, shard, ask, deadline)
 
     async def _ask_slot(
@@ -128,27 +132,22 @@ class Local:
         generation: Generation,
         shard: str,
         vectors_QD: Vectors,
-        ks: list[int],
-        with_fields: list[bool],
-        with_vectors: list[bool],
+        wanted: list[Wanted],
         deadline: float,
     ) -> list[FoundInShard]:
         left = deadline - asyncio.get_running_loop().time()
-        ask = (generation.number, shard, vectors_QD, ks, with_fields, with_vectors, left)
-        return await self.shards.search(*ask)
+        return await self.shards.search(generation.number, shard, vectors_QD, wanted, left)
 
     async def search_words(
         self,
         generation: Generation,
         shard: str,
         queries: list[str],
-        ks: list[int],
-        with_fields: list[bool],
+        wanted: list[Wanted],
         deadline: float,
     ) -> list[FoundInShard]:
         left = deadline - asyncio.get_running_loop().time()
-        ask = (generation.number, shard, queries, ks, with_fields, left)
-        return await self.shards.search_words(*ask)
+        return await self.shards.search_words(generation.number, shard, queries, wanted, left)
 
     async def check_health(self) -> None:
         await self.encoder.check_health()

@@ -4,6 +4,7 @@
         for hit in client.search("merge two sorted iterables", k=5).hits:
             print(hit.rank, hit.doc_id, hit.score)
 
+    client.search("merge", filter={"brand": "acme", "price": {"lt": 10}})
     client.search("E1234", mode="hybrid")  # or lexical, of an index that was built with BM25
     client.search("merge", feedback={"documents": 3, "weight": 0.5})
     client.search("merge", k=5, rerank=50)  # of an application that was started with --reranker
@@ -65,6 +66,7 @@ class SearchHit:
     rank: int
     title: str | None = None
     text: str | None = None
+    metadata: dict[str, Any] | None = None
     dense: Side | None = None
     lexical: Side | None = None
     first_stage: Side | None = None

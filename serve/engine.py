@@ -8,7 +8,7 @@ from bixse.models.encoder import Role
 from serve.fanout import Answer, Feedback, Way
 from serve.generation import Generation
 from serve.ledger import Outcome
-from serve.messages import Encoded
+from serve.messages import Encoded, Wanted
 
 
 class Session(Protocol):
@@ -22,15 +22,14 @@ class Session(Protocol):
     async def search(
         self,
         queries: Sequence[str],
-        k: int,
-        with_fields: bool,
+        wanted: Wanted,
         deadline: float,
         feedback: Feedback | None = None,
     ) -> Answer:
         """Rankings of all queries, over the shards that answered; after feedback where given."""
 
     async def search_words(
-        self, queries: Sequence[str], k: int, with_fields: bool, way: Way, deadline: float
+        self, queries: Sequence[str], wanted: Wanted, way: Way, deadline: float
     ) -> Answer:
         """As `search`, by words or by words and vectors; the index must have `lexical`."""
 

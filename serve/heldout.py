@@ -5,7 +5,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from bixse.artifacts import Artifact, ArtifactError
-from serve.messages import RefusedText
+from serve.messages import RefusedText, Wanted
 
 if TYPE_CHECKING:
     from serve.lane import Lane
@@ -46,7 +46,7 @@ async def heldout_ndcg(lane: "Lane", queries: str, judgments: str, batch: int) -
         some = ids[start : start + batch]
         deadline = asyncio.get_running_loop().time() + _WITHIN_S
         try:
-            answer = await lane.search([texts[i] for i in some], _K, False, deadline)
+            answer = await lane.search([texts[i] for i in some], Wanted(_K, False), deadline)
         except RefusedText as error:
             raise ArtifactError(
                 f"query {some[error.position]} of {queries} cannot be encoded: {error.reason}"

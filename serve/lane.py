@@ -7,6 +7,7 @@ each call; `serve.fanout` decides what a missing shard means.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -36,6 +37,7 @@ from serve.messages import (
     RefusedText,
     Unavailable,
     Vectors,
+    Wanted,
 )
 from serve.metrics import Metrics
 from serve.settings import ServeArgs
@@ -65,9 +67,7 @@ class Backend(Protocol):
         generation: Generation,
         shard: str,
         vectors_QD: Vectors,
-        ks: list[int],
-        with_fields: list[bool],
-        with_vectors: list[bool],
+        wanted: list[Wanted],
         deadline: float,
     ) -> list[FoundInShard]:
         """Raises TimeoutError, NotHeld, Failed, or what Ray raises for a call that failed."""
@@ -77,8 +77,7 @@ class Backend(Protocol):
         generation: Generation,
         shard: str,
         queries: list[str],
-        ks: list[int],
-        with_fields: list[bool],
+        wanted: list[Wanted],
         deadline: float,
     ) -> list[FoundInShard]:
         """Raises as `search`."""
@@ -86,15 +85,12 @@ class Backend(Protocol):
 
 class _AskWords(NamedTuple):
     query: str
-    k: int
-    with_fields: bool
+    wanted: Wanted
 
 
 class _Ask(NamedTuple):
     vector: Vectors
-    k: int
-    with_fields: bool
-    with_vectors: bool = False
+    wanted: Wanted
 
 
 class Lane:
@@ -130,8 +126,7 @@ class Lane:
     async def search(
         self,
         queries: Sequence[str],
-        k: int,
-        with_fields: bool,
+        wanted: Wanted,
         deadline: float,
         feedback: Feedback | None = None,
     ) -> Answer:
@@ -146,19 +141,18 @@ class Lane:
         encoded_at = time.perf_counter()
         missing: dict[str, Missing] = {}
         if feedback is not None:
-            asks = [
-                _Ask(vector, feedback.documents, False, with_vectors=True) for vector in vectors
-            ]
+            near = replace(wanted, k=feedback.documents, with_fields=False, with_vectors=True)
+            asks = [_Ask(vector, near) for vector in vectors]
             # A shard that hangs must leave time for the second search over the others.
             half = (asyncio.get_running_loop().time() + deadline) / 2
             first = await self._by_vectors(asks, half, missing)
             if first:
                 heads = zip(*first, strict=True)
                 vectors = [moved(v, head, feedback) for v, head in zip(vectors, heads, strict=True)]
-        asks = [_Ask(vector, k, with_fields) for vector in vectors]
+        asks = [_Ask(vector, wanted) for vector in vectors]
         rankings = await self._by_vectors(asks, deadline, missing)
         searched_at = time.perf_counter()
-        results = [one_ranking(found, k) for found in zip(*rankings, strict=True)]
+        results = [one_ranking(found, wanted.k) for found in zip(*rankings, strict=True)]
         seen = coverage(self.index.shard_rows, list(missing.values()))
         self._observe(seen)
         timing_ms = {
@@ -180,17 +174,18 @@ class Lane:
         return [reply for reply in replies if not isinstance(reply, Missing)]
 
     async def search_words(
-        self, queries: Sequence[str], k: int, with_fields: bool, way: Way, deadline: float
+        self, queries: Sequence[str], wanted: Wanted, way: Way, deadline: float
     ) -> Answer:
         """As `search`, by words or by words and vectors; a shard counts when it gave all asked."""
         start = time.perf_counter()
-        depth, until = way.depth(k), deadline - MERGE_RESERVE_S
-        by_words = [_AskWords(query, depth, with_fields) for query in queries]
+        depth, until = way.depth(wanted.k), deadline - MERGE_RESERVE_S
+        deep = replace(wanted, k=depth)
+        by_words = [_AskWords(query, deep) for query in queries]
         asked: list[tuple[dict[str, Batcher[Any, FoundInShard]], list[Any]]]
         asked = [(self._words, by_words)]
         if way.mode == "hybrid":
             encoded = await self.embed(queries, "query", deadline)
-            by_vectors = [_Ask(one.vector, depth, with_fields) for one in encoded]
+            by_vectors = [_Ask(one.vector, deep) for one in encoded]
             asked.insert(0, (self._search, by_vectors))
         encoded_at = time.perf_counter()
         names = list(self.index.shard_rows)
@@ -211,7 +206,7 @@ class Lane:
         results = sides[0]
         if way.mode == "hybrid":
             pairs = zip(sides[0], sides[1], strict=True)
-            results = [fused(dense, lexical, way, k) for dense, lexical in pairs]
+            results = [fused(dense, lexical, way, wanted.k) for dense, lexical in pairs]
         seen = coverage(self.index.shard_rows, list(missing.values()))
         self._observe(seen)
         timing_ms = {
@@ -237,7 +232,7 @@ class Lane:
         known = self.index.canary
         deadline = asyncio.get_running_loop().time() + CANARY_WITHIN_S
         try:
-            answer = await self.search([known.query], _CANARY_K, False, deadline)
+            answer = await self.search([known.query], Wanted(_CANARY_K, False), deadline)
         except TimeoutError:
             return f"the canary query was not encoded within {CANARY_WITHIN_S:g} s"
         except (RefusedText, Unavailable) as error:
@@ -246,20 +241,17 @@ class Lane:
 
     async def _call_shard(self, name: str, asks: list[_Ask], deadline: float) -> list[FoundInShard]:
         vectors_QD = np.stack([ask.vector for ask in asks])
-        ks, with_fields = [ask.k for ask in asks], [ask.with_fields for ask in asks]
-        with_vectors = [ask.with_vectors for ask in asks]
+        wanted = [ask.wanted for ask in asks]
         with self._metrics.shard_seconds.labels(name).time():
-            return await self._backend.search(
-                self.generation, name, vectors_QD, ks, with_fields, with_vectors, deadline
-            )
+            return await self._backend.search(self.generation, name, vectors_QD, wanted, deadline)
 
     async def _call_words(
         self, name: str, asks: list[_AskWords], deadline: float
     ) -> list[FoundInShard]:
-        queries, ks, with_fields = (list(column) for column in zip(*asks, strict=True))
+        queries, wanted = [ask.query for ask in asks], [ask.wanted for ask in asks]
         with self._metrics.shard_seconds.labels(name).time():
             return await self._backend.search_words(
-                self.generation, name, queries, ks, with_fields, deadline
+                self.generation, name, queries, wanted, deadline
             )
 
     async def _call_encoder(

@@ -12,6 +12,18 @@ Vectors = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is wanted for one query."""
+
+    k: int
+    with_fields: bool
+    """Whether title, text and metadata come along."""
+    with_vectors: bool = False
+    filter: str | None = None
+    """Canonical text of the filter, which the index can answer; None searches all documents."""
+
+
+@dataclass(frozen=True, slots=True)
 class FoundInShard:
     """What one shard found for one query, best first, and its fields where asked for.
 

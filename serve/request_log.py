@@ -1,7 +1,8 @@
 """What was shown to those who searched: a JSON line a request, for click models.
 
-    {"request_id", "time", "policy", "k", "mode", "generation", "index", "encoder", "reranker",
-     "feedback", "coverage", "results": [{"query", "shown": [{"doc_id", "rank", "score"}]}]}
+    {"request_id", "time", "policy", "k", "mode", "filter", "generation", "index", "encoder",
+     "reranker", "feedback", "coverage",
+     "results": [{"query", "shown": [{"doc_id", "rank", "score"}]}]}
 
 Off unless `--request-log` names a directory, since queries are personal data: they are what people
 write. Files are readable by their owner only, nothing else of a request (key, address) is written,
@@ -24,6 +25,7 @@ from typing import Any
 
 from serve.fanout import Answer
 from serve.generation import Generation
+from serve.schema import SearchRequest
 
 _WAITING = 4096
 """Lines that may wait to be written; a disk that is slower than this loses lines, not requests."""
@@ -112,7 +114,12 @@ def request_id_of(offered: str | None) -> str:
 
 
 def line_of(
-    request_id: str, texts: list[str], k: int, answer: Answer, served: Generation, policy: str
+    request_id: str,
+    texts: list[str],
+    request: SearchRequest,
+    answer: Answer,
+    served: Generation,
+    policy: str,
 ) -> dict[str, Any]:
     """What the log says of one request."""
     results = [
@@ -126,8 +133,9 @@ def line_of(
         "request_id": request_id,
         "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "policy": policy,
-        "k": k,
+        "k": request.k,
         "mode": answer.mode,
+        "filter": None if request.filter is None else request.filter.spelt_out,
         "generation": served.number,
         "index": served.index.fingerprint,
         "encoder": served.index.encoder,

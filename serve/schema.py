@@ -12,6 +12,8 @@ from pydantic import (
 )
 
 from bixse.models.encoder import Role
+from bixse.records import Metadata
+from bixse.retrieval.filters import Filter, bounded
 from serve.settings import Mode
 
 
@@ -59,7 +61,16 @@ class SearchRequest(Strict):
     timeout_ms: int | None = Field(default=None, ge=1)
     allow_partial: bool = True
     min_coverage: float = Field(default=0.0, ge=0, le=1)
-    include_text: bool = True
+    include_text: bool = Field(
+        default=True, description="Whether hits have title, text and metadata"
+    )
+    filter: Annotated[Filter, AfterValidator(bounded)] | None = Field(
+        default=None,
+        description="Only documents whose metadata meet this are searched, by vectors and by "
+        'words: {"brand": "acme", "price": {"gte": 5, "lt": 10}, "tags": {"any": ["new"]}}. Of '
+        "several fields all must hold; `not` takes a filter, `or` a list of them. A field that "
+        "this index does not have is 422",
+    )
     mode: Mode = Field(
         default="dense",
         description="dense: by vectors. lexical: by words (BM25). hybrid: both, fused. An index "
@@ -131,6 +142,9 @@ class HitReply(BaseModel):
     )
     title: str | None = None
     text: str | None = None
+    metadata: Metadata | None = Field(
+        default=None, description="With the text, of documents that have any"
+    )
 
 
 class DegradedReply(BaseModel):

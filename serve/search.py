@@ -12,7 +12,7 @@ from serve.errors import ApiError
 from serve.fanout import Answer, Missing, Verdict, verdict
 from serve.limits import Limits, refused
 from serve.messages import RefusedText
-from serve.ranking import feedback_of, hits_of, way_of
+from serve.ranking import feedback_of, hits_of, wanted_of, way_of
 from serve.request_log import RequestLog, line_of, request_id_of
 from serve.schema import CoverageReply, IndexReply, RetrieveRequest, SearchReply, SearchRequest
 
@@ -43,9 +43,7 @@ class Searches:
         request_id = None
         if self._request_log is not None:
             request_id = request_id_of(http.headers.get("x-request-id"))
-            self._request_log.put(
-                line_of(request_id, texts, request.k, answer, served, self._policy)
-            )
+            self._request_log.put(line_of(request_id, texts, request, answer, served, self._policy))
         rankings = [hits_of(found) for found in answer.results]
         total_ms = round((time.perf_counter() - start) * 1e3, 3)
         return SearchReply(
@@ -89,8 +87,8 @@ class Searches:
         self, session: Session, texts: Sequence[str], request: SearchRequest
     ) -> Answer:
         deadline = self._limits.deadline(request.timeout_ms)
-        depth, reranks = request.rerank or request.k, request.rerank is not None
-        asked = (texts, depth, request.include_text or reranks)
+        reranks = request.rerank is not None
+        asked = (texts, wanted_of(request, session.generation.index))
         way = way_of(request, session.generation.index)
         try:
             if way is None:

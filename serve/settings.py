@@ -1,11 +1,12 @@
 """What is served, and within which bounds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from bixse.artifacts import Artifact, ArtifactError
+from bixse.records import Kind
 from bixse.settings import Precision, Settings
 
 ROUTER_LOOP = "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP"
@@ -177,6 +178,8 @@ class ServedIndex:
     """recall@10 against exact search, as measured when the index was built."""
     lexical: bool = False
     """Whether its shards hold BM25 too: other modes than `dense` need it."""
+    metadata: dict[str, Kind] = field(default_factory=dict)
+    """Fields that filters may name, and what they hold."""
 
     @property
     def modes(self) -> list[Mode]:
@@ -207,8 +210,8 @@ class ServedIndex:
         rows = {name: count for name, count in rows.items() if count}
         if not rows:
             raise ArtifactError(f"the index {url} holds no document")
-        lexical = bool(extra.get("lexical"))
-        return cls(url, artifact.fingerprint, encoder, dim, rows, canary, recall, lexical)
+        lexical, kinds = bool(extra.get("lexical")), extra.get("metadata", {})
+        return cls(url, artifact.fingerprint, encoder, dim, rows, canary, recall, lexical, kinds)
 
     def check_encoder(self, start: str, fingerprint: str) -> None:
         """Raises ValueError, naming both fingerprints, when another encoder made this index."""

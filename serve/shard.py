@@ -4,9 +4,9 @@ Shapes: Q queries, D dimensions.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import faiss
@@ -16,10 +16,11 @@ from bixse.artifacts import Artifact, ArtifactError
 from bixse.place import Place
 from bixse.records import Hit
 from bixse.retrieval.lexical_shard import LEXICAL_DIR, LEXICAL_FILE, LexicalShard
+from bixse.retrieval.metadata import Kept
 from bixse.retrieval.shard import Ranking, Shard
 from serve.generation import Generation
 from serve.ledger import Follower
-from serve.messages import FoundInShard, NotHeld, Vectors
+from serve.messages import FoundInShard, NotHeld, Vectors, Wanted
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -100,13 +101,10 @@ class ShardStore:
         number: int,
         name: str,
         vectors_QD: Vectors,
-        ks: Sequence[int],
-        with_fields: Sequence[bool],
-        with_vectors: Sequence[bool],
+        wanted: Sequence[Wanted],
         budget_s: float,
     ) -> list[FoundInShard]:
-        """The best `ks[i]` of a shard for query `i`, with title and text if `with_fields[i]`, and
-        with their vectors if `with_vectors[i]`.
+        """The best of a shard for query `i`, as `wanted[i]` says.
 
         Raises TimeoutError when `budget_s` is over; a search not begun by then never begins. Raises
         NotHeld for a generation that is not loaded here.
@@ -114,17 +112,14 @@ class ShardStore:
         held = self._held(number, name)
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(budget_s):
-            return await loop.run_in_executor(
-                self._thread, _search, held.shard, vectors_QD, ks, with_fields, with_vectors
-            )
+            return await loop.run_in_executor(self._thread, _search, held.shard, vectors_QD, wanted)
 
     async def search_words(
         self,
         number: int,
         name: str,
         queries: Sequence[str],
-        ks: Sequence[int],
-        with_fields: Sequence[bool],
+        wanted: Sequence[Wanted],
         budget_s: float,
     ) -> list[FoundInShard]:
         """As `search`, by the words of the queries."""
@@ -134,7 +129,7 @@ class ShardStore:
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(budget_s):
             return await loop.run_in_executor(
-                self._thread, _search_words, held.shard, held.lexical, queries, ks, with_fields
+                self._thread, _search_words, held.shard, held.lexical, queries, wanted
             )
 
     def _held(self, number: int, name: str) -> _Loaded:
@@ -179,36 +174,43 @@ class ShardServer:
         await self._store.check_health()
 
 
-def _search(
-    shard: Shard,
-    vectors_QD: Vectors,
-    ks: Sequence[int],
-    with_fields: Sequence[bool],
-    with_vectors: Sequence[bool],
-) -> list[FoundInShard]:
-    rankings = shard.rankings(vectors_QD, ks)
-    return [
-        replace(found, vectors=shard.vectors(ranking.rows)) if vectors else found
-        for found, ranking, vectors in zip(
-            _with_fields(shard, rankings, with_fields), rankings, with_vectors, strict=True
-        )
-    ]
+def _search(shard: Shard, vectors_QD: Vectors, wanted: Sequence[Wanted]) -> list[FoundInShard]:
+    def rank(group: list[int], kept: Kept | None) -> list[Ranking]:
+        ks = [wanted[i].k for i in group]
+        return shard.rankings(vectors_QD[group], ks, kept=kept)
+
+    return _found(shard, wanted, rank)
 
 
 def _search_words(
+    shard: Shard, lexical: LexicalShard, queries: Sequence[str], wanted: Sequence[Wanted]
+) -> list[FoundInShard]:
+    def rank(group: list[int], kept: Kept | None) -> list[Ranking]:
+        ks = [wanted[i].k for i in group]
+        return lexical.rankings([queries[i] for i in group], ks, shard, kept)
+
+    return _found(shard, wanted, rank)
+
+
+def _found(
     shard: Shard,
-    lexical: LexicalShard,
-    queries: Sequence[str],
-    ks: Sequence[int],
-    with_fields: Sequence[bool],
+    wanted: Sequence[Wanted],
+    rank: Callable[[list[int], Kept | None], list[Ranking]],
 ) -> list[FoundInShard]:
-    return _with_fields(shard, lexical.rankings(queries, ks, shard), with_fields)
-
-
-def _with_fields(
-    shard: Shard, found: Sequence[Ranking], with_fields: Sequence[bool]
-) -> list[FoundInShard]:
+    """What `rank` finds for the queries of a batch, asked once for each filter among them."""
+    groups: dict[str | None, list[int]] = {}
+    for position, one in enumerate(wanted):
+        groups.setdefault(one.filter, []).append(position)
+    found: dict[int, Ranking] = {}
+    for text, group in groups.items():
+        kept = None if text is None else shard.kept(text)
+        found |= zip(group, rank(group, kept), strict=True)
     return [
-        FoundInShard(one.doc_ids, one.scores, shard.documents(one.rows) if fields else None)
-        for one, fields in zip(found, with_fields, strict=True)
+        FoundInShard(
+            found[i].doc_ids,
+            found[i].scores,
+            shard.documents(found[i].rows) if one.with_fields else None,
+            shard.vectors(found[i].rows) if one.with_vectors else None,
+        )
+        for i, one in enumerate(wanted)
     ]

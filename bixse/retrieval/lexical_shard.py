@@ -30,6 +30,7 @@ import pyarrow as pa
 
 from bixse.records import document_text
 from bixse.retrieval.lexical import Words, best_rows
+from bixse.retrieval.metadata import Kept
 from bixse.retrieval.settings import Lexical
 from bixse.retrieval.shard import Ranking, Shard
 from bixse.settings import Settings
@@ -154,14 +155,20 @@ class LexicalShard:
         bm25 = bm25s.BM25.load(directory, mmap=True, show_progress=False)
         return cls(bm25, says.lexical, says.rows)
 
-    def rankings(self, queries: Sequence[str], ks: Sequence[int], shard: Shard) -> list[Ranking]:
+    def rankings(
+        self, queries: Sequence[str], ks: Sequence[int], shard: Shard, kept: Kept | None = None
+    ) -> list[Ranking]:
         """The best `ks[i]` documents that share a word with query `i`, ties by `doc_id`.
 
-        `shard` is the shard that this is a part of.
+        `shard` is the shard that this is a part of. With `kept`, the best among those rows; their
+        scores are as without, by the words of the whole corpus.
         """
         found = []
+        out_N = None if kept is None else ~kept.mask
         for tokens, k in zip(self._tokenize(queries), ks, strict=True):
             scores_N = self._scores(tokens)
+            if out_N is not None:
+                scores_N[out_N] = 0
             rows = best_rows(scores_N, k)
             found.append(Ranking(rows, shard.doc_ids(rows), scores_N[rows].tolist()))
         return found

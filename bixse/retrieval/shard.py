@@ -6,6 +6,7 @@ A shard is a directory:
     vectors.npy       whole vectors for scoring again, where index.faiss holds codes only
     scales.npy        what each row of int8 vectors is multiplied with
     documents.arrow   doc_id, title, text (Arrow IPC)
+    metadata.arrow    what filters read, where there is any (`retrieval/metadata.py`)
     search.json       how wide to search; approximate structures only
     lexical/          BM25 of the same rows, where asked for (`retrieval/lexical_shard.py`)
 
@@ -19,7 +20,8 @@ Shapes: Q queries, K hits, D dimensions, N documents, F rows that FAISS gives a 
 of all queries.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,8 +30,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from bixse.records import CORPUS, Document, Hit, documents_at
+from bixse.records import CORPUS, Document, Hit, Kind, Metadata, documents_at
 from bixse.retrieval.merge import ranked
+from bixse.retrieval.metadata import METADATA_FILE, Fields, Kept, write_metadata
 from bixse.retrieval.settings import Retrieval, Search
 from bixse.retrieval.structures import CODED, TRAINED, parameters, resolve, trained
 
@@ -45,6 +48,10 @@ _SPARE = 16
 _BLOCK = 8192
 _SCORED_AT_ONCE = 1 << 16
 
+FEW = 20_000
+"""Up to so many rows that a filter keeps, all are compared with the query: reading them takes
+milliseconds, and a structure would have to look at too many others to find them."""
+
 Rows = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.float32]
 
@@ -55,8 +62,12 @@ def build_shard(
     vectors_ND: Vectors,
     settings: Retrieval,
     template: faiss.Index | None = None,
+    metadata: Mapping[str, Metadata] | None = None,
+    kinds: Mapping[str, Kind] | None = None,
 ) -> None:
     """Write a shard of documents in any order into an existing directory.
+
+    `metadata` of documents by `doc_id`, in fields of these `kinds`.
 
     A `template` is an empty index trained with these settings; without one the structure is decided
     by, and trained on, these vectors alone.
@@ -76,6 +87,8 @@ def build_shard(
     write_vectors(directory, vectors, settings, template)
     table = documents.select(CORPUS.names).take(pa.array(order)).cast(CORPUS)
     write_documents(directory, table.to_batches(max_chunksize=4096))
+    known = metadata or {}
+    write_metadata(directory, [known.get(doc_id) for doc_id in doc_ids[order]], kinds or {})
     if settings.structure in TRAINED or settings.structure == "hnsw":
         write_search(directory, asked_search(settings))
 
@@ -158,8 +171,10 @@ class Shard:
         search: Search | None = None,
         stored_ND: npt.NDArray[Any] | None = None,
         scales_N: Vectors | None = None,
+        fields: Fields | None = None,
     ) -> None:
         self._index = index
+        self.fields = fields
         self.table = documents
         # In one piece: taking from the chunks of a mapped table copies all of them first. Large,
         # since all ids together may be more than 2 GiB.
@@ -178,32 +193,49 @@ class Shard:
         """
         index = read_index(directory / INDEX_FILE)
         documents = pa.ipc.open_file(pa.memory_map(str(directory / DOCUMENTS_FILE))).read_all()
-        search, stored, scales = None, None, None
+        search, stored, scales, fields = None, None, None, None
         if (directory / SEARCH_FILE).exists():
             search = Search.model_validate_json((directory / SEARCH_FILE).read_bytes())
         if (directory / VECTORS_FILE).exists():
             stored = np.load(directory / VECTORS_FILE, mmap_mode="r").view(np.ndarray)
         if (directory / SCALES_FILE).exists():
             scales = np.load(directory / SCALES_FILE)
-        for name, held in (("documents", documents), ("stored vectors", stored)):
+        if (directory / METADATA_FILE).exists():
+            fields = Fields.load(directory)
+        for name, held in (
+            ("documents", documents),
+            ("stored vectors", stored),
+            ("fields", fields),
+        ):
             if held is not None and len(held) != index.ntotal:
                 raise ValueError(f"{directory} holds {index.ntotal} vectors and {len(held)} {name}")
-        return cls(index, documents, search, stored, scales)
+        return cls(index, documents, search, stored, scales, fields)
 
-    def search(self, vectors_QD: Vectors, k: int, width: Search | None = None) -> list[list[Hit]]:
+    def search(
+        self,
+        vectors_QD: Vectors,
+        k: int,
+        width: Search | None = None,
+        kept: Kept | None = None,
+    ) -> list[list[Hit]]:
         """The best `k` of this shard for each query, ties by `doc_id`; fewer if it finds fewer.
 
+        With `kept`, the best `k` among those rows alone.
         Raises ValueError for another dimension or numbers that are not finite.
         """
-        found = self.rankings(vectors_QD, [k] * len(vectors_QD), width)
+        found = self.rankings(vectors_QD, [k] * len(vectors_QD), width, kept)
         return [ranked(zip(one.scores, one.doc_ids, strict=True), k) for one in found]
 
     def rankings(
-        self, vectors_QD: Vectors, ks: Sequence[int], width: Search | None = None
+        self,
+        vectors_QD: Vectors,
+        ks: Sequence[int],
+        width: Search | None = None,
+        kept: Kept | None = None,
     ) -> list[Ranking]:
         """As `search` with a `k` for each query, before anything is made of rows and scores."""
         # One search at the largest k: a smaller ranking is the head of a larger one.
-        rows_QK, scores_QK = self.search_rows(vectors_QD, max(ks, default=1), width)
+        rows_QK, scores_QK = self.search_rows(vectors_QD, max(ks, default=1), width, kept)
         counts = np.minimum((rows_QK >= 0).sum(axis=1), ks)
         wanted_QK = np.arange(rows_QK.shape[1]) < counts[:, None]
         rows, scores = rows_QK[wanted_QK], scores_QK[wanted_QK].tolist()
@@ -214,7 +246,11 @@ class Shard:
         return found
 
     def search_rows(
-        self, vectors_QD: Vectors, k: int, width: Search | None = None
+        self,
+        vectors_QD: Vectors,
+        k: int,
+        width: Search | None = None,
+        kept: Kept | None = None,
     ) -> tuple[Rows, Vectors]:
         """As `search`, in row numbers of this shard and their scores, both [Q, K].
 
@@ -227,7 +263,7 @@ class Shard:
             raise ValueError("a query vector is not finite")
         if k < 1:
             raise ValueError(f"k must be 1 or more, found {k}")
-        queries_C, rows_C = self._candidates(vectors, k, width or self.width)
+        queries_C, rows_C = self._candidates(vectors, k, width or self.width, kept)
         scores_C = self._score(vectors, queries_C, rows_C)
         order = np.lexsort((rows_C, -scores_C, queries_C))
         queries_C = queries_C[order]
@@ -247,8 +283,12 @@ class Shard:
         return found
 
     def documents(self, rows: Rows) -> list[Document]:
-        """The stored fields of rows of this shard."""
-        return documents_at(self.table, rows.tolist())
+        """The stored fields of rows of this shard, and their metadata."""
+        found = documents_at(self.table, rows.tolist())
+        if self.fields is None:
+            return found
+        known = [self.fields.at(row) or None for row in rows.tolist()]
+        return [replace(one, metadata=own) for one, own in zip(found, known, strict=True)]
 
     def vectors(self, rows: Rows) -> Vectors:
         """The stored vectors of rows of this shard, [len(rows), D]."""
@@ -258,7 +298,15 @@ class Shard:
         vectors = self._stored_ND[rows].astype(np.float32)
         return vectors if self._scales_N is None else vectors * self._scales_N[rows, None]
 
-    def _candidates(self, vectors_QD: Vectors, k: int, width: Search) -> tuple[Rows, Rows]:
+    def kept(self, text: str) -> Kept:
+        """The rows that meet a filter, as `Fields.kept`."""
+        if self.fields is None:
+            raise ValueError("a filter over documents without metadata")
+        return self.fields.kept(text)
+
+    def _candidates(
+        self, vectors_QD: Vectors, k: int, width: Search, kept: Kept | None = None
+    ) -> tuple[Rows, Rows]:
         """Queries and rows [C] that hold the best `k` of each, as far as the structure finds them.
 
         Scores of codes decide nothing. Those of whole vectors leave out what is below the k-th by
@@ -267,10 +315,13 @@ class Shard:
         fetch = k + _SPARE
         if self._stored_ND is not None:
             fetch = max(fetch, k * width.refine_factor)
-        fetch = min(self.size, fetch)
+        size = self.size if kept is None else kept.count
+        if kept is not None and size <= max(FEW, fetch):
+            return self._among(vectors_QD, k, kept.rows)
+        fetch = min(size, fetch)
         if fetch == 0:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        scores_QF, rows_QF = self._ask(vectors_QD, k, fetch, width)
+        scores_QF, rows_QF = self._ask(vectors_QD, k, fetch, width, kept)
         # FAISS fills what it did not find with row -1.
         may_QF = rows_QF >= 0
         if self._stored_ND is not None:
@@ -279,28 +330,45 @@ class Shard:
         least_Q1 = scores_QF[:, min(k, fetch) - 1, None] - np.float32(_ROUNDING)
         may_QF &= scores_QF >= least_Q1
         # A tie at the k-th place must be whole before `doc_id` can decide it.
-        cut = np.flatnonzero(may_QF[:, -1] & (fetch < self.size))
+        cut = np.flatnonzero(may_QF[:, -1] & (fetch < size))
         may_QF[cut] = False
         queries_C, places_C = np.nonzero(may_QF)
         queries, rows = [queries_C], [rows_QF[queries_C, places_C]]
         for query in cut.tolist():
-            rows.append(self._whole_tie(vectors_QD[query : query + 1], k, fetch, width))
+            rows.append(self._whole_tie(vectors_QD[query : query + 1], k, fetch, width, kept))
             queries.append(np.full(len(rows[-1]), query))
         return np.concatenate(queries), np.concatenate(rows)
 
-    def _whole_tie(self, vector_1D: Vectors, k: int, fetch: int, width: Search) -> Rows:
+    def _among(self, vectors_QD: Vectors, k: int, rows_N: Rows) -> tuple[Rows, Rows]:
+        """As `_candidates`, of these rows alone and by comparing all of them, a block at a time."""
+        queries, rows = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        for start in range(0, len(rows_N), _BLOCK):
+            block = rows_N[start : start + _BLOCK]
+            index = faiss.IndexFlatIP(self.dim)
+            index.add(self.vectors(block))
+            queries_C, places_C = Shard(index, CORPUS.empty_table())._candidates(
+                vectors_QD, k, self.width
+            )
+            queries.append(queries_C)
+            rows.append(block[places_C])
+        return np.concatenate(queries), np.concatenate(rows)
+
+    def _whole_tie(
+        self, vector_1D: Vectors, k: int, fetch: int, width: Search, kept: Kept | None
+    ) -> Rows:
         """Rows of one query that hold its best `k`, where more than `fetch` may share the k-th."""
+        size = self.size if kept is None else kept.count
         while True:
-            fetch = min(self.size, fetch * 4)
-            (scores,), (rows,) = self._ask(vector_1D, k, fetch, width)
+            fetch = min(size, fetch * 4)
+            (scores,), (rows,) = self._ask(vector_1D, k, fetch, width, kept)
             may = (rows >= 0) & (scores >= scores[k - 1] - np.float32(_ROUNDING))
-            if fetch == self.size or not may[-1]:
+            if fetch == size or not may[-1]:
                 return np.asarray(rows[may], np.int64)
 
     def _ask(
-        self, vectors_QD: Vectors, k: int, fetch: int, width: Search
+        self, vectors_QD: Vectors, k: int, fetch: int, width: Search, kept: Kept | None
     ) -> tuple[npt.NDArray[np.float32], Rows]:
-        params = parameters(self._index, width, k, fetch)
+        params = parameters(self._index, width, k, fetch, kept)
         scores, rows = self._index.search(vectors_QD, fetch, params=params)
         return scores, rows
 

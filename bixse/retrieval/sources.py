@@ -2,12 +2,13 @@
 
 The documents of a new index come from embeddings and a corpus; those of a new generation also from
 the shards of the index before it, less what was deleted or replaced. Vectors and texts pass through
-files, a block at a time: of all the documents of a shard only the ids are in memory.
+files, a block at a time: of all the documents of a shard only ids and metadata are in memory.
 
 Shapes: N documents of the shard, D dimensions, Q queries.
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -19,9 +20,18 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from bixse.artifacts import Artifact
-from bixse.records import CORPUS, Document, Hit, documents_at
+from bixse.records import (
+    CORPUS,
+    METADATA_DIR,
+    Document,
+    Hit,
+    Kind,
+    Metadata,
+    documents_at,
+)
 from bixse.retrieval.exact import vectors_of
 from bixse.retrieval.merge import merge
+from bixse.retrieval.metadata import write_metadata
 from bixse.retrieval.shard import Shard, Vectors, write_documents
 
 _ROWS = 4096
@@ -35,6 +45,23 @@ class Source:
     corpus: Artifact | None
     base: Artifact | None = None
     deleted: frozenset[str] = frozenset()
+
+    def kinds(self) -> dict[str, Kind]:
+        """The fields of the documents' metadata and what they hold.
+
+        Raises ValueError when base and corpus hold different things under one name.
+        """
+        old, new = (
+            artifact.manifest.extra.get("metadata", {}) if artifact else {}
+            for artifact in (self.base, self.corpus)
+        )
+        for field, kind in new.items():
+            if old.get(field, kind) != kind:
+                raise ValueError(
+                    f"metadata {field} is {old[field]} in the base index and {kind} in the corpus: "
+                    "say its kind with --ingest.metadata, or make a new index"
+                )
+        return {**old, **new}
 
     def base_shard(self, name: str) -> Shard | None:
         """A shard of the generation before, its files verified first."""
@@ -95,6 +122,7 @@ def gather(source: Source, number: int, shards: int, dim: int, folder: Path) -> 
             for vector, doc_id in zip(vectors, ids, strict=True):
                 os.pwrite(handle.fileno(), vector.tobytes(), place[doc_id] * dim * 4)
     _gather_documents(source, base, doc_ids, fresh, number, shards, folder)
+    _gather_metadata(source, base, old, doc_ids, fresh, number, shards, folder)
     vectors_ND = np.memmap(raw, np.float32, "r", shape=shape) if doc_ids else np.zeros(shape, "f4")
     return Gathered(
         doc_ids,
@@ -199,6 +227,43 @@ def _gather_documents(
     rows_of = [(new, row_of), (base.table if base else new, {d: row for row, d in enumerate(old)})]
     write_documents(folder, _in_order(doc_ids, rows_of))
     aside.unlink()
+
+
+def _gather_metadata(
+    source: Source,
+    base: Shard | None,
+    old: Sequence[str],
+    doc_ids: Sequence[str],
+    fresh: set[str],
+    number: int,
+    shards: int,
+    folder: Path,
+) -> None:
+    """Write what filters read of the new documents and of those of the base that stay."""
+    kinds = source.kinds()
+    if not kinds:
+        return
+    own = _metadata_of(source.corpus, number, shards)
+    rows = {doc_id: row for row, doc_id in enumerate(old) if doc_id not in fresh}
+
+    def known(doc_id: str) -> Metadata | None:
+        if doc_id in rows and base is not None and base.fields is not None:
+            return base.fields.at(rows[doc_id])
+        return own.get(doc_id)
+
+    write_metadata(folder, [known(doc_id) for doc_id in doc_ids], kinds)
+
+
+def _metadata_of(corpus: Artifact | None, number: int, shards: int) -> dict[str, Metadata]:
+    """The metadata of the corpus' documents that live in this shard, by `doc_id`."""
+    found: dict[str, Metadata] = {}
+    names = sorted(corpus.manifest.files) if corpus else []
+    for name in names:
+        if corpus and name.startswith(f"{METADATA_DIR}/"):
+            for row in corpus.part(name).to_pylist():
+                if shard_of(row["doc_id"], shards) == number:
+                    found[row["doc_id"]] = json.loads(row["metadata"])
+    return found
 
 
 def _in_order(

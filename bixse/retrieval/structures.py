@@ -18,6 +18,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
+from bixse.retrieval.metadata import Kept
 from bixse.retrieval.settings import EXACT_BELOW, Retrieval, Search
 
 Vectors = npt.NDArray[np.float32]
@@ -107,20 +108,29 @@ def trained(settings: Retrieval, sample_ND: Vectors) -> faiss.Index:
     return index
 
 
-def parameters(index: faiss.Index, search: Search, k: int, fetch: int) -> Any:
-    """The FAISS search parameters for the best `fetch` candidates of a ranking of `k`."""
+def parameters(
+    index: faiss.Index, search: Search, k: int, fetch: int, kept: Kept | None = None
+) -> Any:
+    """The FAISS search parameters for the best `fetch` candidates of a ranking of `k`.
+
+    Of the rows `kept` only. A search that looks at so many rows without a filter looks at more with
+    one, so that among them are as many that may be found.
+    """
     # faiss' type stubs know neither these classes nor what they take.
     make: Any = faiss
+    only = {} if kept is None else {"sel": make.IDSelectorBitmap(kept.bits)}
+    wider = 1.0 if kept is None else kept.size / kept.count
     if isinstance(index, faiss.IndexHNSW):
-        return make.SearchParametersHNSW(efSearch=max(search.ef_search, fetch))
+        ef_search = min(index.ntotal, math.ceil(max(search.ef_search, fetch) * wider))
+        return make.SearchParametersHNSW(efSearch=ef_search, **only)
     ivf = _ivf(index)
     if ivf is None:
-        return None
+        return make.SearchParameters(**only) if only else None
     nprobe = search.nprobe
     if search.list_rows:
         # Lists that hold 2 k documents on average; of the whole index, so that shards agree.
         nprobe = max(nprobe, math.ceil(2 * k / search.list_rows))
-    found = make.SearchParametersIVF(nprobe=min(nprobe, ivf.nlist))
+    found = make.SearchParametersIVF(nprobe=min(math.ceil(nprobe * wider), ivf.nlist), **only)
     if isinstance(index, faiss.IndexPreTransform):
         return make.SearchParametersPreTransform(index_params=found)
     return found

@@ -1,5 +1,7 @@
 """pair, embed and index on Ray: known answers, sharded equals whole, refusals."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from bixse.candidates.settings import Pools
 from bixse.models.encoder import Encoder
 from bixse.records import Hit, document_text, text_hash
 from bixse.retrieval.exact import search_exact, vectors_of
+from bixse.retrieval.filters import Filter
 from bixse.retrieval.lexical import LexicalIndex
 from bixse.retrieval.lexical_shard import LexicalShard
 from bixse.retrieval.merge import merge, ranked
@@ -35,7 +38,15 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def data(beir: Path, tmp_path_factory: pytest.TempPathFactory) -> Ingested:
-    return ingest(str(beir), Ingest(part_rows=1300), str(tmp_path_factory.mktemp("ingested")))
+    """Every other document has metadata."""
+    place = tmp_path_factory.mktemp("described")
+    shutil.copytree(beir, place / "beir")
+    corpus = place / "beir" / "corpus.jsonl"
+    rows = [json.loads(line) for line in corpus.read_text().splitlines()]
+    for number, row in enumerate(rows[::2]):
+        row["metadata"] = {"number": number}
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return ingest(str(place / "beir"), Ingest(part_rows=1300), str(place / "ingested"))
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +127,15 @@ def test_the_shards_of_an_index_equal_the_whole(
     loaded = [Shard.load(tmp_path / "index" / name) for name in extra["shards"]]
     pieces = [shard.search(queries, 10) for shard in loaded]
     merged = [merge([piece[row] for piece in pieces], 10) for row in range(len(queries))]
-    assert merged == search_exact(embeddings, queries, 10)
+    whole = search_exact(embeddings, queries, made.manifest.rows)
+    assert merged == [hits[:10] for hits in whole]
+    assert extra["metadata"] == {"number": "number"}
+    some = Filter.model_validate({"number": {"lt": 300}}).text
+    kept = set(data.corpus.table()["doc_id"].to_pylist()[:600:2])
+    pieces = [shard.search(queries, 10, kept=shard.kept(some)) for shard in loaded]
+    for row, hits in enumerate(whole):
+        among = [(hit.score, hit.doc_id) for hit in hits if hit.doc_id in kept]
+        assert merge([piece[row] for piece in pieces], 10) == ranked(among, 10)
     canary = extra["canary"]
     answer = merge([s.search(model.encode([canary["query"]], "query"), 1)[0] for s in loaded], 1)
     assert answer[0].doc_id == canary["doc_id"]

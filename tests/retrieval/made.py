@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 
 from bixse.artifacts import Artifact, Draft, begin
-from bixse.records import CORPUS, embeddings_schema
+from bixse.records import CORPUS, Kind, Metadata, embeddings_schema
+from jobs.metadata import write_metadata
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -26,7 +27,13 @@ def table(doc_ids: list[str]) -> pa.Table:
 
 
 def artefacts(
-    place: Path, doc_ids: list[str], vectors: np.ndarray, encoder: str = "e", part: int = 700
+    place: Path,
+    doc_ids: list[str],
+    vectors: np.ndarray,
+    encoder: str = "e",
+    part: int = 700,
+    metadata: dict[str, Metadata] | None = None,
+    kinds: dict[str, Kind] | None = None,
 ) -> tuple[Artifact, Artifact]:
     """Embeddings and corpus of these documents, in several parts."""
     embeddings = begin(str(place / "embeddings"), "embeddings", config={}, inputs={})
@@ -39,4 +46,7 @@ def artefacts(
         schema = embeddings_schema(some.shape[1])
         embeddings.write_part(number, pa.table([pa.array(ids), lists], schema=schema))
         corpus.write_part(number, table(ids))
-    return embeddings.finish(extra={"encoder": encoder}), corpus.finish()
+        known = [(doc_id, metadata[doc_id]) for doc_id in ids if metadata and doc_id in metadata]
+        write_metadata(corpus, number, known)
+    extra = {"metadata": kinds} if kinds else {}
+    return embeddings.finish(extra={"encoder": encoder}), corpus.finish(extra=extra)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from bixse.artifacts import Artifact, Draft, begin
+from bixse.records import Kind, Metadata
 from bixse.retrieval.settings import Retrieval
 from bixse.retrieval.shard import INDEX_FILE, Shard, write_vectors
 from bixse.retrieval.sources import (
@@ -40,9 +41,10 @@ def index_of(place: Path, source: Source, shards: int = SHARDS) -> tuple[Artifac
         aside.mkdir()
         gathered = gather(source, number, shards, DIM, aside)
         write_vectors(folder, gathered.vectors_ND, exact(), empty(exact(), DIM))
-        (aside / "documents.arrow").rename(folder / "documents.arrow")
+        for path in aside.glob("*.arrow"):
+            path.rename(folder / path.name)
         counts += [gathered.added, gathered.replaced, gathered.deleted]
-    return draft.finish(rows=0), counts.tolist()
+    return draft.finish(rows=0, extra={"metadata": source.kinds()}), counts.tolist()
 
 
 def exact() -> Retrieval:
@@ -53,10 +55,16 @@ def files(index: Artifact) -> dict[str, str]:
     return {name: entry.sha256 for name, entry in index.manifest.files.items()}
 
 
-def source_of(place: Path, rows: Sequence[int], vectors: np.ndarray = VECTORS) -> Source:
+def source_of(
+    place: Path,
+    rows: Sequence[int],
+    vectors: np.ndarray = VECTORS,
+    metadata: dict[str, Metadata] | None = None,
+    kinds: dict[str, Kind] | None = None,
+) -> Source:
     place.mkdir()
     ids = [DOC_IDS[row] for row in rows]
-    return Source(*artefacts(place, ids, vectors[list(rows)]))
+    return Source(*artefacts(place, ids, vectors[list(rows)], metadata=metadata, kinds=kinds))
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +108,47 @@ def test_a_generation_equals_an_index_built_from_nothing(tmp_path: Path, base: A
     assert files(generation) == files(scratch)
     again = {name: base.place.entry(name).sha256 for name in files(base)}
     assert hashlib.sha256(json.dumps(again).encode()).hexdigest() == before
+
+
+def test_metadata_grows_with_the_documents(tmp_path: Path) -> None:
+    """What stays keeps its own, what is replaced has the new one or none: byte by byte."""
+    old: dict[str, Metadata] = {
+        DOC_IDS[n]: {"price": n % 7, "tags": [f"t{n % 3}"]} for n in range(0, 300, 2)
+    }
+    new: dict[str, Metadata] = {
+        DOC_IDS[n]: {"price": n / 2, "brand": f"b{n % 5}"} for n in range(250, 400, 3)
+    }
+    kinds: dict[str, Kind] = {"price": "number", "tags": "texts"}
+    more: dict[str, Kind] = {"brand": "text", "price": "number"}
+    places = [tmp_path / name for name in ("base", "g", "s")]
+    for place in places:
+        place.mkdir()
+    base, _ = index_of(places[0], source_of(tmp_path / "a", range(300), VECTORS, old, kinds))
+    update = source_of(tmp_path / "b", range(250, 400), VECTORS, new, more)
+    source = Source(update.embeddings, update.corpus, base, frozenset(DOC_IDS[:20]))
+    generation, counts = index_of(places[1], source)
+    assert counts == [100, 50, 20]
+    replaced = set(DOC_IDS[250:400])
+    expected = {d: own for d, own in old.items() if d not in replaced} | new
+    everything = source_of(tmp_path / "c", range(20, 400), VECTORS, expected, {**kinds, **more})
+    scratch, _ = index_of(places[2], everything)
+    assert files(generation) == files(scratch)
+    assert "shard-00000/metadata.arrow" in files(generation)
+    for number in range(SHARDS):
+        shard = Shard.load(generation.local_directory() / shard_name(number))
+        for document in shard.documents(np.arange(shard.size)):
+            assert document.metadata == expected.get(document.doc_id)
+
+
+def test_a_field_that_changes_its_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "i").mkdir()
+    number, text = ({DOC_IDS[0]: {"price": value}} for value in (1, "1"))
+    first = source_of(tmp_path / "a", range(5), VECTORS, number, {"price": "number"})
+    base, _ = index_of(tmp_path / "i", first)
+    second = source_of(tmp_path / "b", range(5), VECTORS, text, {"price": "text"})
+    source = Source(second.embeddings, second.corpus, base)
+    with pytest.raises(ValueError, match="price is number in the base index and text in the corp"):
+        gather(source, 0, SHARDS, DIM, tmp_path)
 
 
 def test_only_deletes(tmp_path: Path, base: Artifact) -> None:

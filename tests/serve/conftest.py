@@ -24,7 +24,7 @@ import pytest
 from bixse.artifacts import Artifact, begin
 from bixse.models.encoder import Encoder
 from bixse.models.settings import PACKAGED
-from bixse.records import CORPUS, Document, Hit, document_text
+from bixse.records import CORPUS, Document, Hit, Kind, document_text
 from bixse.retrieval.lexical_shard import LEXICAL_DIR, Statistics, build_lexical, texts_of
 from bixse.retrieval.settings import Lexical, Retrieval
 from bixse.retrieval.shard import DOCUMENTS_FILE, Shard, build_shard
@@ -45,6 +45,12 @@ ANIMALS = (
     "seal",
 )
 PLACES = ("the river", "a meadow", "the old forest", "a city park", "the coast")
+KINDS: dict[str, Kind] = {
+    "animal": "text",
+    "number": "number",
+    "seen": "boolean",
+    "words": "texts",
+}
 HABITS = ("sleeps through the winter", "feeds at dusk", "builds its nest", "raises its young")
 
 
@@ -55,6 +61,10 @@ def documents() -> list[Document]:
             f"{animal}-{place.split()[-1]}-{number}",
             f"The {animal} of {place}",
             f"In {place} the {animal} {habit}. Observation {number} of the naturalists.",
+            # Nobody has described the herons.
+            None
+            if animal == "heron"
+            else {"animal": animal, "number": number, "seen": number > 1, "words": habit.split()},
         )
         for animal in ANIMALS
         for place in PLACES
@@ -72,6 +82,8 @@ def index_of(
     lexical: Lexical | None = None,
 ) -> Artifact:
     """An index artefact as `jobs.index` writes it; documents go round the shards."""
+    metadata = {d.doc_id: d.metadata for d in corpus if d.metadata}
+    kinds = KINDS if metadata else {}
     words = Statistics.of([[document_text(d.title, d.text) for d in corpus]], "english")
     draft = begin(str(url), "index", config={}, inputs={})
     assert not isinstance(draft, Artifact)
@@ -86,7 +98,9 @@ def index_of(
             schema=CORPUS,
         )
         with tempfile.TemporaryDirectory() as local:
-            build_shard(Path(local), table, vectors[rows], Retrieval())
+            build_shard(
+                Path(local), table, vectors[rows], Retrieval(), metadata=metadata, kinds=kinds
+            )
             if lexical is not None:
                 texts = texts_of(Path(local) / DOCUMENTS_FILE)
                 build_lexical(Path(local) / LEXICAL_DIR, texts, words, lexical)
@@ -100,6 +114,7 @@ def index_of(
             "shard_rows": [len(range(n, len(corpus), shards)) for n in range(shards)],
             "structure": "exact",
             "recall@10": recall,
+            "metadata": kinds,
             "lexical": None if lexical is None else lexical.model_dump(mode="json"),
             # The document of row 0, so the first shard holds it.
             "canary": {

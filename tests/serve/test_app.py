@@ -18,7 +18,7 @@ from bixse.models.encoder import resolve
 from bixse.models.settings import PACKAGED
 from serve.app import build, main
 from serve.generation import Generation
-from serve.messages import NotHeld
+from serve.messages import NotHeld, Wanted
 from serve.query_encoder import EncoderStore
 from serve.settings import ServeArgs, ServedIndex
 from serve.shard import ShardStore, load_shard, slot_of
@@ -238,12 +238,12 @@ def test_a_replica_whose_time_is_over_never_begins(index, vectors):
         shard = ShardStore(threads)
         shard.load(Generation(7, ServedIndex.read(index.url), PACKAGED))
         with pytest.raises(TimeoutError):
-            await shard.search(7, "shard-00000", vectors[:1], [3], [False], [False], -1.0)
-        ks, fields = [3, 1, 500], [False, True, False]
+            await shard.search(7, "shard-00000", vectors[:1], [Wanted(3, False)], -1.0)
+        wanted = [Wanted(3, False, with_vectors=True), Wanted(1, True), Wanted(500, False)]
         some = vectors[[0, 2, 4]]
-        found = await shard.search(7, "shard-00000", some, ks, fields, [True, False, False], 60)
+        found = await shard.search(7, "shard-00000", some, wanted, 60)
         assert [len(f.doc_ids) for f in found] == [3, 1, 100]
-        assert [f.documents is not None for f in found] == fields
+        assert [f.documents is not None for f in found] == [False, True, False]
         assert [f.vectors is not None for f in found] == [True, False, False]
         assert found[0].vectors[0] == pytest.approx(vectors[0])
         assert found[1].documents is not None
@@ -251,7 +251,7 @@ def test_a_replica_whose_time_is_over_never_begins(index, vectors):
         await shard.check_health()
         shard.drop(7)
         with pytest.raises(NotHeld, match="generation 7"):
-            await shard.search(7, "shard-00000", vectors[:1], [3], [False], [False], 60)
+            await shard.search(7, "shard-00000", vectors[:1], [Wanted(3, False)], 60)
 
     asyncio.run(run())
 

@@ -75,3 +75,16 @@ def test_it_goes_through_the_client_and_before_a_reranker(served):
     assert {h.doc_id for h in moved} == {h.doc_id for h in both}
     stood = {h.doc_id: h.first_stage.rank for h in both}
     assert [stood[h.doc_id] for h in moved] == list(range(1, 31))
+
+
+def test_only_what_a_filter_keeps_gives_feedback(served, encoder, vectors):
+    otters = [row for row, d in enumerate(served.corpus) if d.doc_id.startswith("otter")]
+    ask = {"query": QUESTIONS[0], "k": 5, "filter": {"animal": "otter"}}
+    reply = served.search(**ask, feedback={}).json()
+    rows, query = np.array(otters), encoder.encode(QUESTIONS[:1], "query")[0]
+    head = rows[np.argsort(-vectors[rows] @ query)[:3]]
+    best = rows[np.argsort(-vectors[rows] @ rocchio(query, vectors[head], 0.5))[:5]]
+    assert [h["doc_id"] for h in reply["hits"]] == [served.corpus[row].doc_id for row in best]
+    reranked = served.search(**ask, feedback={}, rerank=20).json()
+    assert {h["doc_id"] for h in reranked["hits"]} <= {served.corpus[row].doc_id for row in otters}
+    assert reranked["hits"][0]["first_stage"]["rank"] <= 20

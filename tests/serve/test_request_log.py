@@ -98,7 +98,7 @@ def test_the_application_writes_what_it_shows(tmp_path, run_app, index, corpus):
         two = served.search(queries=["a heron", "a lynx"], k=2).json()
         assert len(two["request_id"]) >= 16
         with Client(served.url, served.search_key) as client:
-            assert client.search("a toad").request_id
+            assert client.search("a toad", filter={"animal": "toad"}).request_id
         assert served.search(query="").status_code == 422
     first, second, third = lines_of(place)
     assert first["results"] == [
@@ -109,6 +109,7 @@ def test_the_application_writes_what_it_shows(tmp_path, run_app, index, corpus):
     ]
     assert (first["request_id"], first["policy"], first["k"]) == ("mine-1", "arm-b", 3)
     assert first["mode"] == "dense"
+    assert (first["filter"], third["filter"]) == (None, {"animal": {"eq": "toad"}})
     assert (first["generation"], first["index"]) == (1, index.fingerprint)
     assert (first["encoder"], first["coverage"]) == (two["encoder"], 1.0)
     assert second["request_id"] == two["request_id"]

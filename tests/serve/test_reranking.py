@@ -22,6 +22,7 @@ from serve.metrics import Metrics
 from serve.request_log import line_of
 from serve.reranker import RerankerStore, score_now
 from serve.reranking import Reranking
+from serve.schema import SearchRequest
 from serve.settings import ServeArgs, ServedIndex
 
 QUESTIONS = ["where does the raven feed at dusk", "observation 3 of the naturalists"]
@@ -232,7 +233,8 @@ def test_a_full_queue_sheds():
 def test_the_request_log_names_the_reranker(index):
     served = Generation(1, ServedIndex.read(index.url), PACKAGED)
     answer = Answer([hits_and_documents("a")], SEEN, {}, reranker="f" * 32)
-    assert line_of("r", ["x"], 1, answer, served, "p")["reranker"] == "f" * 32
+    request = SearchRequest(query="x", k=1)
+    assert line_of("r", ["x"], request, answer, served, "p")["reranker"] == "f" * 32
 
 
 def test_the_openapi_document_says_what_happens_without_scores(served):
