@@ -47,7 +47,7 @@ class Side:
 
     def filled(self, chunks: int) -> "Side":
         """The same texts in so many chunks, of which the last are read and not used."""
-        return replace(self, chunks=[*self.chunks, *self.chunks[:1] * (chunks - len(self.chunks))])
+        return replace(self, chunks=[*self.chunks, *[self.chunks[0]] * (chunks - len(self.chunks))])
 
 
 def _texts(chunk: Mapping[str, Any]) -> int:
