@@ -150,7 +150,7 @@ def _write_corpus(
     rows: Iterator[Row], settings: Ingest, inputs: dict[str, str], out: str, described: str
 ) -> Artifact:
     config: dict[str, Any] = {"source": settings.source, "part_rows": settings.part_rows}
-    if settings.metadata is not None:
+    if settings.metadata:
         config["metadata"] = settings.metadata
     reader = Reader(settings.metadata)
     draft = begin(f"{out}/corpus", "corpus", config=config, inputs=inputs)

@@ -1,7 +1,9 @@
 """What a raw row says beside its text -> metadata of one kind a field, or why it is none.
 
-    "metadata": {"brand": "acme", "price": 9.5}    of JSON lines, as BEIR has it: all of it
-    --ingest.metadata brand price:number           these alone, from there or from columns
+    --ingest.metadata brand price:number    of the `metadata` object of JSON lines, or of columns
+    --ingest.metadata all                   every field of that object
+
+Without a name nothing is read: objects that no filter can hold are no reason to lose a document.
 
 The first document that has a field says its kind for all; a name with `:kind` says it beforehand,
 and is how numbers and true or false are read from CSV, where all is text.
@@ -23,6 +25,8 @@ MOST_FIELDS = 100
 OPERATORS = ("not", "or")
 """What filters mean otherwise, and no field can be called."""
 
+_ALL = ("all",)
+
 _BOOLEANS = {"true": True, "false": False}
 _SAID: dict[Kind, str] = {
     "text": "a string",
@@ -35,10 +39,11 @@ _SAID: dict[Kind, str] = {
 class Reader:
     """Reads the metadata of one corpus row by row; knows the fields so far and their kinds."""
 
-    def __init__(self, names: Sequence[str] | None) -> None:
+    def __init__(self, names: Sequence[str]) -> None:
         """`names` as in `--ingest.metadata`. Raises ValueError for one that cannot be."""
         self.kinds: dict[str, Kind] = {}
-        self._names = None if names is None else dict(_named(name) for name in names)
+        self._all = tuple(names) == _ALL
+        self._names = {} if self._all else dict(_named(name) for name in names)
 
     def read(self, row: Row) -> Metadata | None:
         """The metadata of a row, None where it has none.
@@ -50,7 +55,7 @@ class Reader:
         kinds: dict[str, Kind] = {}
         for name, value in self._given(row).items():
             if value is not None:
-                asked = self.kinds.get(name) or (self._names or {}).get(name)
+                asked = self.kinds.get(name) or self._names.get(name)
                 found[name], kinds[name] = _held(name, value, asked)
         self.kinds |= kinds
         if len(self.kinds) > MOST_FIELDS:
@@ -62,7 +67,7 @@ class Reader:
 
     def check_found(self) -> None:
         """Raises ValueError for a named field that no row had."""
-        missing = [name for name in self._names or () if name not in self.kinds]
+        missing = [name for name in self._names if name not in self.kinds]
         if missing:
             raise ValueError(
                 f"no document has {missing[0]!r}, which --ingest.metadata names: found "
@@ -72,7 +77,7 @@ class Reader:
     def _given(self, row: Row) -> dict[str, Any]:
         """Values by field, before they are looked at."""
         own = row.fields.get("metadata")
-        if self._names is None:
+        if self._all:
             if own is None or not row.source.lower().endswith(FORMATS["jsonl"]):
                 return {}
             if not isinstance(own, dict):

@@ -33,10 +33,10 @@ class Ingest(Settings):
     """The best grade of the scale; unset takes the highest that stands in the qrels."""
     part_rows: int = Field(default=50_000, ge=1)
     """Documents a Parquet part."""
-    metadata: tuple[str, ...] | None = None
+    metadata: tuple[str, ...] = ()
     """Fields that filters of `/search` may name, as `brand price:number`: of the `metadata` object
-    of JSON lines, or columns. A kind (text, number, boolean, texts) is needed for CSV, where all is
-    text. Unset takes all of that object, and no column; no name takes nothing."""
+    of JSON lines, or columns; `all` takes every field of that object. A kind (text, number,
+    boolean, texts) is needed for CSV, where all is text. Without a name nothing is taken."""
 
 
 class Placement(Settings):

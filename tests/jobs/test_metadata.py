@@ -43,7 +43,7 @@ def test_the_metadata_object_of_json_lines_is_kept_beside_the_rows(tmp_path: Pat
         None,
         {"tags": []},
     ]
-    corpus = corpus_of(lines(tmp_path, given), part_rows=2)
+    corpus = corpus_of(lines(tmp_path, given), part_rows=2, metadata=("all",))
     wanted = {"d0": given[0], "d2": {"price": 3}, "d4": {"tags": []}}
     assert found(corpus) == wanted
     kinds = {"brand": "text", "price": "number", "new": "boolean", "tags": "texts"}
@@ -53,7 +53,7 @@ def test_the_metadata_object_of_json_lines_is_kept_beside_the_rows(tmp_path: Pat
 
 
 def test_a_corpus_without_metadata_is_what_it_was(tmp_path: Path) -> None:
-    corpus = corpus_of(lines(tmp_path, [None, {}]))
+    corpus = corpus_of(lines(tmp_path, [None, {"nested": {}}]))
     assert list(corpus.manifest.files) == ["part-00000.parquet"]
     assert "metadata" not in corpus.manifest.extra
     assert corpus.manifest.config == {"source": "auto", "part_rows": 50_000}
@@ -71,7 +71,7 @@ def test_what_cannot_be_held_is_a_rejected_row(tmp_path: Path) -> None:
         {"not": "x"},
         ["a"],
     ]
-    corpus = corpus_of(lines(tmp_path, given))
+    corpus = corpus_of(lines(tmp_path, given), metadata=("all",))
     rejected = corpus.rejected()
     assert rejected is not None
     reasons = dict(zip(rejected["doc_id"].to_pylist(), rejected["reason"].to_pylist(), strict=True))
@@ -90,10 +90,6 @@ def test_named_fields_alone(tmp_path: Path) -> None:
     assert found(corpus) == {"d0": {"price": 1}}
     assert corpus.manifest.config["metadata"] == ["price"]
     assert corpus.manifest.rejected == 0
-
-
-def test_no_name_takes_nothing(tmp_path: Path) -> None:
-    assert found(corpus_of(lines(tmp_path, [{"price": {}}]), metadata=())) == {}
 
 
 def test_columns_of_a_csv(tmp_path: Path) -> None:
@@ -146,4 +142,4 @@ def test_a_field_that_nobody_has(
 def test_too_many_fields(tmp_path: Path) -> None:
     data = lines(tmp_path, [{f"f{n}": 1 for n in range(101)}])
     with pytest.raises(ValueError, match="more than 100 fields: name those to keep"):
-        corpus_of(data)
+        corpus_of(data, metadata=("all",))

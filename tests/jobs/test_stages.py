@@ -46,7 +46,9 @@ def data(beir: Path, tmp_path_factory: pytest.TempPathFactory) -> Ingested:
     for number, row in enumerate(rows[::2]):
         row["metadata"] = {"number": number}
     corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return ingest(str(place / "beir"), Ingest(part_rows=1300), str(place / "ingested"))
+    return ingest(
+        str(place / "beir"), Ingest(part_rows=1300, metadata=("number",)), str(place / "ingested")
+    )
 
 
 @pytest.fixture(scope="module")
