@@ -3,6 +3,7 @@
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -57,9 +58,13 @@ def test_more_texts_than_a_batch_of_the_file_keep_their_rows(tmp_path: Path) -> 
         stored["d9000"]
 
 
-@pytest.mark.parametrize("objective", [GradedBCE(), LCE()], ids=["encoder", "reranker"])
+@pytest.mark.parametrize(
+    "changes",
+    [{"objective": GradedBCE()}, {"objective": LCE(), "docs_per_query": 3}],
+    ids=["encoder", "reranker"],
+)
 def test_training_on_mapped_texts_is_training_on_texts_in_memory(
-    objective: GradedBCE | LCE, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = save_tiny_encoder(tmp_path)
     held = ranks.labels(20, 12, seed=3)
@@ -72,7 +77,7 @@ def test_training_on_mapped_texts_is_training_on_texts_in_memory(
         directory = tmp_path / str(number)
         directory.mkdir()
         (directory / "encoder").symlink_to(start)
-        outcomes.append(ranks.loop(World(), directory, objective=objective))
+        outcomes.append(ranks.loop(World(), directory, **changes))
     first, second = outcomes
     assert first.keys() == second.keys()
     for name, value in first.items():
