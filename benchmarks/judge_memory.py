@@ -73,14 +73,14 @@ class HashJudge:
 
 
 @contextmanager
-def watched(note: Path) -> Iterator[None]:
-    """Write this process's peak of RssAnon (kB), ten times a second."""
+def watched(note: Path, kinds: Sequence[str] = ("RssAnon",)) -> Iterator[None]:
+    """Write this process's peak of some kinds of memory (kB) together, ten times a second."""
     over = threading.Event()
 
     def watch() -> None:
         peak = 0
         while not over.wait(0.1):
-            if (now := rss_anon_kb()) > peak:
+            if (now := held_kb(kinds)) > peak:
                 peak = now
                 note.write_text(str(peak))
 
@@ -91,9 +91,9 @@ def watched(note: Path) -> Iterator[None]:
     thread.join()
 
 
-def rss_anon_kb() -> int:
-    status = Path(f"/proc/{os.getpid()}/status").read_text()
-    return next(int(line.split()[1]) for line in status.splitlines() if "RssAnon" in line)
+def held_kb(kinds: Sequence[str]) -> int:
+    lines = Path(f"/proc/{os.getpid()}/status").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.split(":")[0] in kinds)
 
 
 def job(folder: str, pairs: int) -> dict[str, float]:

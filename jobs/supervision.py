@@ -1,6 +1,7 @@
 """What training learns from: judgments with the texts that they name, and preferences."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,8 +22,11 @@ def read_labels(
     calibration: Artifact | None = None,
     preferences: Artifact | None = None,
     documents: Artifact | None = None,
+    *,
+    aside: Path,
 ) -> "Labels":
-    """The judgments with the texts that they name; of the corpus only judged documents are held.
+    """The judgments with the texts that they name, which go to files in the directory `aside`:
+    of a text its number is held, of an unjudged document nothing.
 
     Preferences count where both their documents are judged; the others are left out.
 
@@ -32,27 +36,15 @@ def read_labels(
     `group` and `calibration.relevance`.
     """
     from bixse.training.groups import Preferred, group
+    from bixse.training.texts import StoredTexts
 
     table = judgments.table(["query_id", "doc_id", "relevance"])
     query_ids, doc_ids = table["query_id"].to_pylist(), table["doc_id"].to_pylist()
-    query_texts: dict[str, str] = {}
     seeds: dict[str, str] = {}
     wanted = pa.array(sorted(set(query_ids)), pa.string())
-    for part in queries:
-        for row in _rows_where(part, "query_id", wanted, ["query_id", "text", "seed_doc_id"]):
-            if query_texts.setdefault(row["query_id"], row["text"]) != row["text"]:
-                raise ValueError(f"query {row['query_id']!r} stands twice, with different texts")
-            if row["seed_doc_id"] is not None:
-                seeds[row["query_id"]] = row["seed_doc_id"]
+    query_texts = StoredTexts(_queries(queries, wanted, seeds), aside)
     wanted = pa.array(sorted(set(doc_ids)), pa.string())
-    document_texts = {
-        row["doc_id"]: document_text(row["title"], row["text"])
-        for row in _rows_where(corpus, "doc_id", wanted, CORPUS.names)
-    }
-    for row in _rows_where(documents, "doc_id", wanted, CORPUS.names) if documents else ():
-        if row["doc_id"] in document_texts:
-            raise ValueError(f"a written document has the id of another: {row['doc_id']!r}")
-        document_texts[row["doc_id"]] = document_text(row["title"], row["text"])
+    document_texts = StoredTexts(_documents(corpus, documents, wanted), aside)
     _refuse_unknown("query", query_ids, query_texts, "the queries")
     _refuse_unknown("document", doc_ids, document_texts, "the corpus")
     relevance = _relevance(judgments, calibration, table)
@@ -62,6 +54,38 @@ def read_labels(
         asked, a, b = (table[name].to_pylist() for name in ("query_id", "doc_id_a", "doc_id_b"))
         preferred = Preferred(asked, a, b, table["prob_a"].to_numpy())
     return group(query_ids, doc_ids, relevance, query_texts, document_texts, seeds, preferred)
+
+
+def _queries(
+    queries: Sequence[Artifact], wanted: pa.Array, seeds: dict[str, str]
+) -> Iterator[tuple[str, str]]:
+    """Wanted queries, each once; puts into `seeds` what they were written from."""
+    known: dict[str, int] = {}
+    for part in queries:
+        for row in _rows_where(part, "query_id", wanted, ["query_id", "text", "seed_doc_id"]):
+            query_id, text = row["query_id"], row["text"]
+            if row["seed_doc_id"] is not None:
+                seeds[query_id] = row["seed_doc_id"]
+            # A hash: the texts themselves are not held.
+            if query_id not in known:
+                known[query_id] = hash(text)
+                yield query_id, text
+            elif known[query_id] != hash(text):
+                raise ValueError(f"query {query_id!r} stands twice, with different texts")
+
+
+def _documents(
+    corpus: Artifact, written: Artifact | None, wanted: pa.Array
+) -> Iterator[tuple[str, str]]:
+    """Wanted documents of the corpus, then written ones."""
+    known: set[str] = set()
+    for part in (corpus, *([] if written is None else [written])):
+        for row in _rows_where(part, "doc_id", wanted, CORPUS.names):
+            if part is written and row["doc_id"] in known:
+                raise ValueError(f"a written document has the id of another: {row['doc_id']!r}")
+            if written is not None:
+                known.add(row["doc_id"])
+            yield row["doc_id"], document_text(row["title"], row["text"])
 
 
 def _relevance(judgments: Artifact, calibration: Artifact | None, table: pa.Table) -> Any:
@@ -83,7 +107,7 @@ def _rows_where(
         yield from batch.filter(pc.is_in(batch[key], value_set=values)).to_pylist()
 
 
-def _refuse_unknown(noun: str, ids: Sequence[str], texts: dict[str, str], where: str) -> None:
+def _refuse_unknown(noun: str, ids: Sequence[str], texts: Container[str], where: str) -> None:
     unknown = [name for name in ids if name not in texts]
     if unknown:
         raise ValueError(

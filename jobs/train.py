@@ -7,9 +7,9 @@ The artefact is a sentence-transformers directory, with `training.jsonl` (one li
 and, of an encoder, `scale_bias.json` (scale alpha and bias beta; ranking does not need them). With
 `training.evaluate_every` it is the best encoder on the dev split, and `dev.jsonl` has one line an
 evaluation.
-While it is being made, `<out>-checkpoints` holds what an interrupted run goes on from. Checkpoints
-are our own file and not Ray's, so that the same loop resumes without Ray, and a restarted driver
-resumes like a restarted worker.
+While it is being made, `<out>-checkpoints` holds what an interrupted run goes on from, and the
+texts that all workers map (`bixse.training.texts`). Checkpoints are our own file and not Ray's, so
+that the same loop resumes without Ray, and a restarted driver resumes like a restarted worker.
 """
 
 import hashlib
@@ -110,6 +110,7 @@ def train(
     config = settings.model_dump(mode="json", exclude=placed)
     from bixse.training import adapters, state
     from bixse.training.loop import Run, plan_of
+    from bixse.training.texts import FOLDER
 
     if place.exists(MANIFEST):
         finished = begin(place.url, kind, config=config, inputs=inputs)
@@ -119,13 +120,16 @@ def train(
     # Before anything is written: what teaches nothing leaves nothing behind.
     refuse_missing(track, place.url)
     adapters.refuse_missing(settings.lora)
-    labels = read_labels(judgments, queries, corpus, calibration, preferences, documents)
-    plan = plan_of(labels, settings)
-    if dev is not None:
-        refuse_trained(dev, labels.query_text_Q.to_pylist())
-    under_way = bool(checkpoints.names())
-    draft = begin(place.url, kind, config=config, inputs=inputs, under_way=under_way)
-    assert isinstance(draft, Draft)
+    with tempfile.TemporaryDirectory() as aside:
+        read = (judgments, queries, corpus, calibration, preferences, documents)
+        labels = read_labels(*read, aside=Path(aside))
+        plan = plan_of(labels, settings)
+        if dev is not None:
+            refuse_trained(dev, labels.query_text_Q.to_pylist())
+        under_way = any(not name.startswith(FOLDER) for name in checkpoints.names())
+        draft = begin(place.url, kind, config=config, inputs=inputs, under_way=under_way)
+        assert isinstance(draft, Draft)
+        labels = labels.put(checkpoints)
     identity = json.dumps([draft.config, inputs], sort_keys=True).encode()
     run = Run(settings, labels, checkpoints, hashlib.sha256(identity).hexdigest())
     note, rows = Note(), plan.rows / plan.steps_per_epoch

@@ -10,14 +10,16 @@ Shapes: Q queries, D documents, P judged pairs (in the order of their query), R 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from bixse.place import Place
 from bixse.records import text_hash
+from bixse.training.texts import MappedTexts, column
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
@@ -42,8 +44,8 @@ class Preferences:
 class Labels:
     """All that training reads. Documents that nobody judged are not in it."""
 
-    query_text_Q: pa.Array
-    document_text_D: pa.Array
+    query_text_Q: pa.Array | MappedTexts
+    document_text_D: pa.Array | MappedTexts
     pairs_from_Q1: Ints
     """The pairs of query q are those from `[q]` up to `[q + 1]`, its documents rising."""
     document_P: Ints
@@ -57,6 +59,15 @@ class Labels:
     @property
     def pairs(self) -> int:
         return len(self.document_P)
+
+    def put(self, place: Place) -> "Labels":
+        """The same, mapped texts at another place."""
+        texts = {
+            name: text.put(place)
+            for name in ("query_text_Q", "document_text_D")
+            if isinstance(text := getattr(self, name), MappedTexts)
+        }
+        return replace(self, **texts)
 
     def query_of(self, pairs: Ints) -> Ints:
         """The query of each pair."""
@@ -95,9 +106,9 @@ def group(
         raise ValueError("a judgment has a relevance outside [0, 1]")
     if not (relevance > 0).any():
         raise ValueError(f"all {len(relevance)} judgments have relevance 0: nothing to learn from")
-    query_row, query_text = _number(query_ids, query_texts)
-    document_row, document_text = _number(doc_ids, document_texts)
-    documents = len(document_text)
+    query_row, query_names = _number(query_ids, query_texts)
+    document_row, document_names = _number(doc_ids, document_texts)
+    queries, documents = len(query_names), len(document_names)
     query = np.asarray([query_row[query_id] for query_id in query_ids], np.int64)
     document = np.asarray([document_row[doc_id] for doc_id in doc_ids], np.int64)
     keys, inverse = np.unique(query * documents + document, return_inverse=True)
@@ -109,16 +120,16 @@ def group(
         if q is not None and d is not None and q * documents + d not in judged:
             suspects[q] = (*suspects.get(q, ()), d)
     return Labels(
-        query_text_Q=pa.array(query_text, pa.large_string()),
-        document_text_D=pa.array(document_text, pa.large_string()),
-        pairs_from_Q1=np.searchsorted(keys, np.arange(len(query_text) + 1) * documents),
+        query_text_Q=column(query_texts, query_names),
+        document_text_D=column(document_texts, document_names),
+        pairs_from_Q1=np.searchsorted(keys, np.arange(queries + 1) * documents),
         document_P=keys % documents,
         relevance_P=mean.astype(np.float32),
         suspects=suspects,
         judgments=len(relevance),
         preferences=None
         if preferred is None
-        else _preferences(preferred, query_row, document_row, keys, len(query_text)),
+        else _preferences(preferred, query_row, document_row, keys, queries),
     )
 
 
@@ -166,17 +177,16 @@ def _preferences(
 
 
 def _number(ids: Sequence[str], texts: Mapping[str, str]) -> tuple[dict[str, int], list[str]]:
-    """A number for each id, shared by ids of equal text, and the text of each number."""
+    """A number for each id, shared by ids of equal text, and of each number its first id."""
     number: dict[str, int] = {}
     by_text: dict[str, int] = {}
     kept: list[str] = []
     for name in ids:
         if name in number:
             continue
-        text = texts[name]
-        number[name] = by_text.setdefault(text_hash(text), len(kept))
+        number[name] = by_text.setdefault(text_hash(texts[name]), len(kept))
         if number[name] == len(kept):
-            kept.append(text)
+            kept.append(name)
     return number, kept
 
 

@@ -110,9 +110,11 @@ def test_training_reads_through_the_map_and_the_judgments_stay(
     data: Ingested, tmp_path: Path
 ) -> None:
     judgments = imported(data, tmp_path)
-    plain = read_labels(judgments, [data.queries], data.corpus)
+    plain = read_labels(judgments, [data.queries], data.corpus, aside=tmp_path)
     assert plain.relevance_P == pytest.approx([1, 0, 0.5])
-    through = read_labels(judgments, [data.queries], data.corpus, fitted(tmp_path / "map"))
+    through = read_labels(
+        judgments, [data.queries], data.corpus, fitted(tmp_path / "map"), aside=tmp_path
+    )
     assert through.relevance_P == pytest.approx([0.7, 0.05, 0.2])
     assert through.relevance_P.dtype == np.float32
     assert Artifact.open(judgments.url).fingerprint == judgments.fingerprint
@@ -121,7 +123,13 @@ def test_training_reads_through_the_map_and_the_judgments_stay(
 def test_a_map_of_another_judge_is_refused(data: Ingested, tmp_path: Path) -> None:
     judgments = imported(data, tmp_path)
     with pytest.raises(ValueError, match="fitted on llama"):
-        read_labels(judgments, [data.queries], data.corpus, fitted(tmp_path / "map", "llama"))
+        read_labels(
+            judgments,
+            [data.queries],
+            data.corpus,
+            fitted(tmp_path / "map", "llama"),
+            aside=tmp_path,
+        )
 
 
 def test_the_whole_line_judges_and_names_the_map_among_trainings_inputs(

@@ -59,7 +59,7 @@ def test_written_documents_train_at_the_grade_they_were_written_at(
         ("written:m@1", "p", "synthetic")
     }
     assert made.manifest.extra["scale"]["values"] == [0, 1, 2, 3]
-    labels = read_labels(made, [queries], corpus, documents=written)
+    labels = read_labels(made, [queries], corpus, documents=written, aside=tmp_path)
     texts = labels.document_text_D.to_pylist()
     assert sorted(texts) == sorted(f"passage {q} {g}" for q in ("q0", "q1") for g in range(4))
     found = {texts[d]: r for d, r in zip(labels.document_P, labels.relevance_P, strict=True)}
@@ -94,7 +94,7 @@ def test_given_grades_stand_beside_what_was_written(
     assert (found[4]["judge"], found[4]["origin"]) == ("people", "human")
     assert made.manifest.extra["judges"] == ["people", "written:m@1"]
     assert made.manifest.extra["written_rows"] == 4
-    labels = read_labels(made, [queries, written], corpus)
+    labels = read_labels(made, [queries, written], corpus, aside=tmp_path)
     assert set(labels.query_text_Q.to_pylist()) == {*(f"made up {g}" for g in range(4)), "query 0"}
     with pytest.raises(ValueError, match="skipped queries"):
         with_given(judged, qrels, frozenset(), str(tmp_path / "judgments"))
@@ -105,7 +105,7 @@ def test_without_the_documents_their_judgments_name_nothing(
 ) -> None:
     made = label(None, documents(tmp_path / "documents"), str(tmp_path / "judgments"))
     with pytest.raises(ValueError, match="8 of 8 judgments name a document that the corpus lack"):
-        read_labels(made, [queries], corpus)
+        read_labels(made, [queries], corpus, aside=tmp_path)
 
 
 def test_a_written_document_may_not_take_the_id_of_another(
@@ -114,7 +114,7 @@ def test_a_written_document_may_not_take_the_id_of_another(
     written = documents(tmp_path / "documents", doc_id="d{g}")
     made = label(None, written, str(tmp_path / "judgments"))
     with pytest.raises(ValueError, match="a written document has the id of another: 'd0'"):
-        read_labels(made, [queries], corpus, documents=written)
+        read_labels(made, [queries], corpus, documents=written, aside=tmp_path)
 
 
 def test_nothing_written_is_said_with_the_commonest_reason(tmp_path: Path) -> None:

@@ -110,7 +110,11 @@ def test_an_encoder_learns_the_preferred_order(
     )
     lines = "".join(f"q{q}\td{2 * q + q % 2}\td{2 * q + 1 - q % 2}\t0\n" for q in range(8))
     labels = read_labels(
-        judged, [data[0]], data[1], preferences=imported(data, tmp_path, WON + lines)
+        judged,
+        [data[0]],
+        data[1],
+        preferences=imported(data, tmp_path, WON + lines),
+        aside=tmp_path,
     )
     objective = Combined(parts=(ListKL(in_batch=False), PreferenceKL()), weights=(1.0, 3.0))
     settings = Training(

@@ -261,13 +261,13 @@ def test_a_query_with_two_texts_is_refused(place: Path, tmp_path: Path) -> None:
     rows = [{"query_id": "q3", "text": "another text", "origin": "synthetic"}]
     other = artifact(tmp_path / "queries", "queries", QUERIES, rows)
     with pytest.raises(ValueError, match="query 'q3' stands twice"):
-        read_labels(judged, [*queries, other], corpus)
+        read_labels(judged, [*queries, other], corpus, aside=tmp_path)
 
 
 def test_only_judged_documents_are_held(place: Path, tmp_path: Path) -> None:
     _, queries, corpus = inputs(place)
     judged = judgments(tmp_path, [("q0", "d0", 1.0), ("q1", "d3", 0.5)])
-    labels = read_labels(judged, queries, corpus)
+    labels = read_labels(judged, queries, corpus, aside=tmp_path)
     assert labels.document_text_D.to_pylist() == [DOCUMENT_TEXTS[0], DOCUMENT_TEXTS[3]]
     assert labels.query_text_Q.to_pylist() == QUERY_TEXTS[:2]
 
