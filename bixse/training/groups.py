@@ -62,12 +62,15 @@ class Labels:
 
     def put(self, place: Place) -> "Labels":
         """The same, mapped texts at another place."""
-        texts = {
-            name: text.put(place)
-            for name in ("query_text_Q", "document_text_D")
-            if isinstance(text := getattr(self, name), MappedTexts)
-        }
-        return replace(self, **texts)
+
+        def there(texts: pa.Array | MappedTexts) -> pa.Array | MappedTexts:
+            return texts.put(place) if isinstance(texts, MappedTexts) else texts
+
+        return replace(
+            self,
+            query_text_Q=there(self.query_text_Q),
+            document_text_D=there(self.document_text_D),
+        )
 
     def query_of(self, pairs: Ints) -> Ints:
         """The query of each pair."""
