@@ -6,6 +6,7 @@ import os
 import struct
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -127,7 +128,7 @@ def test_mlflow_is_told_of_steps_that_only_the_checkpoint_has(tmp_path: Path) ->
 def logged(data: bytes) -> Iterator[bytes]:
     """The records of a W&B file: LevelDB's log format after a header of 7 bytes."""
     at, record = 7, b""
-    while at < len(data):
+    while at + 7 <= len(data):
         left = 32768 - at % 32768
         if left < 7:
             at += left
@@ -140,17 +141,9 @@ def logged(data: bytes) -> Iterator[bytes]:
             record = b""
 
 
-def test_wandb_writes_every_step_of_a_run_offline(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("wandb")
+def wandb_curve(file: Path) -> list[tuple[int, float]]:
     from wandb.proto import wandb_internal_pb2
 
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    told("wandb", tmp_path, 0, 12)
-    (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     curve = []
     for data in logged(file.read_bytes()):
         record = wandb_internal_pb2.Record.FromString(data)
@@ -160,6 +153,22 @@ def test_wandb_writes_every_step_of_a_run_offline(
         }
         if "loss" in values:
             curve.append((values["_step"], values["loss"]))
+    return curve
+
+
+def test_wandb_writes_every_step_of_a_run_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    told("wandb", tmp_path, 0, 12)
+    (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    # What writes the file is a process of its own, which may be at it yet.
+    until = time.monotonic() + 30
+    while len(curve := wandb_curve(file)) < 12 and time.monotonic() < until:
+        time.sleep(0.1)
     assert curve == [(step, pytest.approx(1 / step)) for step in range(1, 13)]
 
 
