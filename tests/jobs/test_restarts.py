@@ -161,7 +161,7 @@ def test_a_refusal_is_no_death(tmp_path: Path) -> None:
     assert not list((tmp_path / "trying").iterdir())
 
 
-@pytest.mark.parametrize("lives", [1, 100])
+@pytest.mark.parametrize("lives", [1, pytest.param(100, marks=pytest.mark.slow)])
 def test_deaths_are_outlived_up_to_a_bound(tmp_path: Path, lives: int) -> None:
     (tmp_path / "deaths").mkdir()
     given = pairs(tmp_path / "pairs", 4)

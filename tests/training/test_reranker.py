@@ -84,6 +84,7 @@ def test_resumed_equals_uninterrupted_bit_by_bit(
         assert torch.equal(resumed[name], value), name
 
 
+@pytest.mark.slow
 def test_resumed_on_two_ranks_equals_uninterrupted_to_rounding(
     whole: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
