@@ -133,7 +133,7 @@ class _Once:
 class _Budgeted:
     """Asks as many of the pairs as the budget allows, in their order.
 
-    Pairs that a worker has died of are asked one at a time.
+    Pairs that a worker has died of, or the judge has failed on, are asked one at a time.
     """
 
     def __init__(self, judge: _Once, budget: Any, trying: Trying | None) -> None:
@@ -143,21 +143,57 @@ class _Budgeted:
         if self._trying is None or not asked:
             return self._within_budget(asked, self._together)
         with self._trying.unit(asked) as died:
-            return self._within_budget(asked, self._one_by_one if died else self._together)
+            return self._within_budget(asked, self._one_by_one if died else self._in_parts)
 
     def _together(self, asked: Sequence[Asked]) -> Answers:
         return self._judge()(asked)
 
+    def _in_parts(self, asked: Sequence[Asked]) -> Answers:
+        try:
+            return self._together(asked)
+        except (ValueError, OSError):
+            raise
+        except Exception:  # noqa: BLE001
+            # Whatever an engine fails with: one pair may be the reason.
+            return self._one_by_one(asked)
+
     def _one_by_one(self, asked: Sequence[Asked]) -> Answers:
         assert self._trying is not None
-        verdicts: list[Verdict] = []
+        found: dict[int, Verdict] = {}
+        failed: list[int] = []
         usage = Usage()
-        for pair in asked:
+        for row, pair in enumerate(asked):
             with self._trying.pair(pair) as fatal:
-                answers = Answers([fatal]) if fatal else self._judge()([pair])
-            verdicts += answers.verdicts
+                try:
+                    answers = Answers([fatal]) if fatal else self._judge()([pair])
+                except (ValueError, OSError):
+                    raise
+                except Exception:  # noqa: BLE001
+                    failed.append(row)
+                    continue
+            (found[row],) = answers.verdicts
             usage += answers.usage
-        return Answers(verdicts, usage)
+        well = next((asked[row] for row, one in found.items() if isinstance(one, Judgment)), None)
+        for row in failed:
+            answers = self._once_more(asked[row], well)
+            (found[row],) = answers.verdicts
+            usage += answers.usage
+        return Answers([found[row] for row in range(len(asked))], usage)
+
+    def _once_more(self, pair: Asked, well: Asked | None) -> Answers:
+        """Of a pair that the judge failed on alone: an answer, or a rejection where it fails again
+        and still answers `well`. Raises what it failed with where the judge is what is broken."""
+        try:
+            return self._judge()([pair])
+        except (ValueError, OSError):
+            raise
+        except Exception as error:
+            if well is None:
+                raise
+            spent = self._judge()([well]).usage
+            said = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = f"the judge failed twice on this pair alone: {said}"
+            return Answers([Rejection(reason, query_id=pair.query_id, doc_id=pair.doc_id)], spent)
 
     def _within_budget(
         self, asked: Sequence[Asked], ask: Callable[[Sequence[Asked]], Answers]

@@ -15,7 +15,7 @@ from bixse.judging.asked import Answers, Asked
 from bixse.records import PAIRS, Rejection
 from jobs.judges.trying import DEATHS
 from jobs.judges.unit import JudgeUnit
-from jobs.parts import RESTARTS, row_units, run_units
+from jobs.parts import RESTARTS, Made, row_units, run_units
 from tests.jobs.test_judge import artifact
 from tests.jobs.test_store import LengthJudge, corpus_of, judge_of, queries_of
 
@@ -158,6 +158,43 @@ def test_a_refusal_is_no_death(tmp_path: Path) -> None:
     for _ in range(3):
         with pytest.raises(ValueError, match="no to 2"):
             unit(rows)
+    assert not list((tmp_path / "trying").iterdir())
+
+
+class FailingJudge(LengthJudge):
+    """Fails on one passage, whatever stands beside it, and lives on."""
+
+    def __call__(self, asked: Sequence[Asked]) -> Answers:
+        if any("poison" in pair.passage for pair in asked):
+            raise RuntimeError("device-side assert\nand much else")
+        return super().__call__(asked)
+
+
+def asked_of(texts: dict[str, str], tmp_path: Path) -> Made:
+    """What a judge that fails on poison makes of a unit of these passages."""
+    corpus = corpus_of(tmp_path / "corpus", texts)
+    queries = queries_of(tmp_path / "queries", {"q": "tea"})
+    judge = replace(judge_of(tmp_path / "log"), build=FailingJudge)
+    unit = JudgeUnit(queries, corpus, judge, None, None, str(tmp_path / "trying"))
+    return unit(pa.table({"query_id": ["q"] * len(texts), "doc_id": list(texts)}))
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_pair_that_the_judge_fails_on_is_rejected_and_the_rest_judged(
+    tmp_path: Path, last: bool
+) -> None:
+    texts = {"d0": "a", "d1": "b", "d2": "poison"} | ({} if last else {"d3": "c"})
+    table, rejected, *_ = asked_of(texts, tmp_path)
+    assert table["doc_id"].to_pylist() == [d for d in texts if d != "d2"]
+    (refused,) = rejected
+    assert refused.doc_id == "d2"
+    assert refused.reason == "the judge failed twice on this pair alone: device-side assert"
+    assert not list((tmp_path / "trying").iterdir())
+
+
+def test_a_judge_that_answers_nothing_is_broken_and_no_pair_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        asked_of({"d0": "poison", "d1": "more poison"}, tmp_path)
     assert not list((tmp_path / "trying").iterdir())
 
 
