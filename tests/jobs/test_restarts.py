@@ -138,7 +138,9 @@ def test_a_pair_that_kills_every_judge_is_rejected_and_the_rest_judged(tmp_path:
     assert made.table()["doc_id"].to_pylist() == [d for d in texts if d not in ("d0", "d6")]
     assert (tmp_path / "log-deaths").read_text().split() == ["4", "1", "1"]
     assert 1 + DEATHS <= RESTARTS  # Or it would not have come to the rejection.
-    assert not [path for path in Path(trying).iterdir() if path.name.startswith("unit")]
+    # A death may come while another thread writes its note: what is half-written counts for none.
+    left = [path.name for path in Path(trying).iterdir() if path.suffix != ".tmp"]
+    assert not [name for name in left if name.startswith("unit")]
 
 
 class Refuses:
