@@ -16,7 +16,7 @@ import os
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
@@ -154,6 +154,20 @@ def written(place: Path, kind: str, rows: Iterator[dict[str, Any]], schema: pa.S
     return draft.finish()
 
 
+def compared(
+    found: Mapping[str, Mapping[str, float]], processes: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Peaks in MB of each process by the size of its job, smaller first, and how they grew."""
+    small, large = found.values()
+    return {
+        name: {
+            "peak_mb": {size: round(peaks[name], 1) for size, peaks in found.items()},
+            "ratio": round(large[name] / small[name], 3),
+        }
+        for name in processes
+    }
+
+
 def main() -> None:
     options = tyro.cli(Options, prog="python -m benchmarks.judge_memory")
     if options.quick:
@@ -166,14 +180,7 @@ def main() -> None:
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
                 found[str(pairs)] = pool.submit(job, str(place), pairs).result()
             print(f"{pairs} pairs: {found[str(pairs)]}", file=sys.stderr)
-    small, large = found.values()
-    result = {
-        name: {
-            "peak_mb": {pairs: round(peaks[name], 1) for pairs, peaks in found.items()},
-            "ratio": round(large[name] / small[name], 3),
-        }
-        for name in ("driver", "actor")
-    }
+    result = compared(found, ("driver", "actor"))
     print(json.dumps(result) if options.json else "\n".join(f"{k} {v}" for k, v in result.items()))
 
 

@@ -23,7 +23,7 @@ from unittest.mock import patch
 
 import tyro
 
-from benchmarks.judge_memory import PER_QUERY, make, watched, written
+from benchmarks.judge_memory import PER_QUERY, compared, make, watched, written
 from benchmarks.made_encoder import make_encoder
 from bixse.records import JUDGMENTS
 from bixse.training.settings import Training
@@ -91,14 +91,7 @@ def main() -> None:
                 asked = pool.submit(job, str(place), documents, start, options.steps)
                 found[str(documents)] = asked.result()
             print(f"{documents} documents: {found[str(documents)]}", file=sys.stderr)
-    small, large = found.values()
-    result = {
-        name: {
-            "peak_mb": {documents: round(peaks[name], 1) for documents, peaks in found.items()},
-            "ratio": round(large[name] / small[name], 3),
-        }
-        for name in ("driver", "worker")
-    }
+    result = compared(found, ("driver", "worker"))
     print(json.dumps(result) if options.json else "\n".join(f"{k} {v}" for k, v in result.items()))
 
 

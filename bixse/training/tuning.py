@@ -7,7 +7,6 @@ checkpoints of their own. Dropout is off. Weights and moments are float32 on eve
 parameter: some three billion parameters on a GPU of 80 GB.
 """
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from bixse.training.gradients import most
 from bixse.training.loop import Notice, Seen, Stopped, refuse_unequal
 from bixse.training.order import Plan, rate_factor
 from bixse.training.settings import Tuning
+from bixse.training.update import refuse_infinite
 
 METRICS = ("step", "epoch", "loss", "learning_rate", "grad_norm", "rows", "seconds")
 """One line of `training.jsonl`. `step` counts from 1, `loss` is of the batch before the step, a
@@ -158,11 +158,7 @@ def _update(
     for group in optimizer.param_groups:
         group["lr"] = settings.learning_rate * factor
     norm = float(nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm))
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise RuntimeError(
-            f"loss {loss} with gradient norm {norm}: lower the learning rate "
-            f"(now {settings.learning_rate:g}) or start from another model"
-        )
+    refuse_infinite(loss, norm, settings.learning_rate)
     optimizer.step()
     return norm
 

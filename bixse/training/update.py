@@ -45,12 +45,17 @@ def update(
         norm = clip(module, settings.max_grad_norm)
     else:
         norm = float(nn.utils.clip_grad_norm_(module.parameters(), settings.max_grad_norm))
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise RuntimeError(
-            f"loss {loss} with gradient norm {norm}: lower the learning rate "
-            f"(now {settings.learning_rate:g}) or start from another model"
-        )
+    refuse_infinite(loss, norm, settings.learning_rate)
     optimizer.step()
     with torch.no_grad():
         module.log_scale.clamp_(max=math.log(MAX_SCALE))
     return norm
+
+
+def refuse_infinite(loss: float, norm: float, learning_rate: float) -> None:
+    """Raises RuntimeError when a loss or the norm of its gradients is not finite."""
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise RuntimeError(
+            f"loss {loss} with gradient norm {norm}: lower the learning rate "
+            f"(now {learning_rate:g}) or start from another model"
+        )

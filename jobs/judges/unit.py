@@ -152,9 +152,10 @@ class _Budgeted:
         try:
             return self._together(asked)
         except (ValueError, OSError):
+            # What a person must hear of, or may pass by itself (`PairJudge`).
             raise
         except Exception:  # noqa: BLE001
-            # Whatever an engine fails with: one pair may be the reason.
+            # Nobody knows what an engine fails with; one pair may be the reason.
             return self._one_by_one(asked)
 
     def _one_by_one(self, asked: Sequence[Asked]) -> Answers:
@@ -169,6 +170,7 @@ class _Budgeted:
                 except (ValueError, OSError):
                     raise
                 except Exception:  # noqa: BLE001
+                    # Not swallowed: `_once_more` answers, rejects or raises it.
                     failed.append(row)
                     continue
             (found[row],) = answers.verdicts
@@ -188,6 +190,7 @@ class _Budgeted:
         except (ValueError, OSError):
             raise
         except Exception as error:
+            # Only of a judge that answers another pair is it known that this pair is the reason.
             if well is None:
                 raise
             spent = self._judge()([well]).usage

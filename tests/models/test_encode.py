@@ -28,6 +28,7 @@ PROMPTS = {"query": "ask : ", "document": "tell : "}
 
 
 def saved(directory: Path, *modules: torch.nn.Module, **options: object) -> Path:
+    # What options a test may name is not worth a type.
     model = SentenceTransformer(modules=list(modules), device="cpu", **options)  # type: ignore[arg-type]
     model.save_pretrained(str(directory / "made"), create_model_card=False)
     return directory / "made"
@@ -75,6 +76,7 @@ def two_towers(place: Path) -> Path:
     model = SentenceTransformer(str(save_tiny_encoder(place)), device="cpu")
     torch.manual_seed(0)
     towers = [[Dense(32, 16)], [Dense(32, 16)]]
+    # The Router wants lists of modules, and lists of Dense are no such lists to a type checker.
     return saved(place, model[0], model[1], Router.for_query_document(*towers))  # type: ignore[arg-type]
 
 
