@@ -69,12 +69,12 @@ def job(folder: str, documents: int, start: str, steps: int) -> dict[str, float]
     return {name: int((place / name).read_text()) / 1024 for name in ("driver", "worker")}
 
 
-def work(note: str, *arguments: Any) -> Any:
-    """A worker that notes its memory."""
+def work(note: str, dev: Any, encode_tokens: Any, job: Any) -> Any:
+    """A worker that notes its memory; of named arguments, for Ray adds one to any others."""
     from jobs.train import _work
 
     with watched(Path(note), HELD):
-        return _work(*arguments)
+        return _work(dev, encode_tokens, job)
 
 
 def main() -> None:
