@@ -29,8 +29,13 @@ from benchmarks.made_encoder import Shape, make_encoder
 from benchmarks.train import from_corpus, from_documentation, turn_of
 from bixse.models.settings import PACKAGED
 
-System = Literal["bixse", "batch-8", "batch-16", "batch-32", "batch-64"]
-RIVALS: tuple[System, ...] = ("batch-8", "batch-16", "batch-32", "batch-64")
+System = Literal[
+    "bixse", "batch-8", "batch-16", "batch-32", "batch-64", "batch-128", "batch-256", "batch-512",
+]  # fmt: skip
+RIVALS: dict[str, tuple[System, ...]] = {
+    "cpu": ("batch-8", "batch-16", "batch-32", "batch-64"),
+    "cuda": ("batch-64", "batch-128", "batch-256", "batch-512"),
+}
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ def compared(options: Options) -> dict[str, list[dict[str, float]]]:
     """The turns of every system, a round after the other."""
     turns: dict[str, list[dict[str, float]]] = {}
     for number in range(options.rounds):
-        for system in ("bixse", *RIVALS):
+        for system in ("bixse", *RIVALS[options.device]):
             found = turn_of("benchmarks.encode", replace(options, turn=system, json=False), {})
             turns.setdefault(system, []).append(found)
             print(
@@ -101,7 +106,8 @@ def summary(turns: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     def median(system: str, key: str) -> float:
         return statistics.median(turn[key] for turn in turns[system])
 
-    rival = max(RIVALS, key=lambda system: median(system, "docs_s"))
+    rivals = [system for system in turns if system != "bixse"]
+    rival = max(rivals, key=lambda system: median(system, "docs_s"))
     ratios = [
         ours["docs_s"] / theirs["docs_s"]
         for ours, theirs in zip(turns["bixse"], turns[rival], strict=True)
@@ -141,6 +147,9 @@ def take_turn(options: Options, system: System) -> dict[str, float]:
             )
 
     encode(texts[:64])
+    # Kernels are chosen by shape: one pass before the one that counts.
+    if options.device == "cuda":
+        encode(texts)
     started = time.perf_counter()
     assert len(encode(texts)) == len(texts)
     seconds = time.perf_counter() - started

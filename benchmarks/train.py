@@ -11,6 +11,10 @@ trainer around it: MultipleNegativesRankingLoss, and its cached form with mini-b
 budget; the faster of the two is what bixse is compared with. `--even` gives it, beyond what it
 comes with, our choice of attention and our allocator settings, to tell the sources of a gain apart.
 
+On a GPU the work of a step is counted too (`flops_of`), and set beside the most that the card does,
+measured by one large matrix product: `peak_share`. There bixse compiles its layers; the steps of a
+turn that do not count are those in which it does.
+
 Each turn is a process of its own, so that its peak memory is its own. With `--data` (a directory
 with `corpus.jsonl`) a pair is a document's title, or opening words without one, and its text;
 otherwise spans of Python's own documentation, of log-normal length. Only lengths matter here.
@@ -27,6 +31,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -42,6 +47,7 @@ from bixse.training.settings import InfoNCE, Training
 
 System = Literal["bixse", "plain", "cached"]
 RIVALS: tuple[System, ...] = ("plain", "cached")
+Pairs = Sequence[tuple[str, str]]
 WARM_UP = 2
 """Steps of a turn that do not count."""
 
@@ -113,9 +119,10 @@ def compared(options: Options) -> dict[str, list[dict[str, float]]]:
         for system in ("bixse", *RIVALS):
             found = in_process(options, system)
             turns.setdefault(system, []).append(found)
+            share = f", {found['peak_share']:.1%} of the peak" if "peak_share" in found else ""
             print(
                 f"round {number + 1}: {system:<7} {found['pairs_s']:8.1f} pairs/s, "
-                f"peak {found['rss_mb']:.0f} MB",
+                f"peak {found['rss_mb']:.0f} MB{share}",
                 file=sys.stderr,
             )
     return turns
@@ -140,6 +147,9 @@ def summary(turns: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     if "gpu_mb" in turns["bixse"][0]:
         result["peak_gpu_mb"] = median("bixse", "gpu_mb")
         result["sentence_transformers_gpu_mb"] = median(rival, "gpu_mb")
+        for name in ("tflops", "peak_tflops", "peak_share"):
+            result[name] = median("bixse", name)
+        result["sentence_transformers_peak_share"] = median(rival, "peak_share")
     return result | {
         "bixse_pairs_s": median("bixse", "pairs_s"),
         "sentence_transformers_pairs_s": median(rival, "pairs_s"),
@@ -193,11 +203,60 @@ def take_turn(options: Options, system: System) -> dict[str, float]:
         "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
     if model.device.type == "cuda":
+        tflops = flops_of(options, model, pairs) / sum(seconds[WARM_UP:]) / 1e12
+        peak = peak_tflops()
+        found |= {"tflops": tflops, "peak_tflops": peak, "peak_share": tflops / peak}
         found["gpu_mb"] = torch.cuda.max_memory_allocated() / 2**20
     return found
 
 
-Pairs = Sequence[tuple[str, str]]
+def flops_of(options: Options, model: Any, pairs: Pairs) -> float:
+    """Floating-point operations of the steps that count, those of padding not among them.
+
+    Forward and backward, six for each weight of a matrix and token, and for each layer twelve for
+    each dimension and pair of tokens that see each other (arXiv 2204.02311, appendix B).
+    """
+    import torch
+
+    from bixse.training.groups import epoch_rows
+    from bixse.training.loop import plan_of
+
+    settings, labels, layers = settings_of(options), labels_of(pairs), model[0].model
+    plan = plan_of(labels, settings)
+    rows = epoch_rows(labels, settings.docs_per_query, settings.seed, 0)
+    steps = range(WARM_UP, plan.steps)
+    numbers = np.concatenate([rows[row] for step in steps for row in plan.rows_of(step)])
+    weights = sum(
+        module.weight.numel()
+        for name, module in layers.named_modules()
+        # A pooler is not asked when means are taken.
+        if isinstance(module, torch.nn.Linear) and "pooler" not in name
+    )
+    tokens = seen = 0
+    for place, limit in enumerate((settings.query_tokens, settings.document_tokens)):
+        texts = [pairs[number][place] for number in numbers.tolist()]
+        found = model.tokenizer(texts, truncation=True, max_length=limit)["input_ids"]
+        lengths = np.array([len(ids) for ids in found])
+        tokens += int(lengths.sum())
+        seen += int((lengths**2).sum())
+    shape = layers.config
+    return float(6 * weights * tokens + 12 * shape.num_hidden_layers * shape.hidden_size * seen)
+
+
+def peak_tflops() -> float:
+    """What the card does at most, in bfloat16: products of two 8192 x 8192 matrices."""
+    import torch
+
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    times = []
+    for _ in range(20):
+        started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        started.record()
+        a @ b
+        ended.record()
+        torch.cuda.synchronize()
+        times.append(started.elapsed_time(ended) / 1000)
+    return 2 * 8192**3 / statistics.median(times) / 1e12
 
 
 def settings_of(options: Options) -> Training:
@@ -210,6 +269,8 @@ def settings_of(options: Options) -> Training:
         micro_batch_tokens=options.micro_batch_tokens,
         precision=options.precision,
         checkpoint_every=10**9,
+        # A run of any length would.
+        compiled=options.device == "cuda",
     )
 
 
@@ -266,9 +327,9 @@ def with_sentence_transformers(
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=settings.learning_rate, weight_decay=0.01, fused=True
     )
-    longest = settings.document_tokens if options.even else sys.maxsize
+    even = options.even and options.device == "cpu"
     seconds = []
-    with fast_attention(model, options.precision, longest):
+    with fast_attention(model, options.precision, settings.document_tokens) if even else nullcontext():
         started = time.perf_counter()
         for step, columns in enumerate(collated(options, model, pairs)):
             optimizer.zero_grad()

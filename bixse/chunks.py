@@ -1,81 +1,118 @@
-"""Texts as a model reads them: tokenised, in chunks of like length.
+"""Texts as a model reads them: tokenised, in chunks.
 
 Training and inference read alike: a text costs what its tokens cost, and padding nearly nothing.
+Chunks hold texts of like length, padded to the longest; or, where the model's attention is
+`models/packing.py`, texts end to end without any padding. Texts of several sides share chunks when
+the model makes no difference between them: one forward pass for both.
+
+Shapes: N texts, T tokens of all of them, L of the longest.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from itertools import groupby, pairwise
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from bixse.models.packing import is_packed, packed_features, packed_rows, reads_packed
+from bixse.ragged import Features, Ragged, padded_rows
+from bixse.tokenising import Role, tokenised
+
 if TYPE_CHECKING:
     from sentence_transformers.base import BaseModel
 
-Role = Literal["query", "document", "pair"]
-"""A pair is a query and a document that a reranker reads together."""
-
-# What a chunk costs beside its tokens, in tokens: weights rounded and gradients added up on a CPU
-# (measured on MiniLM), kernels started on a GPU (an estimate: there one chunk is best until it is
-# large).
+# What a padded chunk costs beside its tokens, in tokens: weights rounded and gradients added up on
+# a CPU (measured on MiniLM), kernels started on a GPU (an estimate: there one chunk is best until
+# it is large).
 _CHUNK_COST = {"cpu": 128, "cuda": 8192}
 
 
 @dataclass(frozen=True)
+class Texts:
+    """Texts of one role that a model is to read."""
+
+    texts: Sequence[str] | Sequence[tuple[str, str]]
+    role: Role
+    max_tokens: int | None = None
+    """Where they are cut, if the model's own limit is not lower."""
+    count: int | None = None
+    """The first so many are used, or all."""
+
+
+@dataclass(frozen=True)
 class Side:
-    """Texts of one role, tokenised in chunks of like length."""
+    """Where the texts of one role stand among all that are read."""
 
     role: Role
-    chunks: Sequence[dict[str, Any]]
-    """Features of sentence-transformers: `input_ids` [chunk, L], `attention_mask`, ..."""
     place: torch.Tensor
-    """Where in the concatenated chunks each text stands."""
+    """Of each text, in what the model makes of all chunks, one after the other."""
     count: int
-    """Texts that count: 0 on a rank without any, which then encodes one and uses none."""
+    """Texts that count: 0 on a rank without any, which then reads one and uses none."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Texts of one side or more, tokenised, in chunks."""
+
+    chunks: Sequence[tuple[Role, Features]]
+    """Features of sentence-transformers: `input_ids` [chunk, L], `attention_mask`, ...; packed:
+    `input_ids` [1, T], `cu_seq_lens_q` [chunk + 1], ... The model is called with the role."""
+    sides: tuple[Side, ...]
 
     @property
     def widest(self) -> int:
         """Tokens of its largest chunk that can be halved, padding included; 0 if none can."""
-        return max((_tokens(c) for c in self.chunks if _texts(c) > 1), default=0)
+        return max((_tokens(c) for _, c in self.chunks if _texts(c) > 1), default=0)
 
-    def within(self, tokens: int) -> "Side":
+    def within(self, tokens: int) -> "Reading":
         """The same texts in the same order, larger chunks halved until they are within `tokens`."""
-        chunks = [part for chunk in self.chunks for part in _halves(chunk, tokens)]
+        chunks = [(role, half) for role, chunk in self.chunks for half in _halves(chunk, tokens)]
         return replace(self, chunks=chunks)
 
-    def filled(self, chunks: int) -> "Side":
-        """The same texts in so many chunks, of which the last are read and not used."""
-        return replace(self, chunks=[*self.chunks, *[self.chunks[0]] * (chunks - len(self.chunks))])
+    def filled(self, most: Callable[[int], int]) -> "Reading":
+        """The same texts in as many chunks of each role as `most` makes of their number; those that
+        are added are read and not used."""
+        chunks: list[tuple[Role, Features]] = []
+        before: list[tuple[int, int]] = []
+        texts = 0
+        for _, members in groupby(self.chunks, key=lambda chunk: chunk[0]):
+            group = list(members)
+            added = [group[0]] * (most(len(group)) - len(group))
+            chunks += group + added
+            texts += sum(_texts(chunk) for _, chunk in group)
+            before.append((texts, sum(_texts(chunk) for _, chunk in added)))
+
+        def moved(side: Side) -> Side:
+            first = int(side.place.min())
+            return replace(side, place=side.place + sum(n for end, n in before if end <= first))
+
+        return Reading(chunks, tuple(map(moved, self.sides)))
 
 
-def _texts(chunk: Mapping[str, Any]) -> int:
+def _texts(chunk: Features) -> int:
     """Texts that it can be cut between: 1 of a bag of words, which has no row a text."""
+    if is_packed(chunk):
+        return len(chunk["cu_seq_lens_q"]) - 1
     return len(chunk["attention_mask"]) if "attention_mask" in chunk else 1
 
 
-def _tokens(chunk: Mapping[str, Any]) -> int:
+def _tokens(chunk: Features) -> int:
+    if is_packed(chunk):
+        return int(chunk["input_ids"].numel())
     return int(chunk["attention_mask"].numel()) if "attention_mask" in chunk else 0
 
 
-def _halves(chunk: dict[str, Any], tokens: int) -> Iterator[dict[str, Any]]:
+def _halves(chunk: Features, tokens: int) -> Iterator[Features]:
     texts = _texts(chunk)
     if texts == 1 or _tokens(chunk) <= tokens:
         yield chunk
         return
-    for rows in (slice(texts // 2), slice(texts // 2, texts)):
-        yield from _halves(_trimmed(_rows(chunk, rows, texts)), tokens)
-
-
-def _rows(features: Mapping[str, Any], rows: "slice | torch.Tensor", texts: int) -> dict[str, Any]:
-    """Some texts of features; what is not one value a text stays as it is."""
-
-    def of(value: Any) -> Any:
-        split = isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) == texts
-        return value[rows] if split else value
-
-    return {name: of(value) for name, value in features.items()}
+    for rows in (slice(0, texts // 2), slice(texts // 2, texts)):
+        half = packed_rows(chunk, rows) if is_packed(chunk) else padded_rows(chunk, rows)
+        yield from _halves(half, tokens)
 
 
 def cut(lengths: npt.NDArray[np.int64], cost: int, most: int | None = None) -> list[slice]:
@@ -104,6 +141,17 @@ def cut(lengths: npt.NDArray[np.int64], cost: int, most: int | None = None) -> l
     return chunks[::-1]
 
 
+def fill(lengths: npt.NDArray[np.int64], most: int | None = None) -> list[slice]:
+    """Texts into chunks of at most `most` tokens, or one text: of packed texts the fewest."""
+    starts, tokens = [0], 0
+    for text, length in enumerate(lengths.tolist()):
+        if most is not None and tokens + length > most and text > starts[-1]:
+            starts.append(text)
+            tokens = 0
+        tokens += length
+    return [slice(*bounds) for bounds in pairwise([*starts, len(lengths)])]
+
+
 def prompt_of(model: "BaseModel", role: Role) -> str | None:
     """The prompt that `encode_query`, `encode_document` or, of a pair, `predict` of
     sentence-transformers puts first.
@@ -114,62 +162,81 @@ def prompt_of(model: "BaseModel", role: Role) -> str | None:
     return None if name is None else str(model.prompts[name])
 
 
-def tokenise(
-    model: "BaseModel",
-    texts: Sequence[str] | Sequence[tuple[str, str]],
-    role: Role,
-    max_tokens: int | None = None,
-    count: int | None = None,
-    most: int | None = None,
-) -> Side:
-    """One or more texts as `encode_query`, `encode_document` or, of pairs, `predict` of
-    sentence-transformers would read them, cut at `max_tokens`.
+def tokenise(model: "BaseModel", asked: Sequence[Texts], most: int | None = None) -> Reading:
+    """One or more texts of each of some sides as `encode_query`, `encode_document` or, of pairs,
+    `predict` of sentence-transformers would read them.
 
-    The model's own limit holds where it is lower. Of the texts the first `count` are used, or all.
     Chunks hold at most `most` tokens, padding included, or one text.
     """
-    limit = {} if max_tokens is None else {"max_length": _limit(model, max_tokens)}
-    count = len(texts) if count is None else count
-    prompt = prompt_of(model, role)
-    features = model.preprocess(list(texts), prompt=prompt, task=role, **limit)
-    mask = features.get("attention_mask")
-    if mask is None:
-        # A bag of words has no padding to save.
-        return Side(role, [_moved(features, model.device)], torch.arange(len(texts)), count)
-    length = mask.sum(dim=1)
-    order = torch.argsort(length, descending=True, stable=True)
-    falling = length[order].numpy()
-    chunks = []
-    for part in cut(falling, _CHUNK_COST.get(model.device.type, 0), most):
-        chunk = _rows(features, order[part], len(texts))
-        chunks.append(_moved(_trimmed(chunk), model.device))
-    place = torch.empty(len(texts), dtype=torch.int64)
-    place[order] = torch.arange(len(texts))
-    return Side(role, chunks, place.to(model.device), count)
+    made = [_tokens_of(model, one) for one in asked]
+    roles = [one.role for one in asked]
+    together = [list(range(len(asked)))] if _alike(model, made) else [[n] for n in range(len(made))]
+    chunks: list[tuple[Role, Features]] = []
+    places: list[torch.Tensor] = []
+    for members in together:
+        first = sum(map(len, places))
+        role, parts = roles[members[0]], [made[number] for number in members]
+        tokens = [part for part in parts if isinstance(part, Ragged)]
+        if not tokens:
+            # A bag of words has no padding to save.
+            chunks += [(role, _moved(part, model.device)) for part in parts if isinstance(part, dict)]
+            places.append(first + torch.arange(len(asked[members[0]].texts)))
+            continue
+        joined = Ragged.joined(tokens)
+        order = torch.argsort(joined.length_N, descending=True, stable=True)
+        for chunk in _chunks(model, joined.taken(order), most):
+            chunks.append((role, _moved(chunk, model.device)))
+        place = torch.empty(len(order), dtype=torch.int64)
+        place[order] = torch.arange(len(order))
+        places += (first + place).split([len(asked[number].texts) for number in members])
+    counts = [len(one.texts) if one.count is None else one.count for one in asked]
+    sides = zip(roles, places, counts, strict=True)
+    return Reading(chunks, tuple(Side(role, at.to(model.device), n) for role, at, n in sides))
 
 
-def _limit(model: "BaseModel", max_tokens: int) -> int:
-    own = model.max_seq_length
-    return max_tokens if own is None else min(max_tokens, own)
+def _tokens_of(model: "BaseModel", asked: Texts) -> Ragged | Features:
+    own, limit = model.max_seq_length, asked.max_tokens
+    if limit is not None and own is not None:
+        limit = min(limit, own)
+    found = tokenised(model, asked.texts, asked.role, prompt_of(model, asked.role), limit)
+    reads_length = any(not getattr(module, "include_prompt", True) for module in model)
+    if isinstance(found, Ragged) and not reads_length:
+        # It differs from side to side, and nobody asks.
+        of_all = {k: v for k, v in found.of_all.items() if k != "prompt_length"}
+        return replace(found, of_all=of_all)
+    return found
 
 
-def _trimmed(chunk: dict[str, Any]) -> dict[str, Any]:
-    """Without the columns that are padding in every text, on either side."""
-    width = chunk["attention_mask"].shape[1]
-    used = chunk["attention_mask"].any(dim=0).nonzero()
-    if not len(used):
-        # Texts of no token at all: what the model makes of them is for it to say.
-        return chunk
-    columns = slice(int(used[0]), int(used[-1]) + 1)
+def _alike(model: "BaseModel", made: Sequence[Ragged | Features]) -> bool:
+    """Whether the model makes of a text the same whichever side it is of."""
+    from sentence_transformers.sentence_transformer.modules import Router
 
-    def of(value: Any) -> Any:
-        split = isinstance(value, torch.Tensor) and value.ndim > 1 and value.shape[1] == width
-        return value[:, columns] if split else value
+    tokens = [one for one in made if isinstance(one, Ragged)]
+    reads_task = "task" in getattr(model[0], "_declared_forward_params", ())
+    return (
+        1 < len(tokens) == len(made)
+        and not reads_task
+        and not any(isinstance(module, Router) for module in model.modules())
+        and all(one.of_tokens.keys() == tokens[0].of_tokens.keys() for one in tokens)
+        and all(one.of_all == tokens[0].of_all for one in tokens)
+    )
 
-    return {name: of(value) for name, value in chunk.items()}
+
+def _chunks(model: "BaseModel", tokens: Ragged, most: int | None) -> Iterator[Features]:
+    """Texts of falling length in chunks, in their order."""
+    lengths = tokens.length_N.numpy()
+    if reads_packed(model) and lengths[-1] > 0:
+        for part in fill(lengths, most):
+            yield packed_features(model, tokens.taken(part))
+        return
+    tokenizer = model.tokenizer
+    left = getattr(tokenizer, "padding_side", "right") == "left"
+    pad = getattr(tokenizer, "pad_token_id", None) or 0
+    for part in cut(lengths, _CHUNK_COST.get(model.device.type, 0), most):
+        yield tokens.taken(part).padded(left, pad)
 
 
-def _moved(features: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+def _moved(features: Mapping[str, Any], device: torch.device) -> Features:
     return {
         name: value.to(device) if isinstance(value, torch.Tensor) else value
         for name, value in features.items()

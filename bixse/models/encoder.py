@@ -3,19 +3,24 @@
 import hashlib
 import importlib.util
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from bixse.ahead import ahead, one_behind
 from bixse.artifacts import Artifact
 from bixse.models.settings import PACKAGED
 from bixse.precision import autocast, in_bfloat16
 from bixse.settings import Precision
 
 if TYPE_CHECKING:
+    import torch
     from sentence_transformers import SentenceTransformer
+
+    from bixse.chunks import Reading
 
 Role = Literal["query", "document"]
 
@@ -23,7 +28,8 @@ _TOKENS = {"cpu": 2048, "cuda": 65_536}
 """Tokens of one call of the model, padding included. On a CPU larger calls were
 slower (MiniLM, one core, bfloat16); what suits a GPU is an estimate."""
 _WINDOW = 1024
-"""Texts tokenised at a time: memory follows neither their number nor the longest of all."""
+"""Texts tokenised at a time: memory follows neither their number nor the longest of all. The next
+are tokenised while the model reads these."""
 
 _SHAPES_VECTORS = (".safetensors", ".bin", ".json", ".txt", ".model")
 _SHAPES_NOTHING = ("manifest.json", "begun.json", "scale_bias.json")
@@ -136,6 +142,7 @@ class Encoder:
         self.model = model.eval()
         self.fingerprint = fingerprint
         self._rounded = False
+        self._packs = False
         self._most = _TOKENS.get(self.device, _TOKENS["cpu"])
         self.dim = int(model.get_embedding_dimension() or 0)
 
@@ -154,9 +161,15 @@ class Encoder:
         if model.device.type == "cuda":
             model = model.bfloat16()
         encoder = cls(model, encoder_fingerprint(resolve(start)))
+        encoder._pack()
         if model.device.type == "cpu" and in_bfloat16(model.device, queries):
             encoder._round()
         return encoder
+
+    def _pack(self) -> None:
+        from bixse.models.packing import may_pack
+
+        self._packs = may_pack(self.model)
 
     def _round(self) -> None:
         import torch
@@ -177,7 +190,8 @@ class Encoder:
         `SentenceTransformer.encode_query` and `encode_document`.
 
         The model is called on texts of like length, as many as `tokens` hold, padding included;
-        unset, as many as suit the device. What does not fit into memory is halved, once for all.
+        unset, as many as suit the device. On a GPU they are packed, without padding, where the
+        model can read them so. What does not fit into memory is halved, once for all.
         Documents are multiplied in bf16 where that is faster. Queries on a CPU only where `load`
         was asked for it: in float32 the answer to a query does not depend on its batch.
 
@@ -187,16 +201,22 @@ class Encoder:
             return np.zeros((0, self.dim), np.float32)
         import torch
 
+        from bixse.chunks import Texts, tokenise
+        from bixse.models.packing import packed
+
         # The longest first: what memory does not hold is known at once.
         order = np.argsort([-len(text) for text in texts], kind="stable")
         precision: Precision = "auto" if role == "document" else "float32"
         rounded = autocast(self.model.device, "bfloat16" if self._rounded else precision)
+        most = self._most if tokens is None else min(tokens, self._most)
+        windows = [order[start : start + _WINDOW] for start in range(0, len(texts), _WINDOW)]
         # Around all calls: a weight is rounded once.
-        with torch.inference_mode(), rounded:
-            found = [
-                self._read([texts[row] for row in order[start : start + _WINDOW]], role, tokens)
-                for start in range(0, len(texts), _WINDOW)
-            ]
+        with torch.inference_mode(), rounded, packed(self.model) if self._packs else nullcontext():
+            asked = ([Texts([texts[row] for row in window], role)] for window in windows)
+            read = (tokenise(self.model, one, most) for one in asked)
+            # A GPU reads on while the vectors before are fetched.
+            made = one_behind(self._read(one) for one in ahead(read, len(windows)))
+            found = [np.asarray(vectors.float().cpu().numpy()) for vectors in made]
         vectors = np.concatenate(found)[np.argsort(order)]
         # A bf16 vector is unit length to three digits only: normalise again, in float32.
         with np.errstate(invalid="ignore"):
@@ -206,25 +226,19 @@ class Encoder:
             raise ValueError(f"the encoder gave a vector that is not finite for text {bad}")
         return vectors
 
-    def _read(
-        self, texts: Sequence[str], role: Role, tokens: int | None
-    ) -> npt.NDArray[np.float32]:
-        """What the model makes of some texts, in calls of at most so many tokens."""
+    def _read(self, read: "Reading") -> "torch.Tensor":
+        """What the model makes of some texts, in calls of no more tokens than fit."""
         import torch
 
-        from bixse.chunks import tokenise
-
-        most = self._most if tokens is None else min(tokens, self._most)
-        side = tokenise(self.model, texts, role, most=most)
         while True:
+            read = read.within(self._most)
             try:
                 # A copy: sentence-transformers adds its outputs to the features.
-                chunks = (self.model(dict(chunk), task=role) for chunk in side.chunks)
+                chunks = (self.model(dict(chunk), task=role) for role, chunk in read.chunks)
                 vectors = torch.cat([made["sentence_embedding"] for made in chunks])
-                return np.asarray(vectors[side.place].float().cpu().numpy())
+                return vectors[read.sides[0].place]
             except torch.OutOfMemoryError:
-                if not side.widest:
+                if not read.widest:
                     raise
             torch.cuda.empty_cache()
-            self._most = side.widest // 2
-            side = side.within(self._most)
+            self._most = read.widest // 2

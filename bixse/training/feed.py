@@ -2,20 +2,20 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from bixse.chunks import Reading
 from bixse.training.batches import Batch, batch_of
 from bixse.training.gather import cells_of
 from bixse.training.gradients import most
 from bixse.training.groups import Labels, epoch_groups, epoch_rows
 from bixse.training.objective import Cells
 from bixse.training.order import Plan
-from bixse.training.scoring import Scoring, Sides
+from bixse.training.scoring import Scoring
 from bixse.training.settings import Training
 
 if TYPE_CHECKING:
@@ -43,34 +43,19 @@ class Mine:
     """A rank's share of a batch, ready for the model."""
 
     batch: Batch
-    sides: Sides
+    reading: Reading
     cells: Cells
 
 
 def share_of(
     labels: Labels, settings: Training, model: "BaseModel", module: Scoring, batch: Batch
 ) -> Mine:
-    sides = module.sides(model, labels, batch, settings)
+    reading = module.reading(model, labels, batch, settings)
     cells = cells_of(batch, settings.objective, module.world, model.device)
-    return Mine(batch, sides, cells)
+    return Mine(batch, reading, cells)
 
 
-def ahead(shares: Iterator[Mine], alone: Callable[[], bool]) -> Iterator[Mine]:
-    """Each share, made in a thread while the one before it is trained on.
-
-    Where `alone` says so, before a share is handed out, the next one is made first: an evaluation
-    tokenises too, and a tokeniser is not for two threads.
-    """
-    with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(next, shares, None)
-        while (mine := coming.result()) is not None:
-            coming = thread.submit(next, shares, None)
-            if alone():
-                coming.result()
-            yield mine
-
-
-Attempt = Callable[[Sides, bool], torch.Tensor | None]
+Attempt = Callable[[Reading, bool], torch.Tensor | None]
 
 
 def fitted(
@@ -81,16 +66,16 @@ def fitted(
     A micro-batch that does not fit is halved until it does. Raises RuntimeError when one text does
     not fit.
     """
-    sides = mine.sides
+    reading = mine.reading
     while True:
         if limit is not None:
-            sides = tuple(side.within(limit) for side in sides)
-        made = attempt(sides, limit is not None)
+            reading = reading.within(limit)
+        made = attempt(reading, limit is not None)
         if made is not None:
             return made, limit
         if module.log_scale.device.type == "cuda":
             torch.cuda.empty_cache()
-        widest = most(max(side.widest for side in sides), module.world)
+        widest = most(reading.widest, module.world)
         if not widest and limit is not None:
             raise RuntimeError(
                 "memory does not suffice for one text at a time: lower document_tokens or take a "

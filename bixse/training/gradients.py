@@ -11,20 +11,22 @@ encodes again, chunk after chunk, so that no more than one chunk's activations e
 dropout is off, the second encoding equals the first and the gradients are the same.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from bixse.chunks import Reading
 from bixse.training.gather import World, gather_rows
 from bixse.training.objective import Cells
-from bixse.training.scoring import EncoderScoring, Scoring, Sides
+from bixse.training.scoring import EncoderScoring, Scoring
 from bixse.training.sharding import is_spread
 
 
 def batch_gradients(
-    module: Scoring, cells: Cells, sides: Sides, recompute: bool = False
+    module: Scoring, cells: Cells, reading: Reading, recompute: bool = False
 ) -> Tensor | None:
     """Leave the batch's gradients in `.grad`, the same on every rank; its [loss, floor].
 
@@ -32,18 +34,19 @@ def batch_gradients(
     not suffice: then there are no gradients, and the call may be repeated with smaller chunks.
     """
     module.zero_grad(set_to_none=True)
-    sides = _alike(module, sides)
-    made = _made(module, sides, recompute)
-    if most(made is None, module.world) or made is None:
+    reading = _alike(module, reading)
+    made_NE = _made(module, reading, recompute)
+    if most(made_NE is None, module.world) or made_NE is None:
         return None
     # Gradient flows from the loss to these and stops.
-    leaves = [vectors_NE.detach().requires_grad_() for vectors_NE in made]
-    loss, floor = module.share(leaves, sides, cells)
+    leaf_NE = made_NE.detach().requires_grad_()
+    loss, floor = module.share(leaf_NE, reading, cells)
     # torch leaves `Tensor.backward` without types.
     loss.backward()  # type: ignore[no-untyped-call]
     shares = torch.stack([loss.detach().double(), floor.detach().double()])
-    through = _backward(module, sides, None if recompute else made, leaves)
-    del made
+    grad_NE = leaf_NE.grad if leaf_NE.grad is not None else torch.zeros_like(leaf_NE)
+    through = _backward(module, reading, None if recompute else made_NE, grad_NE)
+    del made_NE
     if most(not through, module.world):
         module.zero_grad(set_to_none=True)
         return None
@@ -55,27 +58,27 @@ def batch_gradients(
 
 @torch.no_grad()
 def batch_cosines(
-    module: EncoderScoring, cells: Cells, sides: Sides, _: bool = True
+    module: EncoderScoring, cells: Cells, reading: Reading, _: bool = True
 ) -> Tensor | None:
     """Cosines of this rank's queries with the documents of all ranks, [Q, K * D]: those of whole
     vectors, then those of each number of leading components (`EncoderScoring.cosines`).
 
     None, on every rank, when the memory of one did not suffice.
     """
-    sides = _alike(module, sides)
-    made = _made(module, sides, recompute=True)
-    if most(made is None, module.world) or made is None:
+    reading = _alike(module, reading)
+    made_NE = _made(module, reading, recompute=True)
+    if most(made_NE is None, module.world) or made_NE is None:
         return None
-    query_QE, own_NE = (module.vectors(*pair) for pair in zip(made, sides, strict=True))
+    query_QE, own_NE = (module.vectors(made_NE, side) for side in reading.sides)
     document_DE = gather_rows(own_NE, cells.documents, module.world)
     return torch.cat(module.cosines(query_QE, document_DE), dim=1)
 
 
-def _alike(module: Scoring, sides: Sides) -> Sides:
-    """The sides; of a sharded model in as many chunks on every rank."""
+def _alike(module: Scoring, reading: Reading) -> Reading:
+    """The texts; of a sharded model in as many chunks on every rank."""
     if not module.sharded:
-        return sides
-    return tuple(side.filled(most(len(side.chunks), module.world)) for side in sides)
+        return reading
+    return reading.filled(partial(most, world=module.world))
 
 
 def _refuse_sharded(module: Scoring, error: torch.OutOfMemoryError) -> None:
@@ -87,33 +90,26 @@ def _refuse_sharded(module: Scoring, error: torch.OutOfMemoryError) -> None:
         ) from error
 
 
-def _made(module: Scoring, sides: Sides, recompute: bool) -> list[Tensor] | None:
-    """Of each side what the model makes, [texts, E]; None when memory does not suffice."""
+def _made(module: Scoring, reading: Reading, recompute: bool) -> Tensor | None:
+    """What the model makes of the texts, [N, E]; None when memory does not suffice."""
     try:
         # Around all chunks: a weight is rounded once a step, not once a chunk.
         with torch.set_grad_enabled(not recompute), module.autocast():
-            return [torch.cat(list(module.chunks(side))) for side in sides]
+            return torch.cat(list(module.made(reading)))
     except torch.OutOfMemoryError as error:
         _refuse_sharded(module, error)
         return None
 
 
-def _backward(
-    module: Scoring,
-    sides: Sides,
-    made: list[Tensor] | None,
-    leaves: Sequence[Tensor],
-) -> bool:
+def _backward(module: Scoring, reading: Reading, made_NE: Tensor | None, grad_NE: Tensor) -> bool:
     """From what was made to the weights, on this rank; whether memory sufficed."""
-    grads = [leaf.grad if leaf.grad is not None else torch.zeros_like(leaf) for leaf in leaves]
     try:
-        if made is not None:
-            torch.autograd.backward(made, grads)
+        if made_NE is not None:
+            torch.autograd.backward([made_NE], [grad_NE])
             return True
-        for side, grad_NE in zip(sides, grads, strict=True):
-            for chunk, grad in _beside(module.chunks(side), grad_NE):
-                # As above.
-                chunk.backward(grad)  # type: ignore[no-untyped-call]
+        for chunk, grad in _beside(module.made(reading), grad_NE):
+            # As above.
+            chunk.backward(grad)  # type: ignore[no-untyped-call]
         return True
     except torch.OutOfMemoryError as error:
         _refuse_sharded(module, error)

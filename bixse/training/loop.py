@@ -16,13 +16,15 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from bixse.ahead import ahead
 from bixse.place import Place
 from bixse.precision import in_bfloat16
 from bixse.training import losses, state
 from bixse.training.adapters import adapt
 from bixse.training.attention import fast_attention
+from bixse.training.compiling import compiled, compiles
 from bixse.training.dev import Dev
-from bixse.training.feed import Mine, ahead, batches_from, fitted, share_of
+from bixse.training.feed import Mine, batches_from, fitted, share_of
 from bixse.training.gather import World, gather_rows
 from bixse.training.gradients import batch_cosines, batch_gradients, most
 from bixse.training.groups import Labels, count_groups, count_rows
@@ -168,7 +170,8 @@ def train_loop(
     on_step(_seen(history, dev, 0))
     longest = module.longest(settings)
     longest = min(longest, model.max_seq_length or longest)
-    with fast_attention(reader, settings.precision, longest):
+    compile_ = compiles(model, settings, plan.steps)
+    with fast_attention(reader, settings.precision, longest), compiled(reader, compile_):
         if not history and isinstance(module, EncoderScoring) and settings.objective.learns_bias:
             batch = next(batches_from(run.labels, settings, plan, 0))
             first = share_of(run.labels, settings, reader, module, batch)
@@ -209,7 +212,8 @@ def _steps(
     started = time.perf_counter()
     batches = batches_from(run.labels, settings, plan, len(history))
     read = (share_of(run.labels, settings, model, module, batch) for batch in batches)
-    for mine in ahead(read, lambda: _due(len(history) + 1, settings, plan)):
+    # An evaluation tokenises too, and a tokeniser is not for two threads.
+    for mine in ahead(read, alone=lambda: _due(len(history) + 1, settings, plan)):
         step = len(history)
         factor = rate_factor(step, plan.steps, settings.warmup_ratio)
         shares, limit = fitted(module, mine, limit, partial(batch_gradients, module, mine.cells))

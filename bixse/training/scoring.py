@@ -1,8 +1,8 @@
 """How a batch's texts become its loss: the seam between the trainer and the kinds of model.
 
-The trainer knows no kind. It asks which texts of a batch this rank reads (`sides`), lets the model
-make of them what it makes, chunk after chunk (`chunks`), and takes this rank's share of the loss
-from what was made of all its texts (`share`). The shares of all ranks add up to the loss of one
+The trainer knows no kind. It asks which texts of a batch this rank reads (`reading`), lets the
+model make of them what it makes, chunk after chunk (`made`), and takes this rank's share of the
+loss from what was made of all its texts (`share`). The shares of all ranks add up to the loss of one
 process, so gradients are summed over the ranks (`gradients.py`).
 
 An encoder reads queries and documents apart. Each rank encodes its share of either, the documents'
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.checkpoint import checkpoint
 
-from bixse.chunks import Role, Side, tokenise
+from bixse.chunks import Reading, Role, Side, Texts, tokenise
 from bixse.precision import autocast
 from bixse.settings import Precision
 from bixse.training import objective as objectives
@@ -44,8 +44,6 @@ MAX_SCALE = 100.0
 
 # 64 MiB for each float32 that an objective keeps of a cell.
 _CHUNK_CELLS = 2**24
-
-Sides = tuple[Side, ...]
 
 
 class Scoring(nn.Module, ABC):
@@ -81,14 +79,16 @@ class Scoring(nn.Module, ABC):
         """Tokens of the longest text that is read."""
 
     @abstractmethod
-    def sides(self, model: "BaseModel", labels: Labels, batch: Batch, settings: Training) -> Sides:
+    def reading(
+        self, model: "BaseModel", labels: Labels, batch: Batch, settings: Training
+    ) -> Reading:
         """This rank's texts of a batch, tokenised."""
 
     @abstractmethod
-    def share(self, made: Sequence[Tensor], sides: Sides, cells: Cells) -> tuple[Tensor, Tensor]:
+    def share(self, made_NE: Tensor, reading: Reading, cells: Cells) -> tuple[Tensor, Tensor]:
         """This rank's share of the batch's loss and of its floor.
 
-        `made` is, of each side, what `chunks` gave, concatenated.
+        `made_NE` is what `made` gave, concatenated.
         """
 
     @property
@@ -98,12 +98,12 @@ class Scoring(nn.Module, ABC):
     def autocast(self) -> torch.autocast:
         return autocast(self.log_scale.device, self.precision)
 
-    def chunks(self, side: Side) -> Iterator[Tensor]:
+    def made(self, reading: Reading) -> Iterator[Tensor]:
         """What the model makes of each chunk, [texts, E], when it is asked for."""
-        for chunk in side.chunks:
+        for role, chunk in reading.chunks:
             with self.autocast():
                 # A copy: sentence-transformers adds its outputs to the features.
-                made: Tensor = self.encoder(dict(chunk), task=side.role)[self.output]
+                made: Tensor = self.encoder(dict(chunk), task=role)[self.output]
             yield made
 
     @staticmethod
@@ -141,17 +141,20 @@ class EncoderScoring(Scoring):
     def longest(settings: Training) -> int:
         return max(settings.query_tokens, settings.document_tokens)
 
-    def sides(self, model: "BaseModel", labels: Labels, batch: Batch, settings: Training) -> Sides:
-        def side(texts: pa.Array, numbers: Ints, role: Role, tokens: int) -> Side:
+    def reading(
+        self, model: "BaseModel", labels: Labels, batch: Batch, settings: Training
+    ) -> Reading:
+        def mine(texts: pa.Array, numbers: Ints, role: Role, tokens: int) -> Texts:
             mine = numbers[share(len(numbers), self.world.rank, self.world.size)]
             # A rank without texts reads one and uses none: every rank is in every collective.
             read = texts.take(mine if len(mine) else numbers[:1]).to_pylist()
-            return tokenise(model, read, role, tokens, len(mine), settings.micro_batch_tokens)
+            return Texts(read, role, tokens, len(mine))
 
-        return (
-            side(labels.query_text_Q, batch.query_Q, "query", settings.query_tokens),
-            side(labels.document_text_D, batch.document_D, "document", settings.document_tokens),
-        )
+        both = [
+            mine(labels.query_text_Q, batch.query_Q, "query", settings.query_tokens),
+            mine(labels.document_text_D, batch.document_D, "document", settings.document_tokens),
+        ]
+        return tokenise(model, both, settings.micro_batch_tokens)
 
     def vectors(self, made_NE: Tensor, side: Side) -> Tensor:
         """Unit vectors [side.count, E] in the order of the texts."""
@@ -165,9 +168,9 @@ class EncoderScoring(Scoring):
 
         return [of(query_QE, n) @ of(document_DE, n).T for n in self._dimensions]
 
-    def share(self, made: Sequence[Tensor], sides: Sides, cells: Cells) -> tuple[Tensor, Tensor]:
+    def share(self, made_NE: Tensor, reading: Reading, cells: Cells) -> tuple[Tensor, Tensor]:
         """From the vectors alone: of its own queries and of the documents of all ranks."""
-        query_QE, own_NE = (self.vectors(*pair) for pair in zip(made, sides, strict=True))
+        query_QE, own_NE = (self.vectors(made_NE, side) for side in reading.sides)
         document_DE = gather_rows(own_NE, cells.documents, self.world)
         return self.of_vectors(query_QE, document_DE, cells)
 
@@ -213,13 +216,15 @@ class RerankerScoring(Scoring):
     def longest(settings: Training) -> int:
         return settings.query_tokens + settings.document_tokens
 
-    def sides(self, model: "BaseModel", labels: Labels, batch: Batch, settings: Training) -> Sides:
+    def reading(
+        self, model: "BaseModel", labels: Labels, batch: Batch, settings: Training
+    ) -> Reading:
         read, count = self.mine(batch)
         queries = labels.query_text_Q.take(batch.query_Q[batch.row_K[read]]).to_pylist()
         documents = labels.document_text_D.take(batch.document_D[batch.column_K[read]]).to_pylist()
         pairs = list(zip(queries, documents, strict=True))
-        limit, most = self.longest(settings), settings.micro_batch_tokens
-        return (tokenise(model, pairs, "pair", limit, count, most),)
+        asked = Texts(pairs, "pair", self.longest(settings), count)
+        return tokenise(model, [asked], settings.micro_batch_tokens)
 
     def mine(self, batch: Batch) -> tuple[Ints, int]:
         """The known cells that this rank reads, judged in the batch; how many of them count."""
@@ -230,10 +235,10 @@ class RerankerScoring(Scoring):
         # A rank without queries reads one pair and uses none: every rank is in every collective.
         return np.flatnonzero(batch.own_K)[:1], 0
 
-    def share(self, made: Sequence[Tensor], sides: Sides, cells: Cells) -> tuple[Tensor, Tensor]:
+    def share(self, made_NE: Tensor, reading: Reading, cells: Cells) -> tuple[Tensor, Tensor]:
         """Of the judged pairs of its own queries; every other cell is out of every objective."""
-        (score_N1,), (side,) = made, sides
-        score_N = self.ordered(score_N1, side).squeeze(1)
+        (side,) = reading.sides
+        score_N = self.ordered(made_NE, side).squeeze(1)
         own = cells.row_K[cells.own_K], cells.column_K[cells.own_K]
         shape = cells.rows, sum(cells.documents)
         score_QD = score_N.new_zeros(shape).index_put(own, score_N)

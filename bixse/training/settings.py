@@ -355,6 +355,9 @@ class Training(Settings):
     the batch size, for about a third more time. Unset: once, all together, until memory is out."""
     precision: Precision = "auto"
     """Of matrix products: auto is bfloat16 where the device has instructions for it."""
+    compiled: bool | None = None
+    """Compile the encoder's layers (torch.compile), which takes up to a minute. Unset: on a GPU,
+    from 200 steps. Results differ by rounding."""
     seed: int = 0
     """Of the row order. Dropout is off."""
     checkpoint_every: int = Field(default=200, ge=1)

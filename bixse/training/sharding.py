@@ -11,7 +11,7 @@ whole ones until the last chunk would save messages and cost the memory that is 
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from bixse.training.compiling import layers_of
 
 if TYPE_CHECKING:
     from sentence_transformers.base import BaseModel
@@ -62,22 +64,13 @@ def spread(model: nn.Module, device: torch.device, ranks: int, bfloat16: bool) -
     policy = MixedPrecisionPolicy(cast_forward_inputs=False)
     if bfloat16:
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-    for module in (*_layers(model), model):
+    for module in (*layers_of(model), model):
         fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             # The shares of all ranks add up to the loss, so gradients are sums, and no means.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
-
-
-def _layers(module: nn.Module) -> Iterator[nn.Module]:
-    """The members of the outermost lists of modules."""
-    for child in module.children():
-        if isinstance(child, nn.ModuleList):
-            yield from child
-        else:
-            yield from _layers(child)
 
 
 def is_spread(tensor: Tensor) -> bool:

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from bixse.chunks import Role, Side
+from bixse.chunks import Reading, Role, Side
 from bixse.models.encoder import load_model
 from bixse.models.language_model import load_language_model
 from bixse.models.reranker import load_reranker
@@ -40,7 +40,7 @@ from bixse.training.gradients import batch_gradients
 from bixse.training.groups import Labels, Preferred, group
 from bixse.training.loop import Notice, Run, Seen, train_loop
 from bixse.training.order import share
-from bixse.training.scoring import EncoderScoring, RerankerScoring, Scoring, Sides
+from bixse.training.scoring import EncoderScoring, RerankerScoring, Scoring
 from bixse.training.settings import (
     LCE,
     Combined,
@@ -195,26 +195,32 @@ def words(role: Role, numbers: np.ndarray) -> Tensor:
     return torch.tensor(np.asarray(rows))
 
 
-def side(role: Role, numbers: np.ndarray, world: World) -> Side:
-    mine = numbers[share(len(numbers), world.rank, world.size)]
-    return as_side(role, words(role, mine if len(mine) else numbers[:1]), len(mine))
-
-
-def as_side(role: Role, read: Tensor, count: int) -> Side:
-    features = {"words": read, "attention_mask": torch.ones(len(read), 1)}
-    # As `tokenise` leaves them: not in the order of the texts.
-    order = torch.arange(len(read)).flip(0)
-    features = {name: value[order] for name, value in features.items()}
-    return Side(role, [features], order, count)
-
-
-def sides(module: Scoring, batch: Batch) -> Sides:
-    """This rank's texts, as `Scoring.sides` would choose them."""
+def reading(module: Scoring, batch: Batch) -> Reading:
+    """This rank's texts, as `Scoring.reading` would choose them."""
     if isinstance(module, RerankerScoring):
         cells, count = module.mine(batch)
-        return (as_side("pair", pair_words(batch, cells), count),)
-    world = module.world
-    return side("query", batch.query_Q, world), side("document", batch.document_D, world)
+        return as_reading([("pair", pair_words(batch, cells), count)])
+    sides: list[tuple[Role, Tensor, int]] = []
+    numbers_of: tuple[tuple[Role, np.ndarray], ...]
+    numbers_of = ("query", batch.query_Q), ("document", batch.document_D)
+    for role, numbers in numbers_of:
+        mine = numbers[share(len(numbers), module.world.rank, module.world.size)]
+        sides.append((role, words(role, mine if len(mine) else numbers[:1]), len(mine)))
+    return as_reading(sides)
+
+
+def as_reading(read: list[tuple[Role, Tensor, int]]) -> Reading:
+    chunks: list[tuple[Role, dict[str, Any]]] = []
+    sides: list[Side] = []
+    first = 0
+    for role, texts, count in read:
+        features = {"words": texts, "attention_mask": torch.ones(len(texts), 1)}
+        # As `tokenise` leaves them: not in the order of the texts.
+        order = torch.arange(len(texts)).flip(0)
+        chunks.append((role, {name: value[order] for name, value in features.items()}))
+        sides.append(Side(role, first + order, count))
+        first += len(texts)
+    return Reading(chunks, tuple(sides))
 
 
 def pair_words(batch: Batch, cells: np.ndarray) -> Tensor:
@@ -258,9 +264,9 @@ def gradients(world: World, tokens: int | None = None, sharded: bool = False) ->
             found[f"{name}/held"] = torch.tensor(held)
         for kind, batch in batches().items():
             cells = cells_of(batch, objective, world, torch.device("cpu"))
-            read = sides(module, batch)
+            read = reading(module, batch)
             if tokens is not None:
-                read = tuple(side.within(tokens) for side in read)
+                read = read.within(tokens)
             with counted() as sizes:
                 shares = batch_gradients(module, cells, read, recompute=tokens is not None)
             assert shares is not None

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from bixse.chunks import cut, prompt_of, tokenise
+from bixse.chunks import Texts, cut, prompt_of, tokenise
 from bixse.models.encoder import Encoder, load_model
 from bixse.training.batches import batch_of
 from bixse.training.gather import World
@@ -97,10 +97,10 @@ def test_trained_and_served_vectors_agree(prompts: dict[str, str], tmp_path: Pat
     module = EncoderScoring(model, GradedBCE(), World(), "float32")
     read = texts(70, seed=1, longest=60)
     for role in ("query", "document"):
-        side = tokenise(model, read, role, 512, 69)
+        side = tokenise(model, [Texts(read, role, 512, 69)])
         side = side.within(512)
         assert 3 <= len(side.chunks) <= 12
-        vectors = module.vectors(torch.cat(list(module.chunks(side))), side).detach().numpy()
+        vectors = module.vectors(torch.cat(list(module.made(side))), side.sides[0]).detach().numpy()
         # Documents are served in bfloat16 where the machine multiplies that faster.
         exact = 2e-6 if role == "query" else 2e-4
         np.testing.assert_allclose(vectors, encoder.encode(read, role)[:69], atol=exact)
@@ -113,7 +113,7 @@ def test_long_texts_are_cut_at_the_lower_limit(tmp_path: Path) -> None:
     (long,) = texts(1, seed=2, longest=60)
     long = " ".join([long] * 30)
     widths = [
-        tokenise(model, [long], "query", limit, 1).chunks[0]["input_ids"].shape[1]
+        tokenise(model, [Texts([long], "query", limit)]).chunks[0][1]["input_ids"].shape[1]
         for limit in (8, 32, 512)
     ]
     assert widths == [8, 32, 32]
@@ -147,17 +147,17 @@ def test_chunks_waste_as_little_as_can_be() -> None:
 def test_chunks_hold_every_text_without_its_padding(tmp_path: Path) -> None:
     model = load_model(str(save_tiny_encoder(tmp_path, {"query": "ask: "})), "cpu")
     read = texts(40, seed=4, longest=30)
-    whole = tokenise(model, read, "query", 512, 40)
-    small = tokenise(model, read, "query", 512, 40, most=64)
+    whole = tokenise(model, [Texts(read, "query", 512)])
+    small = tokenise(model, [Texts(read, "query", 512)], most=64)
     halved = whole.within(64)
     (all_at_once,) = (model.preprocess(read, prompt="ask: ", task="query", max_length=32),)
     wanted = [row[row != 0].tolist() for row in all_at_once["input_ids"]]
     for side in (whole, small, halved):
-        rows = [row[row != 0].tolist() for c in side.chunks for row in c["input_ids"]]
-        assert [rows[place] for place in side.place.tolist()] == wanted
-        assert all(c["attention_mask"].any(dim=0).all() for c in side.chunks)
+        rows = [row[row != 0].tolist() for _, c in side.chunks for row in c["input_ids"]]
+        assert [rows[place] for place in side.sides[0].place.tolist()] == wanted
+        assert all(c["attention_mask"].any(dim=0).all() for _, c in side.chunks)
     for side in (small, halved):
-        assert all(c["input_ids"].numel() <= 64 for c in side.chunks)
+        assert all(c["input_ids"].numel() <= 64 for _, c in side.chunks)
         assert side.widest <= 64
-    padded = sum(c["input_ids"].numel() for c in whole.chunks)
+    padded = sum(c["input_ids"].numel() for _, c in whole.chunks)
     assert padded < 0.9 * all_at_once["input_ids"].numel()

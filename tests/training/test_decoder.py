@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bixse.chunks import tokenise
+from bixse.chunks import Texts, tokenise
 from bixse.models.encoder import Encoder, encoder_fingerprint, load_model
 from bixse.place import Place
 from bixse.training.gather import World
@@ -31,10 +31,10 @@ def test_a_padded_batch_equals_texts_one_by_one(padding_side: str, tmp_path: Pat
     assert (alone[0] @ alone[1:].T).max() < 0.999
     assert (alone * encoder.encode(read, "query")).sum(axis=1).min() > 0.9999
     for most in (None, 128):
-        side = tokenise(model, read, "query", 512, len(read), most)
-        padded = [not chunk["attention_mask"].all() for chunk in side.chunks]
+        side = tokenise(model, [Texts(read, "query", 512)], most)
+        padded = [not chunk["attention_mask"].all() for _, chunk in side.chunks]
         assert any(padded)
-        vectors = module.vectors(torch.cat(list(module.chunks(side))), side).detach().numpy()
+        vectors = module.vectors(torch.cat(list(module.made(side))), side.sides[0]).detach().numpy()
         assert (alone * vectors).sum(axis=1).min() > 0.9999
 
 

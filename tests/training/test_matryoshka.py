@@ -27,7 +27,7 @@ def test_the_loss_is_the_mean_over_dimensions_each_with_its_bias() -> None:
     module = ranks.scoring(objective, World(), "matryoshka")
     module.bias.data = torch.tensor([-0.5, 0.25, 1.0], dtype=torch.float64)
     cells = cells_of(batch, objective, World(), torch.device("cpu"))
-    shares = batch_gradients(module, cells, ranks.sides(module, batch))
+    shares = batch_gradients(module, cells, ranks.reading(module, batch))
     assert shares is not None
     query, document = (
         module.encoder({"words": ranks.words(role, numbers)}, role)["sentence_embedding"]

@@ -117,7 +117,7 @@ def test_chunks_of_rows_equal_the_whole(name: str) -> None:
     for chunk_cells in (10**9, 200, 1):
         module = ranks.scoring(objective, World())
         module.chunk_cells = chunk_cells
-        cells, sides = cells_of(batch, objective, World(), CPU), ranks.sides(module, batch)
+        cells, sides = cells_of(batch, objective, World(), CPU), ranks.reading(module, batch)
         shares = batch_gradients(module, cells, sides)
         gradients = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
         assert any(grad.abs().sum() > 1e-3 for grad in gradients.values())

@@ -7,7 +7,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from bixse.chunks import tokenise
+from bixse.chunks import Texts, tokenise
 from bixse.models.encoder import load_model
 from bixse.models.reranker import Reranker, load_reranker, reranked
 from bixse.records import Hit
@@ -47,7 +47,7 @@ def test_one_process_equals_the_formula(name: str, kind: str) -> None:
 
     module = ranks.scoring(objective, World())
     cells = cells_of(batch, objective, World(), torch.device("cpu"))
-    shares = batch_gradients(module, cells, ranks.sides(module, batch))
+    shares = batch_gradients(module, cells, ranks.reading(module, batch))
     assert shares is not None
     torch.testing.assert_close(shares[0], loss.detach(), atol=1e-10, rtol=1e-9)
     for mine, wanted in zip(module.encoder.parameters(), model.parameters(), strict=True):
@@ -103,10 +103,12 @@ def test_trained_and_served_scores_agree(tmp_path: Path) -> None:
     (query, *documents) = texts(40, seed=1, longest=40)
     model = load_reranker(directory, "cpu").eval()
     module = RerankerScoring(model, LCE(), World(), "float32")
-    side = tokenise(model, [(query, document) for document in documents], "pair", 512, 39)
+    side = tokenise(
+        model, [Texts([(query, document) for document in documents], "pair", 512, 39)]
+    )
     side = side.within(512)
     assert len(side.chunks) >= 3
-    scores = module.ordered(torch.cat(list(module.chunks(side))), side).detach().squeeze(1)
+    scores = module.ordered(torch.cat(list(module.made(side))), side.sides[0]).detach().squeeze(1)
     np.testing.assert_allclose(scores, reranker.score(query, documents), atol=1e-5)
     assert scores.std() > 0.1
     assert reranker.score(query, []).shape == (0,)

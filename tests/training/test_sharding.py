@@ -41,7 +41,7 @@ def test_out_of_memory_is_told_and_not_repeated(monkeypatch: pytest.MonkeyPatch)
 
     objective, batch = ranks.OBJECTIVES["all"], ranks.batches()["even"]
     module = ranks.scoring(objective, World())
-    read = ranks.sides(module, batch)
+    read = ranks.reading(module, batch)
     cells = cells_of(batch, objective, World(), torch.device("cpu"))
     monkeypatch.setattr(module.encoder, "forward", forward)
     assert batch_gradients(module, cells, read) is None
