@@ -329,7 +329,11 @@ def with_sentence_transformers(
     )
     even = options.even and options.device == "cpu"
     seconds = []
-    with fast_attention(model, options.precision, settings.document_tokens) if even else nullcontext():
+    with (
+        fast_attention(model, options.precision, settings.document_tokens)
+        if even
+        else nullcontext()
+    ):
         started = time.perf_counter()
         for step, columns in enumerate(collated(options, model, pairs)):
             optimizer.zero_grad()

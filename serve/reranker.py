@@ -81,7 +81,7 @@ def score_now(
     """
     import torch
 
-    from bixse.chunks import cut
+    from bixse.reading.chunks import cut
 
     try:
         lengths = reranker.lengths(pairs)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from sentence_transformers import SentenceTransformer
 
-    from bixse.chunks import Reading
+    from bixse.reading.chunks import Reading
 
 Role = Literal["query", "document"]
 
@@ -167,7 +167,7 @@ class Encoder:
         return encoder
 
     def _pack(self) -> None:
-        from bixse.models.packing import may_pack
+        from bixse.reading.packing import may_pack
 
         self._packs = may_pack(self.model)
 
@@ -201,8 +201,8 @@ class Encoder:
             return np.zeros((0, self.dim), np.float32)
         import torch
 
-        from bixse.chunks import Texts, tokenise
-        from bixse.models.packing import packed
+        from bixse.reading.chunks import Texts, tokenise
+        from bixse.reading.packing import packed
 
         # The longest first: what memory does not hold is known at once.
         order = np.argsort([-len(text) for text in texts], kind="stable")
@@ -217,7 +217,7 @@ class Encoder:
             # A GPU reads on while the vectors before are fetched.
             made = one_behind(self._read(one) for one in ahead(read, len(windows)))
             found = [np.asarray(vectors.float().cpu().numpy()) for vectors in made]
-        vectors = np.concatenate(found)[np.argsort(order)]
+        vectors: npt.NDArray[np.float32] = np.concatenate(found)[np.argsort(order)]
         # A bf16 vector is unit length to three digits only: normalise again, in float32.
         with np.errstate(invalid="ignore"):
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)

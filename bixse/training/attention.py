@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from bixse.models.packing import may_pack, packed
 from bixse.precision import in_bfloat16
+from bixse.reading.packing import may_pack, packed
 from bixse.settings import Precision
 
 if TYPE_CHECKING:
@@ -18,10 +18,11 @@ _LONGEST = 512
 def fast_attention(model: "BaseModel", precision: Precision, longest: int) -> Iterator[None]:
     """While it lasts, the attention that is fastest to train with, for texts of `longest` tokens.
 
-    On a GPU, in bfloat16, texts are packed where the model can read them so. On a CPU torch's fused attention goes backward in bfloat16 on a CPU far slower than three plain matrix
-    products: 32 texts of 64 tokens in a MiniLM layer take 60 ms against 11, 16 texts of 256 tokens
-    128 ms against 65 (torch 2.13, AVX512-BF16, one core). Beyond 512 tokens its memory, which does
-    not grow with their square, is worth more. The results differ by rounding.
+    On a GPU, in bfloat16, texts are packed where the model can read them so. On a CPU torch's fused
+    attention goes backward in bfloat16 far slower than three plain matrix products: 32 texts of 64
+    tokens in a MiniLM layer take 60 ms against 11, 16 texts of 256 tokens 128 ms against 65 (torch
+    2.13, AVX512-BF16, one core). Beyond 512 tokens its memory, which does not grow with their
+    square, is worth more. The results differ by rounding.
     """
     if in_bfloat16(model.device, precision) and may_pack(model):
         with packed(model):

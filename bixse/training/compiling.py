@@ -32,8 +32,7 @@ def compiled(model: "BaseModel", wanted: bool) -> Iterator[None]:
     """While it lasts a model's layers are compiled, if `wanted`."""
     layers = list(layers_of(model)) if wanted else []
     for layer in layers:
-        # torch leaves it without types.
-        layer.compile(dynamic=True)  # type: ignore[no-untyped-call]
+        layer.compile(dynamic=True)
     try:
         yield
     finally:

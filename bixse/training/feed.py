@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from bixse.chunks import Reading
+from bixse.reading.chunks import Reading
 from bixse.training.batches import Batch, batch_of
 from bixse.training.gather import cells_of
 from bixse.training.gradients import most

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from bixse.chunks import Reading
+from bixse.reading.chunks import Reading
 from bixse.training.gather import World, gather_rows
 from bixse.training.objective import Cells
 from bixse.training.scoring import EncoderScoring, Scoring

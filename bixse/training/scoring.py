@@ -2,8 +2,8 @@
 
 The trainer knows no kind. It asks which texts of a batch this rank reads (`reading`), lets the
 model make of them what it makes, chunk after chunk (`made`), and takes this rank's share of the
-loss from what was made of all its texts (`share`). The shares of all ranks add up to the loss of one
-process, so gradients are summed over the ranks (`gradients.py`).
+loss from what was made of all its texts (`share`). The shares of all ranks add up to the loss of
+one process, so gradients are summed over the ranks (`gradients.py`).
 
 An encoder reads queries and documents apart. Each rank encodes its share of either, the documents'
 vectors are gathered with gradient, and each rank takes the loss of its own queries against all
@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.checkpoint import checkpoint
 
-from bixse.chunks import Reading, Role, Side, Texts, tokenise
 from bixse.precision import autocast
+from bixse.reading.chunks import Reading, Side, Texts, tokenise
+from bixse.reading.tokenising import Role
 from bixse.settings import Precision
 from bixse.training import objective as objectives
 from bixse.training.batches import Batch

@@ -27,11 +27,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from bixse.chunks import Reading, Role, Side
 from bixse.models.encoder import load_model
 from bixse.models.language_model import load_language_model
 from bixse.models.reranker import load_reranker
 from bixse.place import Place
+from bixse.reading.chunks import Reading, Side
+from bixse.reading.tokenising import Role
 from bixse.training.adapters import adapt_transformer
 from bixse.training.batches import Batch, batch_of
 from bixse.training.completions import Completions
@@ -213,13 +214,13 @@ def as_reading(read: list[tuple[Role, Tensor, int]]) -> Reading:
     chunks: list[tuple[Role, dict[str, Any]]] = []
     sides: list[Side] = []
     first = 0
-    for role, texts, count in read:
-        features = {"words": texts, "attention_mask": torch.ones(len(texts), 1)}
+    for role, made, count in read:
+        features = {"words": made, "attention_mask": torch.ones(len(made), 1)}
         # As `tokenise` leaves them: not in the order of the texts.
-        order = torch.arange(len(texts)).flip(0)
+        order = torch.arange(len(made)).flip(0)
         chunks.append((role, {name: value[order] for name, value in features.items()}))
         sides.append(Side(role, first + order, count))
-        first += len(texts)
+        first += len(made)
     return Reading(chunks, tuple(sides))
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from bixse.chunks import Texts, cut, prompt_of, tokenise
 from bixse.models.encoder import Encoder, load_model
+from bixse.reading.chunks import Texts, cut, prompt_of, tokenise
 from bixse.training.batches import batch_of
 from bixse.training.gather import World
 from bixse.training.groups import Ints, Labels, group

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from bixse.chunks import Texts, tokenise
 from bixse.models.encoder import Encoder, encoder_fingerprint, load_model
 from bixse.place import Place
+from bixse.reading.chunks import Texts, tokenise
 from bixse.training.gather import World
 from bixse.training.loop import Run, train_loop
 from bixse.training.scoring import EncoderScoring

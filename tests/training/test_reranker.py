@@ -7,9 +7,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from bixse.chunks import Texts, tokenise
 from bixse.models.encoder import load_model
 from bixse.models.reranker import Reranker, load_reranker, reranked
+from bixse.reading.chunks import Texts, tokenise
 from bixse.records import Hit
 from bixse.training.gather import World, cells_of
 from bixse.training.gradients import batch_gradients
@@ -103,9 +103,7 @@ def test_trained_and_served_scores_agree(tmp_path: Path) -> None:
     (query, *documents) = texts(40, seed=1, longest=40)
     model = load_reranker(directory, "cpu").eval()
     module = RerankerScoring(model, LCE(), World(), "float32")
-    side = tokenise(
-        model, [Texts([(query, document) for document in documents], "pair", 512, 39)]
-    )
+    side = tokenise(model, [Texts([(query, document) for document in documents], "pair", 512, 39)])
     side = side.within(512)
     assert len(side.chunks) >= 3
     scores = module.ordered(torch.cat(list(module.made(side))), side.sides[0]).detach().squeeze(1)

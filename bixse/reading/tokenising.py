@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bixse.ragged import Features, Ragged
+from bixse.reading.ragged import Features, Ragged
 
 if TYPE_CHECKING:
     from sentence_transformers.base import BaseModel
@@ -106,7 +106,12 @@ def _way(
     long = "a " * (words + 8)
     shown: Asked = [*_TEXTS, long]
     if pairs:
-        shown = [*zip(_TEXTS, reversed(_TEXTS), strict=True), ("a", long), (long, "a"), (long, long)]
+        shown = [
+            *zip(_TEXTS, reversed(_TEXTS), strict=True),
+            ("a", long),
+            (long, "a"),
+            (long, long),
+        ]
     features = preprocess(shown)
     if "attention_mask" not in features:
         return None

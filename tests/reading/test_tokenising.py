@@ -7,19 +7,19 @@ from typing import Any
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
+
+from bixse.models.encoder import load_model
+from bixse.models.reranker import load_reranker
+from bixse.models.settings import PACKAGED
+from bixse.reading.chunks import prompt_of
+from bixse.reading.ragged import Ragged
+from bixse.reading.tokenising import Role, tokenised
 from tests.encoders import (
     save_tiny_cross_encoder,
     save_tiny_decoder,
     save_tiny_encoder,
     texts,
 )
-
-from bixse.chunks import prompt_of
-from bixse.models.encoder import load_model
-from bixse.models.reranker import load_reranker
-from bixse.models.settings import PACKAGED
-from bixse.ragged import Ragged
-from bixse.tokenising import Role, tokenised
 
 ODD = ["", " a ", "UPPER lower", "é — 漢字 🙂", "[SEP] </s>", "\n\t", "don't", "a" * 500]
 PROMPTS = {"query": "ask : ", "document": "tell : tell : "}

@@ -9,8 +9,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from transformers import ModernBertConfig, ModernBertModel, RobertaConfig, RobertaModel
 
-from bixse.chunks import Reading, Texts, tokenise
-from bixse.models.packing import agreement, is_packed, may_pack, packed, reads_packed
+from bixse.reading.chunks import Reading, Texts, tokenise
+from bixse.reading.packing import agreement, is_packed, may_pack, packed, reads_packed
 from tests.encoders import save_tiny_decoder, save_tiny_encoder, texts
 
 LONG, SHORT = texts(9, seed=1, longest=40), texts(8, seed=2, longest=6)
@@ -85,14 +85,7 @@ def loss(found: list[torch.Tensor], along: list[torch.Tensor]) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
-@pytest.mark.parametrize("short", [0, 12, 32])
-def test_packed_equals_padded(
-    make: Callable[[Path], SentenceTransformer],
-    short: int,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("bixse.models.packing._SHORT", short)
+def test_packed_equals_padded(make: Callable[[Path], SentenceTransformer], tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = make(tmp_path).eval()
     padded = read_of(model)
@@ -115,9 +108,11 @@ def test_packed_equals_padded(
             for name, parameter in model.named_parameters():
                 if name in gradients:
                     torch.testing.assert_close(
-                        parameter.grad, gradients[name],
+                        parameter.grad,
+                        gradients[name],
                         # The gradient of a key's bias is nothing but rounding.
-                        atol=max(1e-6, 2e-5 * float(gradients[name].abs().max())), rtol=1e-4,
+                        atol=max(1e-6, 2e-5 * float(gradients[name].abs().max())),
+                        rtol=1e-4,
                     )
         sizes = [chunk["input_ids"].numel() for _, chunk in read_of(model, most=40).chunks]
         assert len(sizes) > 2

@@ -2,7 +2,7 @@
 
 Training and inference read alike: a text costs what its tokens cost, and padding nearly nothing.
 Chunks hold texts of like length, padded to the longest; or, where the model's attention is
-`models/packing.py`, texts end to end without any padding. Texts of several sides share chunks when
+`reading/packing.py`, texts end to end without any padding. Texts of several sides share chunks when
 the model makes no difference between them: one forward pass for both.
 
 Shapes: N texts, T tokens of all of them, L of the longest.
@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bixse.models.packing import is_packed, packed_features, packed_rows, reads_packed
-from bixse.ragged import Features, Ragged, padded_rows
-from bixse.tokenising import Role, tokenised
+from bixse.reading.packing import is_packed, packed_features, packed_rows, reads_packed
+from bixse.reading.ragged import Features, Ragged, padded_rows
+from bixse.reading.tokenising import Role, tokenised
 
 if TYPE_CHECKING:
     from sentence_transformers.base import BaseModel
@@ -179,7 +179,9 @@ def tokenise(model: "BaseModel", asked: Sequence[Texts], most: int | None = None
         tokens = [part for part in parts if isinstance(part, Ragged)]
         if not tokens:
             # A bag of words has no padding to save.
-            chunks += [(role, _moved(part, model.device)) for part in parts if isinstance(part, dict)]
+            chunks += [
+                (role, _moved(part, model.device)) for part in parts if isinstance(part, dict)
+            ]
             places.append(first + torch.arange(len(asked[members[0]].texts)))
             continue
         joined = Ragged.joined(tokens)
@@ -188,7 +190,10 @@ def tokenise(model: "BaseModel", asked: Sequence[Texts], most: int | None = None
             chunks.append((role, _moved(chunk, model.device)))
         place = torch.empty(len(order), dtype=torch.int64)
         place[order] = torch.arange(len(order))
-        places += (first + place).split([len(asked[number].texts) for number in members])
+        for number in members:
+            texts = len(asked[number].texts)
+            places.append(first + place[:texts])
+            place = place[texts:]
     counts = [len(one.texts) if one.count is None else one.count for one in asked]
     sides = zip(roles, places, counts, strict=True)
     return Reading(chunks, tuple(Side(role, at.to(model.device), n) for role, at, n in sides))
