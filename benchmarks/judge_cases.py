@@ -47,7 +47,7 @@ class Case(Settings):
         return [ids for pair in zip(*by_order, strict=True) for ids in pair], tokens.label_ids
 
 
-def make_case(options: Options, root: Path, name: str) -> Case:
+def make_case(options: "Options", root: Path, name: str) -> Case:
     """Pairs grouped by query, as candidates come; each document stands in several groups.
 
     `shuffled` has them in random order; in `unshared` nothing stands twice.

@@ -12,7 +12,8 @@ from bixse.place import Place
 from bixse.training.attention import fast_attention
 from bixse.training.gather import World
 from bixse.training.loop import METRICS, Notice, Run, Stopped, Trained, train_loop
-from bixse.training.settings import GradedBCE, InfoNCE, Objective, Training
+from bixse.training.objective_settings import GradedBCE, InfoNCE, Objective
+from bixse.training.settings import Training
 from tests.encoders import save_tiny_encoder
 from tests.training import ranks
 from tests.training.test_gather import run_ranks
