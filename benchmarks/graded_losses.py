@@ -38,7 +38,7 @@ from bixse.judging.settings import Judging
 from bixse.models.encoder import load_model
 from bixse.models.settings import PACKAGED
 from bixse.retrieval.settings import Lexical
-from bixse.training.settings import (
+from bixse.training.objective_settings import (
     Combined,
     GradedBCE,
     InfoNCE,
@@ -47,8 +47,8 @@ from bixse.training.settings import (
     MarginMSE,
     Objective,
     RankNet,
-    Training,
 )
+from bixse.training.settings import Training
 from jobs.embed import embed
 from jobs.evaluate import evaluate
 from jobs.ingest import ingest

@@ -43,7 +43,8 @@ import tyro
 from benchmarks.made_encoder import Shape, make_encoder
 from bixse.models.settings import PACKAGED
 from bixse.training.allocator import CPU_ALLOCATOR
-from bixse.training.settings import InfoNCE, Training
+from bixse.training.objective_settings import InfoNCE
+from bixse.training.settings import Training
 
 System = Literal["bixse", "plain", "cached"]
 RIVALS: tuple[System, ...] = ("plain", "cached")

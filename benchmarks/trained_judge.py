@@ -41,7 +41,8 @@ from bixse.judging.settings import CrossEncoder, Judging
 from bixse.models.settings import PACKAGED
 from bixse.records import JUDGMENTS, PAIRS
 from bixse.retrieval.settings import Lexical
-from bixse.training.settings import GradedBCE, PairBCE, Training
+from bixse.training.objective_settings import GradedBCE, PairBCE
+from bixse.training.settings import Training
 from jobs.calibration import fit
 from jobs.embed import embed
 from jobs.evaluate import evaluate

@@ -138,6 +138,11 @@ def show(found: dict[str, Any], as_json: bool) -> None:
         print(f"{verb}: made {made['made']} at {_shown(made['at'])} ({counts})")
 
 
+def absolute(path: str) -> str:
+    """Workers run in directories of their own, on nodes of their own; a URL stays as it is."""
+    return path.rstrip("/") if "://" in path else os.path.abspath(path)
+
+
 def _shown(value: Any) -> str:
     """A value for people: numbers in few digits, paths as they are typed from here."""
     if isinstance(value, dict):

@@ -2,18 +2,21 @@
 
 A verb run by itself is the pipeline up to that verb: `python -m jobs.index bixse --data DIR
 --encoder PATH --out runs/e` ingests, embeds and indexes. Under `--out` each artefact stands in a
-directory of its own name.
+directory of its own name. How it comes to its judgments is `jobs.judging`, to what a language model
+writes `jobs.rounds`.
 """
 
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from bixse.models.settings import PACKAGED, Reranking
-from jobs.command import Run
+from bixse.models.settings import Reranking
+from jobs import judging
+from jobs.command import Run, absolute
 
 if TYPE_CHECKING:
     from bixse.artifacts import Artifact
+    from bixse.judging.settings import Judging
     from jobs.measuring import DevSplit
 
 Made = TypeVar("Made")
@@ -26,7 +29,7 @@ class Pipeline:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.recipe = run.recipe
-        self.out = _absolute(run.out)
+        self.out = absolute(run.out)
         self.start = _encoder(run.recipe.start)
         self.seconds: dict[str, float] = {}
         self._made: dict[str, Any] = {}
@@ -117,161 +120,32 @@ class Pipeline:
 
     def judgments(self) -> "Artifact":
         """What training learns from: all that was judged, or what of it the recipe keeps."""
-        judged, settings = self._verified(), self.recipe.stratified
-        if settings is None:
-            return judged
-        from jobs.labels import sample
+        return judging.kept_judgments(self)
 
-        out = self.path("judgments-sampled")
-        return self.once("sample", lambda: sample(judged, settings, out))
-
-    def _verified(self) -> "Artifact":
-        judged, settings = self._judged(), self.recipe.verification
-        if settings is None:
-            return judged
-        from jobs.labels import verify
-
-        queries, corpus = self.all_queries(), self.data().corpus
-        out = self.path("judgments-verified")
-        return self.once("verify", lambda: verify(judged, queries, corpus, settings, out))
-
-    def _judged(self) -> "Artifact":
-        if self.recipe.judging.judge == "written":
-            from jobs.rounds import written_judgments
-
-            return written_judgments(self)
-        if self.recipe.neighbours is not None:
-            from jobs.neighbours import judge_neighbours
-
-            links, anchors, settings = self.links(), self.anchors(), self.recipe.neighbours
-            assert anchors is not None
-            return self.once(
-                "judge",
-                lambda: judge_neighbours(links, anchors, settings, self.path("judgments")),
-            )
-        if self.recipe.judging.judge == "cascade":
-            return self._cascaded()
-        return self._judged_by(self.judging(), self.pairs(), "judge", "judgments")
-
-    def _cascaded(self) -> "Artifact":
-        """Cheap judgments of every pair, strong ones of the most doubtful, and both in one."""
-        from jobs.cascade import escalate, merge
-
-        judging = self.judging()
-        cascade = judging.cascade
-        cheap = judging.replace(judge=cascade.cheap)
-        found = self._judged_by(cheap, self.pairs(), "judge cheap", "judgments-cheap")
-        chosen = self.once("escalate", lambda: escalate(found, cascade, self.path("pairs-strong")))
-        strong = judging.replace(judge=cascade.strong)
-        better = self._judged_by(strong, chosen, "judge strong", "judgments-strong")
-        return self.once("judge", lambda: merge(found, better, self.path("judgments")))
-
-    def _judged_by(
-        self, judging: Any, pairs: "Artifact | None", stage: str, folder: str
-    ) -> "Artifact":
-        from jobs.judge import judge
-
-        data, recipe, queries = self.data(), self.recipe, self.all_queries()
-        vectors = self._judge_vectors(judging.judge)
-        return self.once(
-            stage,
-            lambda: judge(
-                pairs,
-                queries,
-                data.corpus,
-                data.qrels,
-                judging,
-                recipe.lexical,
-                vectors,
-                recipe.placement,
-                self.path(folder),
-            ),
-        )
-
-    def calibration(self) -> "Artifact | None":
-        """The map that judgments are read through."""
-        if self.recipe.judging.calibration is None:
-            return None
-        from bixse.artifacts import Artifact
-
-        return Artifact.open(_absolute(self.recipe.judging.calibration), "calibration")
-
-    def preferences(self) -> "Artifact | None":
-        """Which of two documents is preferred: a file says so, or the judge is asked."""
-        file = self.recipe.judging.preferences
-        if file is None:
-            return self.judged_preferences() if self.recipe.preferring.train else None
-        from jobs.preferences import import_preferences
-
-        corpus, queries = self.data().corpus, self.all_queries()
-        return self.once(
-            "preferences",
-            lambda: import_preferences(queries, corpus, file, self.path("preferences")),
-        )
-
-    def audit(self) -> "Artifact":
-        from bixse.artifacts import Artifact
-        from jobs.audit import audit
-        from jobs.calibration import fit
-
-        data, recipe, settings = self.data(), self.recipe, self.recipe.audit
-        brought, rejudged = (
-            None if url is None else Artifact.open(_absolute(url), "judgments")
-            for url in (settings.judgments, settings.rejudged)
-        )
-        if settings.fit != "none" and recipe.judging.calibration is not None:
-            raise ValueError("--audit.fit makes a map, --judging.calibration brings one: choose")
-        judgments = brought or self.judgments()
-        calibration = self.calibration()
-        if settings.fit != "none":
-            sources, path = [(judgments, data.qrels)], self.path("calibration")
-            calibration = fit(sources, settings.fit, settings.fit_split, path)
-        return self.once(
-            "audit",
-            lambda: audit(
-                data.corpus,
-                self.all_queries(),
-                data.qrels,
-                judgments,
-                None if brought else self.pairs(),
-                rejudged,
-                calibration,
-                settings,
-                recipe.evaluation.relevant_from,
-                self.path("audit"),
-            ),
-        )
+    def judging(self) -> "Judging":
+        """Judging with its label store: the one that is named, or one of this run."""
+        settings = self.recipe.judging
+        return settings.replace(store=absolute(settings.store or self.path("labels")))
 
     def plan(self) -> dict[str, Any]:
         """What judging will take, counted without judging."""
-        from jobs.judge import plan
+        return judging.planned(self)
 
-        if self.recipe.judging.judge == "cascade":
-            raise ValueError(
-                "--plan counts one judge: name the cheap one of the cascade, then the strong one"
-            )
-        recipe = self.recipe
-        return plan(
-            self.pairs(),
-            self.all_queries(),
-            self.data().corpus,
-            self.judging(),
-            recipe.lexical,
-            self._judge_vectors(recipe.judging.judge),
-            recipe.placement,
-            self.path("judgments"),
-        )
+    def audit(self) -> "Artifact":
+        """What the judgments are worth beside the grades that people gave."""
+        return judging.audited(self)
 
-    def _judge_vectors(self, judge: str) -> "Artifact | None":
-        """The corpus under the encoder of the features judge, which need not be the trained one."""
-        if judge != "features":
-            return None
-        return self.embeddings("base" if self.start == PACKAGED else "judge", PACKAGED)
+    def calibration(self) -> "Artifact | None":
+        """The map that judgments are read through."""
+        return judging.calibration(self)
 
-    def judging(self) -> Any:
-        """Judging with its label store: the one that is named, or one of this run."""
-        judging = self.recipe.judging
-        return judging.replace(store=_absolute(judging.store or self.path("labels")))
+    def preferences(self) -> "Artifact | None":
+        """Which of two documents is preferred: a file says so, or the judge is asked."""
+        return judging.preferences(self)
+
+    def judged_preferences(self) -> "Artifact":
+        """Judged documents of a query, compared two by two."""
+        return judging.judged_preferences(self)
 
     def encoder(self) -> str:
         """The one that `--encoder` names, or the trained one; cut where the recipe says so."""
@@ -305,6 +179,7 @@ class Pipeline:
         return self._trained(lambda: _encoder(settings.start), "reranker")
 
     def _trained(self, start: Callable[[], str], folder: str) -> str:
+        from jobs.held_out import refuse_held_out
         from jobs.train import train
 
         # First: without a dev split nothing is judged, nor paid for.
@@ -312,7 +187,7 @@ class Pipeline:
         judgments, queries, recipe = self.judgments(), self.all_queries(), self.recipe
         calibration, preferences = self.calibration(), self.preferences()
         if recipe.judging.judge == "given":
-            self._refuse_held_out(judgments)
+            refuse_held_out(judgments, self.held_out_query_ids(queries))
         documents = self.documents()
         artifact = self.once(
             "train",
@@ -416,7 +291,7 @@ class Pipeline:
             raise ValueError("--base-index needs --encoder: the encoder that the index is of")
         if self.run.data is None and self.run.delete is None:
             raise ValueError("--base-index needs --data to add, --delete to leave out, or both")
-        before, encoder = Artifact.open(_absolute(base), "index"), self.encoder()
+        before, encoder = Artifact.open(absolute(base), "index"), self.encoder()
         data = None if self.run.data is None else self.data()
         embeddings = None if data is None else self.embeddings("trained", encoder)
         return self.once(
@@ -435,46 +310,17 @@ class Pipeline:
             ),
         )
 
-    def judged_preferences(self) -> "Artifact":
-        """Judged documents of a query, compared two by two."""
-        from jobs.prefer import pairings, prefer
-
-        judgments, queries, recipe = self.judgments(), self.all_queries(), self.recipe
-        settings, model = recipe.preferring, recipe.judging.vllm
-        chosen = self.once("pairings", lambda: pairings(judgments, settings, self.path("pairings")))
-        return self.once(
-            "prefer",
-            lambda: prefer(
-                chosen,
-                queries,
-                self.data().corpus,
-                settings,
-                model,
-                recipe.placement,
-                self.path("judged-preferences"),
-            ),
-        )
-
-    def held_out_query_ids(self, artifacts: "list[Artifact]") -> frozenset[str]:
+    def held_out_query_ids(self, queries: "list[Artifact]") -> frozenset[str]:
         """Queries of dev and test, and whatever other query has the text of one."""
+        from jobs.held_out import held_out_query_ids
 
-        rows = self.data().qrels.table(["split", "query_id"]).to_pylist()
-        held_out = {row["query_id"] for row in rows if row["split"] != "train"}
-        return _with_copies(held_out, artifacts)
+        return held_out_query_ids(self.data().qrels, queries)
 
     def graded_query_ids(self) -> frozenset[str]:
         """Given queries that people graded, in any split, and those with the text of one."""
-        graded = self.data().qrels.table(["query_id"])["query_id"].to_pylist()
-        return _with_copies(set(graded), [self.data().queries])
+        from jobs.held_out import graded_query_ids
 
-    def _refuse_held_out(self, judgments: "Artifact") -> None:
-        """A file of grades may hold any query; other judges are never asked about these."""
-        judged = set(judgments.table(["query_id"])["query_id"].to_pylist())
-        if shared := sorted(judged & self.held_out_query_ids(self.all_queries())):
-            raise ValueError(
-                f"{len(shared)} of the {len(judged)} queries in --judging.given.file stand in dev "
-                f"or test, first {shared[0]!r}: they can be audited, and not trained on"
-            )
+        return graded_query_ids(self.data().qrels, [self.data().queries])
 
     def artifact(self, stage: str) -> "Artifact":
         """What a stage of this run has made."""
@@ -494,24 +340,6 @@ class Pipeline:
         return made
 
 
-def _absolute(path: str) -> str:
-    """Workers run in directories of their own, on nodes of their own; a URL stays as it is."""
-    return path.rstrip("/") if "://" in path else os.path.abspath(path)
-
-
-def _with_copies(query_ids: "set[str]", artifacts: "list[Artifact]") -> frozenset[str]:
-    """These queries, and whatever other has the text of one."""
-    from bixse.records import text_hash
-
-    queries = {
-        row["query_id"]: text_hash(row["text"])
-        for artifact in artifacts
-        for row in artifact.table(["query_id", "text"]).to_pylist()
-    }
-    hashes = {queries[query_id] for query_id in query_ids}
-    return frozenset(query_id for query_id, text in queries.items() if text in hashes)
-
-
 def _doc_ids(path: str | None) -> frozenset[str]:
     """The lines of a file, white space at the ends taken off."""
     if path is None:
@@ -521,7 +349,7 @@ def _doc_ids(path: str | None) -> frozenset[str]:
 
 
 def _encoder(name: str) -> str:
-    return _absolute(name) if os.path.isdir(name) else name
+    return absolute(name) if os.path.isdir(name) else name
 
 
 if __name__ == "__main__":

@@ -4,9 +4,11 @@ workers.
     python -m jobs.train <recipe> --data DIR --out DIR
 
 The artefact is a sentence-transformers directory, with `training.jsonl` (one line a step) beside it
-and, of an encoder, `scale_bias.json` (scale alpha and bias beta; ranking does not need them). With
-`training.evaluate_every` it is the best encoder on the dev split, and `dev.jsonl` has one line an
-evaluation.
+and, of an encoder, `scale_bias.json` (scale alpha and bias beta; ranking does not need them). Its
+weights are float32, whatever type `start` is stored in: what was trained, and on dev measured.
+Rounded to bfloat16 a short training's small steps would be lost again. Only under adapters do
+weights keep their type. With `training.evaluate_every` it is the best encoder on the dev split, and
+`dev.jsonl` has one line an evaluation.
 While it is being made, `<out>-checkpoints` holds what an interrupted run goes on from, and the
 texts that all workers map (`bixse.training.texts`). Checkpoints are our own file and not Ray's, so
 that the same loop resumes without Ray, and a restarted driver resumes like a restarted worker.
@@ -203,7 +205,7 @@ def _load(job: Job, settings: Training, device: str) -> Any:
         raise ValueError(f"{job.start} is {found} on a worker, {wanted} on the driver")
     if settings.objective.scores_pairs:
         return load_reranker(str(directory), device, settings.seed)
-    return load_model(str(directory), device)
+    return load_model(str(directory), device, settings.seed)
 
 
 def export(model: Any, settings: Training, trained: "Trained", directory: Path) -> None:

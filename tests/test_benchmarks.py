@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks import judge, train
+from benchmarks import judge, judge_cases, train
 from benchmarks.made_encoder import make_encoder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,7 +57,7 @@ def test_a_judging_case_is_summed_up_by_its_medians_and_unknown_tokens_stay_unkn
 
 def test_judging_cases_differ_in_what_prompts_share(tmp_path: Path) -> None:
     options = judge.Options(model="any", pairs=24)
-    cases = {name: judge.make_case(options, tmp_path, name) for name in options.cases}
+    cases = {name: judge_cases.make_case(options, tmp_path, name) for name in options.cases}
     keys = {
         name: [
             (row["query_id"], row["doc_id"]) for row in case.artifact("pairs").table().to_pylist()

@@ -83,12 +83,14 @@ def encoder_fingerprint(directory: Path) -> str:
     return digest.hexdigest()[:32]
 
 
-def load_model(start: str, device: str | None = None) -> "SentenceTransformer":
+def load_model(start: str, device: str | None = None, seed: int = 0) -> "SentenceTransformer":
     """The sentence-transformers model, ending in a Normalize module whatever it was saved with.
 
-    Raises ValueError as `resolve`, when the directory holds no loadable model, or one that cuts its
-    vectors only when asked by `encode`.
+    Weights have the type that they are stored in. What the directory lacks, as a pooler, is drawn
+    by `seed`. Raises ValueError as `resolve`, when the directory holds no loadable model, or one
+    that cuts its vectors only when asked by `encode`.
     """
+    import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize
     from transformers.utils import logging as hf_logging
@@ -97,7 +99,9 @@ def load_model(start: str, device: str | None = None) -> "SentenceTransformer":
     hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     directory = resolve(start)
     try:
-        model = SentenceTransformer(str(directory), device=device, local_files_only=True)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = SentenceTransformer(str(directory), device=device, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{start} is not an encoder: {str(error).splitlines()[0]}") from None
     if model.truncate_dim is not None:
@@ -158,8 +162,7 @@ class Encoder:
         Raises ValueError as `load_model`.
         """
         model = load_model(start, device)
-        if model.device.type == "cuda":
-            model = model.bfloat16()
+        model = model.bfloat16() if model.device.type == "cuda" else model.float()
         encoder = cls(model, encoder_fingerprint(resolve(start)))
         encoder._pack()
         if model.device.type == "cpu" and in_bfloat16(model.device, queries):

@@ -15,8 +15,8 @@ from torch import Tensor
 from bixse.training import objective as objectives
 from bixse.training.batches import Batch
 from bixse.training.objective import Cells
+from bixse.training.objective_settings import Objective
 from bixse.training.order import share
-from bixse.training.settings import Objective
 
 
 @dataclass(frozen=True)

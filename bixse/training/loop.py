@@ -134,14 +134,15 @@ def train_loop(
     notice: Callable[[], Notice] = lambda: Notice.NONE,
     measure: Callable[[], float] | None = None,
 ) -> Trained:
-    """Tune `model` in place, from its last checkpoint if there is one.
+    """Tune `model` in place and in float32, from its last checkpoint if there is one.
 
     With more than one rank the process group must stand. `on_step` is called once at the start,
     then after every step. `notice` is asked after every step, and what one rank hears holds for
     all. `measure` says how good the model is as it stands, higher is better; all ranks call it
     together and must get the same number; it draws no random number and changes no weight. It is
     called as `evaluate_every` says, and the model is left with the weights of the best call.
-    With `settings.lora` adapters alone are tuned, and merged into the model in the end.
+    With `settings.lora` adapters alone are tuned, and merged into the model in the end, whose
+    weights keep their type.
 
     Raises ValueError as `state.load` and `adapt`, or when `evaluate_every` is set without
     `measure`; RuntimeError when a loss or gradient is not finite, the ranks read different
@@ -154,6 +155,9 @@ def train_loop(
     merge = None
     if settings.lora.rank is not None:
         merge = adapt(model, settings.lora, settings.seed)
+    else:
+        # AdamW's small steps vanish in a bfloat16.
+        model.float()
     model.eval()
     module = scoring_of(model, settings, world).to(model.device)
     _same_weights(module, world)

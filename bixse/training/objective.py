@@ -20,7 +20,7 @@ from torch import Tensor
 from bixse.training import losses
 from bixse.training.batches import Batch
 from bixse.training.groups import Ints
-from bixse.training.settings import (
+from bixse.training.objective_settings import (
     LCE,
     Combined,
     GradedBCE,

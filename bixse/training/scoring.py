@@ -34,8 +34,9 @@ from bixse.training.batches import Batch
 from bixse.training.gather import World, gather_rows
 from bixse.training.groups import Ints, Labels
 from bixse.training.objective import Cells
+from bixse.training.objective_settings import Objective
 from bixse.training.order import share
-from bixse.training.settings import Objective, Training
+from bixse.training.settings import Training
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

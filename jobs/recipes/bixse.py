@@ -2,7 +2,8 @@
 
 from bixse.judging.settings import Judging
 from bixse.synthesis.settings import Cloze
-from bixse.training.settings import GradedBCE, InfoNCE, Training
+from bixse.training.objective_settings import GradedBCE, InfoNCE
+from bixse.training.settings import Training
 from jobs.recipe import About, Recipe
 
 

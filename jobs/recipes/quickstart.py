@@ -4,7 +4,8 @@ from bixse.candidates.settings import Pools
 from bixse.judging.settings import Judging
 from bixse.retrieval.settings import Retrieval
 from bixse.synthesis.settings import Cloze
-from bixse.training.settings import GradedBCE, Training
+from bixse.training.objective_settings import GradedBCE
+from bixse.training.settings import Training
 from jobs.recipe import About, Ingest, Recipe
 
 

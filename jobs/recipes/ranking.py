@@ -6,7 +6,7 @@ what it leaves out.
 
 from bixse.candidates.settings import Neighbours, Pools, Stratified
 from bixse.judging.settings import Judging, Preferring
-from bixse.training.settings import (
+from bixse.training.objective_settings import (
     Combined,
     InfoNCE,
     LambdaLoss,
@@ -14,10 +14,10 @@ from bixse.training.settings import (
     MarginMSE,
     PreferenceKL,
     RankNet,
-    Training,
     Triplet,
     Wasserstein,
 )
+from bixse.training.settings import Training
 from jobs.recipe import About, Recipe
 from jobs.recipes.bixse import bixse
 

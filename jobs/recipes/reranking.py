@@ -2,7 +2,8 @@
 
 from bixse.candidates.settings import Pools
 from bixse.models.settings import Reranking
-from bixse.training.settings import LCE, PairBCE, Training
+from bixse.training.objective_settings import LCE, PairBCE
+from bixse.training.settings import Training
 from jobs.recipe import About, Recipe
 from jobs.recipes.bixse import bixse
 

@@ -14,7 +14,8 @@ from bixse.synthesis.settings import (
     RoundTrip,
     Styled,
 )
-from bixse.training.settings import Combined, InfoNCE, ListKL, Training, Wasserstein
+from bixse.training.objective_settings import Combined, InfoNCE, ListKL, Wasserstein
+from bixse.training.settings import Training
 from jobs.recipe import About, Recipe
 
 

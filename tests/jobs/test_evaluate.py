@@ -1,148 +1,39 @@
+"""Reports: their numbers, their runs, and their page."""
+
 import io
 import json
 import pathlib
 import re
 import shutil
 import xml.etree.ElementTree as ET
-from dataclasses import dataclass
 
 import ir_measures
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from bixse.artifacts import Artifact, ArtifactError, begin
-from bixse.evaluation.settings import Evaluation
+from bixse.artifacts import Artifact, ArtifactError
 from bixse.evaluation.trec import read_qrels, read_run
-from bixse.models.encoder import Encoder, load_model
+from bixse.models.encoder import Encoder
 from bixse.models.settings import PACKAGED
-from bixse.records import CORPUS, JUDGMENTS, QRELS, QUERIES, document_text
-from bixse.retrieval.settings import Lexical
-from jobs.embed import EmbedUnit
-from jobs.evaluate import evaluate, table
-from jobs.recipe import Placement
-
-DOCUMENTS = {
-    "json dumps": "json.dumps serialises an object to a JSON formatted string",
-    "json loads": "json.loads reads a JSON document from a string",
-    "csv": "csv.reader gives the rows of a file of comma separated values",
-    "sort": "sorted gives a new list with the items in rising order",
-    "100%": "round gives a number rounded to a number of digits",
-    "thread": "a thread pool runs calls in several threads at once",
-    "sleep": "time.sleep suspends the calling thread for some seconds",
-    "hash": "hashlib gives secure digests such as SHA-256",
-}
-GIVEN = {
-    "q 1": "turn an object into JSON text",
-    "q 2": "parse JSON",
-    "q 3": "read comma separated values",
-    "q 4": "order the items of a list",
-    "q 5": "wait a few seconds",
-    "t 1": "checksum of a file",
-    "t 2": "run calls at the same time",
-}
-GRADES = {  # of 0 to 3
-    "q 1": {"json dumps": 3, "json loads": 1, "csv": 0},
-    "q 2": {"json loads": 3, "json dumps": 1},
-    "q 3": {"csv": 3, "json loads": 1},
-    "q 4": {"sort": 2},
-    "q 5": {"hash": 0},
-    "t 1": {"hash": 3},
-    "t 2": {"thread": 3},
-}
-SETTINGS = Evaluation(bootstrap=200)
-
-
-def artifact(url, kind, rows, schema, **extra) -> Artifact:
-    draft = begin(str(url), kind, config={}, inputs={"test": str(len(rows))})
-    draft.write_part(0, pa.Table.from_pylist(rows, schema=schema))
-    return draft.finish(extra=extra)
-
-
-def queries_artifact(url, texts, origin="given") -> Artifact:
-    rows = [
-        {"query_id": query_id, "text": text, "origin": origin} for query_id, text in texts.items()
-    ]
-    return artifact(url, "queries", rows, QUERIES)
-
-
-def qrels_artifact(url, grades=GRADES) -> Artifact:
-    rows = []
-    for query_id, judged in grades.items():
-        for doc_id, grade in judged.items():
-            probs = [float(n == grade) for n in range(4)]
-            split = "test" if query_id.startswith("q") else "train"
-            rows.append(
-                {
-                    "split": split,
-                    "query_id": query_id,
-                    "doc_id": doc_id,
-                    "grade_probs": probs,
-                    "relevance": grade / 3,
-                    "judge": "given",
-                    "prompt": "",
-                    "origin": "human",
-                }
-            )
-    return artifact(url, "qrels", rows, QRELS, scale=[0.0, 1.0, 2.0, 3.0])
-
-
-def embeddings_artifact(url, corpus, encoder) -> Artifact:
-    """What jobs.embed makes, in two parts and without Ray; its order is not that of doc_id."""
-    inputs = {"corpus": corpus.fingerprint, "encoder": Encoder.load(encoder).fingerprint}
-    draft = begin(str(url), "embeddings", config={}, inputs=inputs)
-    rows, _ = EmbedUnit(encoder, inputs["encoder"], Placement())(corpus.table())
-    draft.write_part(0, rows.slice(0, 5))
-    draft.write_part(1, rows.slice(5))
-    return draft.finish(extra={"encoder": inputs["encoder"]})
-
-
-@dataclass(frozen=True)
-class World:
-    corpus: Artifact
-    queries: Artifact
-    qrels: Artifact
-    encoders: dict[str, tuple[str, Artifact]]
+from bixse.records import document_text
+from jobs.evaluate import table
+from tests.jobs.evaluated import (
+    DOCUMENTS,
+    GIVEN,
+    GRADES,
+    SETTINGS,
+    World,
+    make_world,
+    queries_artifact,
+    run,
+)
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> World:
-    root = tmp_path_factory.mktemp("world")
-    rows = [{"doc_id": d, "title": "", "text": text} for d, text in DOCUMENTS.items()]
-    corpus = artifact(root / "corpus", "corpus", rows, CORPUS)
-    model = load_model(PACKAGED, "cpu")
-    for parameter in model.parameters():
-        parameter.data.mul_(1.01)
-    model.save(str(root / "trained"))
-    encoders = {"base": PACKAGED, "trained": str(root / "trained")}
-    return World(
-        corpus,
-        queries_artifact(root / "queries", GIVEN),
-        qrels_artifact(root / "qrels"),
-        {
-            name: (encoder, embeddings_artifact(root / f"embeddings-{name}", corpus, encoder))
-            for name, encoder in encoders.items()
-        },
-    )
-
-
-def run(world, out, split="test", **changes) -> Artifact:
-    arguments = {
-        "corpus": world.corpus,
-        "queries": world.queries,
-        "qrels": world.qrels,
-        "split": split,
-        "encoders": world.encoders,
-        "lexical": Lexical(),
-        "settings": SETTINGS,
-        "trained_on": [world.queries],
-        "recipe_name": "test",
-        "seconds": {"train": 1.5},
-        "out": str(out),
-    }
-    return evaluate(**(arguments | changes))
+    return make_world(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")
@@ -330,81 +221,6 @@ def test_bm25_alone_is_compared_with_nothing(world, tmp_path):
     assert set(numbers(report)["ndcg@10"]) == {"bm25"}
     assert numbers(report)["differences"] == {}
     assert table(report).row_count == 1
-
-
-def refused(world, tmp_path, sentence, **changes):
-    """Assert that evaluate refuses in one sentence and leaves nothing behind."""
-    with pytest.raises(ValueError, match=sentence) as error:
-        run(world, tmp_path / "refused", **changes)
-    assert "\n" not in str(error.value)
-    assert not (tmp_path / "refused").exists()
-
-
-def test_a_split_without_judgments_is_refused(world, tmp_path):
-    refused(world, tmp_path, "no judgments for split dev: there are test, train", split="dev")
-
-
-def test_no_judgments_at_all_are_refused(world, tmp_path):
-    empty = qrels_artifact(tmp_path / "qrels", {})
-    refused(world, tmp_path, "no judgments for split test: there are none at all", qrels=empty)
-
-
-def test_judged_queries_without_text_are_refused(world, tmp_path):
-    some = {query_id: text for query_id, text in GIVEN.items() if query_id != "q 3"}
-    queries = queries_artifact(tmp_path / "queries", some)
-    refused(world, tmp_path, "1 of 5 judged queries .* the first is q 3", queries=queries)
-
-
-def test_embeddings_of_another_encoder_are_refused(world, tmp_path):
-    (base, of_base), (_, of_trained) = world.encoders.values()
-    made_by, wanted = of_trained.manifest.extra["encoder"], of_base.manifest.extra["encoder"]
-    refused(
-        world,
-        tmp_path,
-        f"is of encoder {made_by}, .* is {wanted}",
-        encoders={"base": (base, of_trained)},
-    )
-
-
-def test_embeddings_of_another_corpus_are_refused(world, tmp_path):
-    rows = [{"doc_id": "d", "title": "", "text": "another corpus"}]
-    other = artifact(tmp_path / "corpus", "corpus", rows, CORPUS)
-    refused(world, tmp_path, f"is of corpus {world.corpus.fingerprint}", corpus=other)
-
-
-def test_a_query_seen_in_training_is_refused(world, tmp_path):
-    seen = {"s1": "something else", "s2": "  Parse json "}
-    synthetic = queries_artifact(tmp_path / "synthetic", seen, "synthetic")
-    refused(
-        world,
-        tmp_path,
-        r"1 evaluation queries stand in training too: the first is q 2 \('parse JSON'\), there s2",
-        trained_on=[world.queries, synthetic],
-    )
-
-
-def test_a_training_query_with_the_text_of_a_test_query_is_refused(world, tmp_path):
-    queries = queries_artifact(tmp_path / "queries", GIVEN | {"t 2": "PARSE  JSON"})
-    refused(world, tmp_path, "the first is q 2", queries=queries, trained_on=[queries])
-
-
-def test_the_training_split_is_not_evaluated_after_training_on_it(world, tmp_path):
-    refused(world, tmp_path, "2 evaluation queries stand in training", split="train")
-    kept = run(world, tmp_path / "out", split="train", trained_on=[], encoders={})
-    assert kept.manifest.rows == 2
-
-
-def test_only_judged_queries_count_as_seen_when_the_judgments_are_given(world, tmp_path):
-    queries = queries_artifact(tmp_path / "queries", GIVEN | {"t 2": "PARSE  JSON"})
-    judged = [row for row in world.qrels.table().to_pylist() if row["query_id"] == "t 1"]
-    judgments = artifact(tmp_path / "judgments", "judgments", judged, JUDGMENTS)
-    changes = {"queries": queries, "encoders": {}}
-    assert (
-        run(world, tmp_path / "out", trained_on=[queries, judgments], **changes).manifest.rows == 5
-    )
-    judged = [row for row in world.qrels.table().to_pylist() if row["query_id"] == "t 2"]
-    judgments = artifact(tmp_path / "leaking", "judgments", judged, JUDGMENTS)
-    refused(world, tmp_path, "first is q 2", trained_on=[queries, judgments], **changes)
 
 
 def test_the_page_draws_the_training_curve_that_stands_beside_the_encoder(world, tmp_path):

@@ -11,7 +11,8 @@ from bixse.place import Place
 from bixse.records import CORPUS, PREFERENCES, QUERIES
 from bixse.training.gather import World
 from bixse.training.loop import Run, train_loop
-from bixse.training.settings import Combined, ListKL, PreferenceKL, Training
+from bixse.training.objective_settings import Combined, ListKL, PreferenceKL
+from bixse.training.settings import Training
 from jobs.preferences import import_preferences
 from jobs.recipe import Placement
 from jobs.supervision import read_labels

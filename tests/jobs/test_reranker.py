@@ -8,7 +8,8 @@ import pytest
 
 from bixse.models.reranker import Reranker, load_reranker
 from bixse.training.loop import Trained
-from bixse.training.settings import LCE, PairBCE, Training
+from bixse.training.objective_settings import LCE, PairBCE
+from bixse.training.settings import Training
 from jobs.recipes.bixse import bixse
 from jobs.recipes.reranking import lce
 from jobs.train import export

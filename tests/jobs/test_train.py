@@ -18,7 +18,8 @@ import pytest
 from bixse.artifacts import Artifact, ArtifactError, begin
 from bixse.models.encoder import Encoder
 from bixse.records import CORPUS, JUDGMENTS, QUERIES
-from bixse.training.settings import GradedBCE, Training
+from bixse.training.objective_settings import GradedBCE
+from bixse.training.settings import Training
 from jobs.recipe import Placement
 from jobs.supervision import read_labels
 from jobs.train import train

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
-from bixse.models.encoder import Encoder, encoder_fingerprint, resolve
+from bixse.models.encoder import Encoder, encoder_fingerprint, load_model, resolve
 from bixse.models.settings import PACKAGED
 from bixse.precision import in_bfloat16
 from tests.encoders import save_tiny_encoder
@@ -64,6 +66,35 @@ def test_the_fingerprint_follows_what_shapes_vectors(directory: Path, tmp_path: 
     assert encoder_fingerprint(copy) != encoder_fingerprint(directory)
     prompts = save_tiny_encoder(tmp_path / "other", prompts={"query": "ask : "})
     assert encoder_fingerprint(prompts) != encoder_fingerprint(directory)
+
+
+def test_what_a_directory_lacks_is_drawn_by_the_seed(tmp_path: Path) -> None:
+    directory = save_tiny_encoder(tmp_path)
+    stored = load_file(directory / "model.safetensors")
+    kept = {name: value for name, value in stored.items() if "pooler" not in name}
+    assert len(kept) < len(stored)
+    save_file(kept, directory / "model.safetensors", {"format": "pt"})
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first, second, other = (
+        dict(load_model(str(directory), "cpu", seed).named_parameters()) for seed in (0, 0, 1)
+    )
+    assert torch.equal(torch.rand(1), expected), "the caller's draws are its own"
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    differing = {name for name, value in first.items() if not torch.equal(value, other[name])}
+    assert differing == {name for name in first if name.endswith("pooler.dense.weight")}
+
+
+def test_an_encoder_stored_in_bfloat16_is_multiplied_in_float32(
+    directory: Path, tmp_path: Path
+) -> None:
+    model = SentenceTransformer(str(directory), device="cpu").bfloat16()
+    model.save_pretrained(str(tmp_path / "rounded"), create_model_card=False)
+    model.float().save_pretrained(str(tmp_path / "whole"), create_model_card=False)
+    rounded, whole = (Encoder.load(str(tmp_path / name), "cpu") for name in ("rounded", "whole"))
+    texts = ["bal bem", "tot " * 12]
+    assert np.array_equal(rounded.encode(texts, "query"), whole.encode(texts, "query"))
 
 
 def test_the_packaged_encoder_is_a_path() -> None:

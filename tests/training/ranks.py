@@ -40,26 +40,24 @@ from bixse.training.gather import World, cells_of
 from bixse.training.gradients import batch_gradients
 from bixse.training.groups import Labels, Preferred, group
 from bixse.training.loop import Notice, Run, Seen, train_loop
-from bixse.training.order import share
-from bixse.training.scoring import EncoderScoring, RerankerScoring, Scoring
-from bixse.training.settings import (
+from bixse.training.objective_settings import (
     LCE,
     Combined,
     GradedBCE,
     InfoNCE,
     LambdaLoss,
     ListKL,
-    LoRA,
     MarginMSE,
     Objective,
     PairBCE,
     PreferenceKL,
     RankNet,
-    Training,
     Triplet,
-    Tuning,
     Wasserstein,
 )
+from bixse.training.order import share
+from bixse.training.scoring import EncoderScoring, RerankerScoring, Scoring
+from bixse.training.settings import LoRA, Training, Tuning
 from bixse.training.sharding import spread, whole
 from bixse.training.tuning import TuningRun, tune_loop
 from tests.encoders import texts

@@ -13,7 +13,8 @@ from bixse.models.encoder import load_model
 from bixse.models.reranker import load_reranker
 from bixse.training.adapters import adapt, refuse_missing
 from bixse.training.gather import World
-from bixse.training.settings import LCE, LoRA, Training
+from bixse.training.objective_settings import LCE
+from bixse.training.settings import LoRA, Training
 from tests.encoders import save_tiny_decoder, save_tiny_encoder, texts
 from tests.training import ranks
 from tests.training.test_gather import run_ranks

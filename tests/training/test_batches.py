@@ -13,8 +13,8 @@ from bixse.training.batches import batch_of
 from bixse.training.gather import World
 from bixse.training.groups import Ints, Labels, group
 from bixse.training.losses import graded_bce
+from bixse.training.objective_settings import GradedBCE
 from bixse.training.scoring import EncoderScoring
-from bixse.training.settings import GradedBCE
 from tests.encoders import save_tiny_encoder, texts
 
 

@@ -25,7 +25,8 @@ from bixse.synthesis.writing import write_queries
 from bixse.training.gather import World
 from bixse.training.groups import Labels, group
 from bixse.training.loop import Run, train_loop
-from bixse.training.settings import InfoNCE, Training
+from bixse.training.objective_settings import InfoNCE
+from bixse.training.settings import Training
 from tests.encoders import WORDS, save_tiny_encoder
 from tests.synthesis.stubs import Stub
 

@@ -11,8 +11,9 @@ from bixse.place import Place
 from bixse.reading.chunks import Texts, tokenise
 from bixse.training.gather import World
 from bixse.training.loop import Run, train_loop
+from bixse.training.objective_settings import GradedBCE
 from bixse.training.scoring import EncoderScoring
-from bixse.training.settings import GradedBCE, Training
+from bixse.training.settings import Training
 from tests.encoders import save_tiny_decoder, texts
 from tests.training import ranks
 

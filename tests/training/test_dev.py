@@ -7,7 +7,8 @@ import torch
 
 from bixse.training.dev import Dev
 from bixse.training.gather import World
-from bixse.training.settings import LCE, Training
+from bixse.training.objective_settings import LCE
+from bixse.training.settings import Training
 from tests.encoders import save_tiny_encoder
 from tests.training import ranks
 from tests.training.test_gather import run_ranks

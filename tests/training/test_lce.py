@@ -18,7 +18,8 @@ from bixse.retrieval.settings import Lexical
 from bixse.training.gather import World
 from bixse.training.groups import group
 from bixse.training.loop import Run, train_loop
-from bixse.training.settings import LCE, Training
+from bixse.training.objective_settings import LCE
+from bixse.training.settings import Training
 from tests.encoders import WORDS, save_tiny_encoder
 
 TOPICS, TRAIN, RELEVANT, SPAM, OTHERS = 40, 30, 5, 15, 30_000

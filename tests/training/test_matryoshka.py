@@ -16,8 +16,9 @@ from bixse.training.batches import batch_of
 from bixse.training.gather import World, cells_of
 from bixse.training.gradients import batch_gradients
 from bixse.training.loop import Run, train_loop
+from bixse.training.objective_settings import LCE, GradedBCE
 from bixse.training.scoring import EncoderScoring
-from bixse.training.settings import LCE, GradedBCE, Training
+from bixse.training.settings import Training
 from tests.encoders import save_tiny_encoder
 from tests.training import ranks
 

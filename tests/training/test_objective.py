@@ -10,7 +10,7 @@ from bixse.training.gather import World, cells_of
 from bixse.training.gradients import batch_gradients
 from bixse.training.groups import group
 from bixse.training.objective import Grid, share
-from bixse.training.settings import (
+from bixse.training.objective_settings import (
     Combined,
     GradedBCE,
     InfoNCE,

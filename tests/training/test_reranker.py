@@ -13,8 +13,9 @@ from bixse.reading.chunks import Texts, tokenise
 from bixse.records import Hit
 from bixse.training.gather import World, cells_of
 from bixse.training.gradients import batch_gradients
+from bixse.training.objective_settings import LCE, Combined, GradedBCE, PairBCE
 from bixse.training.scoring import RerankerScoring
-from bixse.training.settings import LCE, Combined, GradedBCE, PairBCE, Training
+from bixse.training.settings import Training
 from tests.encoders import save_tiny_cross_encoder, save_tiny_encoder, texts
 from tests.training import ranks
 from tests.training.test_gather import run_ranks

@@ -13,7 +13,7 @@ import torch
 from bixse.place import Place
 from bixse.training.gather import World
 from bixse.training.groups import Labels, group
-from bixse.training.settings import LCE, GradedBCE
+from bixse.training.objective_settings import LCE, GradedBCE
 from bixse.training.texts import FOLDER, MappedTexts, StoredTexts
 from tests.encoders import save_tiny_encoder, texts
 from tests.training import ranks

@@ -1,0 +1,211 @@
+"""Who says what a document is worth to a query, step after step, for `jobs.pipeline`.
+
+Which judge the recipe asks, of which pairs, and what of its answers training reads. Each step is an
+artefact of its own. Under `--out`:
+
+    judgments             what the judge said, or what of it the recipe keeps
+    judgments-cheap       the cascade's first judge, of every pair
+    pairs-strong          the pairs that it was in doubt about
+    judgments-strong      the cascade's second judge, of those
+    judgments-verified    what the recipe's verification leaves
+    judgments-sampled     what the recipe's sampling leaves
+    preferences           of a file
+    pairings, judged-preferences  documents to compare, and what the judge prefers
+    calibration, audit    what `jobs.audit` makes of the judgments
+
+It is a part of `Pipeline` in a file of its own, and reaches into it.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from bixse.models.settings import PACKAGED
+from jobs.command import absolute
+
+if TYPE_CHECKING:
+    from bixse.artifacts import Artifact
+    from bixse.judging.settings import Judging
+    from jobs.pipeline import Pipeline
+
+
+def kept_judgments(pipeline: "Pipeline") -> "Artifact":
+    """What training learns from: all that was judged, or what of it the recipe keeps."""
+    judged, settings = _verified(pipeline), pipeline.recipe.stratified
+    if settings is None:
+        return judged
+    from jobs.labels import sample
+
+    out = pipeline.path("judgments-sampled")
+    return pipeline.once("sample", lambda: sample(judged, settings, out))
+
+
+def _verified(pipeline: "Pipeline") -> "Artifact":
+    judged, settings = _judged(pipeline), pipeline.recipe.verification
+    if settings is None:
+        return judged
+    from jobs.labels import verify
+
+    queries, corpus = pipeline.all_queries(), pipeline.data().corpus
+    out = pipeline.path("judgments-verified")
+    return pipeline.once("verify", lambda: verify(judged, queries, corpus, settings, out))
+
+
+def _judged(pipeline: "Pipeline") -> "Artifact":
+    if pipeline.recipe.judging.judge == "written":
+        from jobs.rounds import written_judgments
+
+        return written_judgments(pipeline)
+    if pipeline.recipe.neighbours is not None:
+        from jobs.neighbours import judge_neighbours
+
+        links, anchors = pipeline.links(), pipeline.anchors()
+        settings, out = pipeline.recipe.neighbours, pipeline.path("judgments")
+        assert anchors is not None
+        return pipeline.once("judge", lambda: judge_neighbours(links, anchors, settings, out))
+    if pipeline.recipe.judging.judge == "cascade":
+        return _cascaded(pipeline)
+    return _judged_by(pipeline, pipeline.judging(), pipeline.pairs(), "judge", "judgments")
+
+
+def _cascaded(pipeline: "Pipeline") -> "Artifact":
+    """Cheap judgments of every pair, strong ones of the most doubtful, and both in one."""
+    from jobs.cascade import escalate, merge
+
+    judging = pipeline.judging()
+    cascade = judging.cascade
+    cheap = judging.replace(judge=cascade.cheap)
+    found = _judged_by(pipeline, cheap, pipeline.pairs(), "judge cheap", "judgments-cheap")
+    out = pipeline.path("pairs-strong")
+    chosen = pipeline.once("escalate", lambda: escalate(found, cascade, out))
+    strong = judging.replace(judge=cascade.strong)
+    better = _judged_by(pipeline, strong, chosen, "judge strong", "judgments-strong")
+    return pipeline.once("judge", lambda: merge(found, better, pipeline.path("judgments")))
+
+
+def _judged_by(
+    pipeline: "Pipeline", judging: "Judging", pairs: "Artifact | None", stage: str, folder: str
+) -> "Artifact":
+    from jobs.judge import judge
+
+    data, recipe, queries = pipeline.data(), pipeline.recipe, pipeline.all_queries()
+    vectors = _judge_vectors(pipeline, judging.judge)
+    return pipeline.once(
+        stage,
+        lambda: judge(
+            pairs,
+            queries,
+            data.corpus,
+            data.qrels,
+            judging,
+            recipe.lexical,
+            vectors,
+            recipe.placement,
+            pipeline.path(folder),
+        ),
+    )
+
+
+def _judge_vectors(pipeline: "Pipeline", judge: str) -> "Artifact | None":
+    """The corpus under the encoder of the features judge, which need not be the trained one."""
+    if judge != "features":
+        return None
+    return pipeline.embeddings("base" if pipeline.start == PACKAGED else "judge", PACKAGED)
+
+
+def planned(pipeline: "Pipeline") -> dict[str, Any]:
+    """What judging will take, counted without judging."""
+    from jobs.judge import plan
+
+    recipe = pipeline.recipe
+    if recipe.judging.judge == "cascade":
+        raise ValueError(
+            "--plan counts one judge: name the cheap one of the cascade, then the strong one"
+        )
+    return plan(
+        pipeline.pairs(),
+        pipeline.all_queries(),
+        pipeline.data().corpus,
+        pipeline.judging(),
+        recipe.lexical,
+        _judge_vectors(pipeline, recipe.judging.judge),
+        recipe.placement,
+        pipeline.path("judgments"),
+    )
+
+
+def preferences(pipeline: "Pipeline") -> "Artifact | None":
+    """Which of two documents is preferred: a file says so, or the judge is asked."""
+    file = pipeline.recipe.judging.preferences
+    if file is None:
+        return judged_preferences(pipeline) if pipeline.recipe.preferring.train else None
+    from jobs.preferences import import_preferences
+
+    corpus, queries = pipeline.data().corpus, pipeline.all_queries()
+    out = pipeline.path("preferences")
+    return pipeline.once("preferences", lambda: import_preferences(queries, corpus, file, out))
+
+
+def judged_preferences(pipeline: "Pipeline") -> "Artifact":
+    """Judged documents of a query, compared two by two."""
+    from jobs.prefer import pairings, prefer
+
+    judgments, queries = pipeline.judgments(), pipeline.all_queries()
+    recipe, out = pipeline.recipe, pipeline.path("pairings")
+    settings, model = recipe.preferring, recipe.judging.vllm
+    chosen = pipeline.once("pairings", lambda: pairings(judgments, settings, out))
+    return pipeline.once(
+        "prefer",
+        lambda: prefer(
+            chosen,
+            queries,
+            pipeline.data().corpus,
+            settings,
+            model,
+            recipe.placement,
+            pipeline.path("judged-preferences"),
+        ),
+    )
+
+
+def calibration(pipeline: "Pipeline") -> "Artifact | None":
+    """The map that judgments are read through."""
+    url = pipeline.recipe.judging.calibration
+    if url is None:
+        return None
+    from bixse.artifacts import Artifact
+
+    return Artifact.open(absolute(url), "calibration")
+
+
+def audited(pipeline: "Pipeline") -> "Artifact":
+    """What the judgments, or those that `--audit.judgments` names, are worth beside the qrels."""
+    from bixse.artifacts import Artifact
+    from jobs.audit import audit
+    from jobs.calibration import fit
+
+    data, recipe, settings = pipeline.data(), pipeline.recipe, pipeline.recipe.audit
+    brought, rejudged = (
+        None if url is None else Artifact.open(absolute(url), "judgments")
+        for url in (settings.judgments, settings.rejudged)
+    )
+    if settings.fit != "none" and recipe.judging.calibration is not None:
+        raise ValueError("--audit.fit makes a map, --judging.calibration brings one: choose")
+    judgments = brought or pipeline.judgments()
+    applied = calibration(pipeline)
+    if settings.fit != "none":
+        sources, path = [(judgments, data.qrels)], pipeline.path("calibration")
+        applied = fit(sources, settings.fit, settings.fit_split, path)
+    return pipeline.once(
+        "audit",
+        lambda: audit(
+            data.corpus,
+            pipeline.all_queries(),
+            data.qrels,
+            judgments,
+            None if brought else pipeline.pairs(),
+            rejudged,
+            applied,
+            settings,
+            recipe.evaluation.relevant_from,
+            pipeline.path("audit"),
+        ),
+    )
