@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from bixse.records import Hit
+from bixse.retrieval.scoring import Vectors
 from bixse.retrieval.settings import Retrieval, Search
-from bixse.retrieval.shard import Shard, Vectors
+from bixse.retrieval.shard import Shard
 from bixse.retrieval.structures import Counter, work
 from bixse.retrieval.tuning import Point
 

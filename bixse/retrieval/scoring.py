@@ -9,6 +9,7 @@ B of them at a time, K hits. A row -1 is none, and scores -inf.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import faiss
 import numpy as np
@@ -16,7 +17,6 @@ import numpy.typing as npt
 
 Rows = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.float32]
-Numbers = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 ROUNDING = 1e-5
 """Two float32 inner products of the same unit vectors differ by less between kernels."""
@@ -42,7 +42,7 @@ def best(
     """
     scores_QC = _products(vectors_QD.astype(np.float64), rows_QC, read)
     order_QK = np.lexsort((rows_QC, -scores_QC), axis=-1)[:, :k]
-    return np.take_along_axis(rows_QC, order_QK, 1), np.take_along_axis(scores_QC, order_QK, 1)
+    return _along(rows_QC, order_QK), _along(scores_QC, order_QK)
 
 
 def falling(
@@ -62,10 +62,17 @@ def falling(
     else:
         scores_QF = _products(vectors_QD, rows_QF, read)
     order_QF = np.argsort(-scores_QF, axis=1)
-    return np.take_along_axis(scores_QF, order_QF, 1), np.take_along_axis(rows_QF, order_QF, 1)
+    return _along(scores_QF, order_QF), _along(rows_QF, order_QF)
 
 
-def _products(queries_QD: Numbers, rows_QC: Rows, read: Callable[[Rows], Vectors]) -> Vectors:
+def _along(values_QC: Any, places_QK: Rows) -> Any:
+    # np.take_along_axis takes six times as long for one query.
+    return values_QC[np.arange(len(values_QC))[:, None], places_QK]
+
+
+def _products(
+    queries_QD: npt.NDArray[Any], rows_QC: Rows, read: Callable[[Rows], Vectors]
+) -> Vectors:
     """Inner products in the precision of the queries, some candidates of each at a time."""
     scores_QC = np.full(rows_QC.shape, -np.inf, np.float32)
     step = max(1, _NUMBERS_AT_ONCE // max(1, queries_QD.size))

@@ -172,6 +172,7 @@ class Shard:
         # In one piece: taking from the chunks of a mapped table copies all of them first. Large,
         # since all ids together may be more than 2 GiB.
         self._doc_ids = documents["doc_id"].cast(pa.large_string()).combine_chunks()
+        self._store = getattr(index, "storage", index)
         self._stored_ND = stored_ND
         self._scales_N = scales_N
         self.width = search or Search()
@@ -257,11 +258,11 @@ class Shard:
         if k < 1:
             raise ValueError(f"k must be 1 or more, found {k}")
         rows_QC = self._candidates(vectors, k, width or self.width, kept)
-        found = best(vectors, rows_QC, self.vectors, k)
-        shape = (len(vectors), min(k, self.size))
-        rows_QK, scores_QK = np.full(shape, -1, np.int64), np.full(shape, -np.inf, np.float32)
-        for whole, part in zip((rows_QK, scores_QK), found, strict=True):
-            whole[:, : part.shape[1]] = part
+        rows_QK, scores_QK = best(vectors, rows_QC, self.vectors, k)
+        if missing := min(k, self.size) - rows_QK.shape[1]:
+            none = ((0, 0), (0, missing))
+            rows_QK = np.pad(rows_QK, none, constant_values=-1)
+            scores_QK = np.pad(scores_QK, none, constant_values=-np.inf)
         return rows_QK, scores_QK
 
     def doc_ids(self, rows: Rows) -> list[str]:
@@ -281,8 +282,7 @@ class Shard:
     def vectors(self, rows: Rows) -> Vectors:
         """The stored vectors of rows of this shard, [len(rows), D]."""
         if self._stored_ND is None:
-            store = self._index.storage if hasattr(self._index, "storage") else self._index
-            return np.asarray(store.reconstruct_batch(rows), np.float32)
+            return np.asarray(self._store.reconstruct_batch(rows), np.float32)
         vectors = self._stored_ND[rows].astype(np.float32, copy=False)
         return vectors if self._scales_N is None else vectors * self._scales_N[rows, None]
 
