@@ -20,7 +20,7 @@ from bixse.retrieval.tuning import Point
 
 @dataclass(frozen=True)
 class Seen:
-    """Of one shard: true documents found, bytes read a query, milliseconds of a query alone."""
+    """Of one shard: true documents found, work and milliseconds of a query alone."""
 
     found: int
     work: float

@@ -58,7 +58,8 @@ def falling(
     if stored_ND.dtype == np.float32:
         scores_QF = np.empty(rows_QF.shape, np.float32)
         pointers = map(faiss.swig_ptr, (scores_QF, vectors_QD, stored_ND, rows_QF))
-        faiss.fvec_inner_products_by_idx(*pointers, vectors_QD.shape[1], *rows_QF.shape)
+        known: Any = faiss  # faiss' type stubs lack it.
+        known.fvec_inner_products_by_idx(*pointers, vectors_QD.shape[1], *rows_QF.shape)
     else:
         scores_QF = _products(vectors_QD, rows_QF, read)
     order_QF = np.argsort(-scores_QF, axis=1)
