@@ -27,8 +27,9 @@ import tyro
 from bixse.records import CORPUS
 from bixse.retrieval import shard as shard_module
 from bixse.retrieval.metadata import Kept
+from bixse.retrieval.scoring import Vectors
 from bixse.retrieval.settings import Retrieval, Structure
-from bixse.retrieval.shard import Shard, Vectors, build_shard
+from bixse.retrieval.shard import Shard, build_shard
 
 K = 10
 SHARES = (0.5, 0.05, 0.005)

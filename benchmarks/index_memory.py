@@ -107,7 +107,7 @@ def peak_mb(source: tuple[str, str], structure: Structure, options: Options, fol
 def _peak(source: tuple[str, str], structure: Structure, options: Options, out: str) -> float:
     from bixse.retrieval.sources import Source
     from bixse.retrieval.structures import TRAINED, resolve
-    from jobs.index import _build, _train
+    from jobs.shards import build_one, train_structure
 
     embeddings, corpus = (Artifact.open(url, verify=False) for url in source)
     rows = embeddings.manifest.rows
@@ -119,10 +119,10 @@ def _peak(source: tuple[str, str], structure: Structure, options: Options, out: 
     assert isinstance(draft, Draft)
     made = Source(embeddings, corpus)
     if structure in TRAINED:
-        _train(draft, made, settings)
+        train_structure(draft, made, settings)
     queries = np.eye(16, options.dim, dtype=np.float32)
     before, watch = _anonymous_mb(), _Watch()
-    _build(draft, made, 0, options.dim, queries, settings)
+    build_one(draft, made, 0, options.dim, queries, settings)
     return watch.stop() - before
 
 

@@ -8,7 +8,7 @@ import hashlib
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import pyarrow as pa
 
@@ -101,9 +101,8 @@ class Rejection:
     """The second document, where it was about two."""
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """One retrieved document; `score` is cosine."""
+class Hit(NamedTuple):
+    """One retrieved document; `score` is cosine. A tuple, since a query makes many."""
 
     doc_id: str
     score: float

@@ -14,10 +14,7 @@ twice: vectors come from the base's shards, centroids from its `trained/`.
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,18 +24,17 @@ from bixse.models.encoder import Encoder, encoder_fingerprint, resolve
 from bixse.records import Hit, document_text
 from bixse.retrieval.merge import merge
 from bixse.retrieval.settings import Lexical, Retrieval, Search
-from bixse.retrieval.sources import Source, shard_name
+from bixse.retrieval.sources import Source
 from bixse.retrieval.structures import TRAINED, resident_bytes
 from bixse.retrieval.structures import resolve as resolve_structure
 from bixse.retrieval.tuning import Point, Requirements, Tuning, grid, relevant, table, tune
 from jobs.lexical import LEXICAL_MARK, build_words, count_words
 from jobs.parts import progress, start_ray
 from jobs.recipe import Placement
+from jobs.shards import RECALL_AT, build_one, compare_structures, measure_one, train_structure
 
-RECALL_AT = 10
 PLAN = "plan.json"
 QUERIES = "queries.json"
-_BUILT = "built.json"
 _KEPT = ("structure", "shards", "shard_rows", "hnsw_m", "ef_construction", "nlist", "pq_m",
          "rabitq_bits", "stored", "train_rows", "tune_rows")  # fmt: skip
 """Settings that a new generation has from its base."""
@@ -243,7 +239,7 @@ class _Run:
     def compare(self, settings: Retrieval) -> list[dict[str, Any]]:
         """The structures on a sample, a row each, the chosen one marked."""
         rows: list[dict[str, Any]]
-        (rows,) = self._each(_compare, "compare", [(self.source, settings, self._asked)])
+        (rows,) = self._each(compare_structures, "compare", [(self.source, settings, self._asked)])
         return rows
 
     def train(self, settings: Retrieval) -> None:
@@ -255,13 +251,13 @@ class _Run:
             self.source.base.verify(under=name)
             self.draft.write_file(name, self.source.base.place.read(name))
             return
-        self._each(_train, "train", [(self.draft, self.source, settings)])
+        self._each(train_structure, "train", [(self.draft, self.source, settings)])
 
     def build(self, settings: Retrieval) -> list[dict[str, Any]]:
         shards = range(settings.shards or 1)
         dim = int(self.vectors_QD.shape[1])
         return self._each(
-            _build,
+            build_one,
             "index",
             [(self.draft, self.source, number, dim, self._asked, settings) for number in shards],
         )
@@ -281,7 +277,7 @@ class _Run:
 
         def measure(searches: Sequence[Search]) -> list[Point]:
             seen: list[list[Seen]] = self._each(
-                _measure,
+                measure_one,
                 "tune",
                 [(self.draft, s["name"], settings, searches, self._asked, true) for s in built],
             )
@@ -338,100 +334,6 @@ class _Run:
 
 def _hits(rankings: Sequence[Sequence[Sequence[Any]]]) -> list[list[Hit]]:
     return [[Hit(*fields) for fields in ranking] for ranking in rankings]
-
-
-def _compare(source: Source, settings: Retrieval, vectors_QD: Vectors) -> list[dict[str, Any]]:
-    from bixse.retrieval.comparing import compare
-    from bixse.retrieval.sources import sample
-
-    assert source.embeddings is not None
-    doc_ids, vectors_ND = sample(source.embeddings, settings.tune_rows, "tune")
-    rows = source.embeddings.manifest.rows
-    return compare(doc_ids, vectors_ND, vectors_QD, settings, rows, RECALL_AT)
-
-
-def _train(draft: Draft, source: Source, settings: Retrieval) -> int:
-    import faiss
-
-    from bixse.retrieval.sources import sample
-    from bixse.retrieval.structures import trained
-
-    assert source.embeddings is not None
-    _, vectors_ND = sample(source.embeddings, settings.train_rows, "train")
-    with tempfile.TemporaryDirectory() as folder:
-        faiss.write_index(trained(settings, vectors_ND), f"{folder}/index.faiss")
-        draft.add_directory(Path(folder), under="trained/")
-    return len(vectors_ND)
-
-
-def _build(
-    draft: Draft,
-    source: Source,
-    number: int,
-    dim: int,
-    vectors_QD: Vectors,
-    settings: Retrieval,
-) -> dict[str, Any]:
-    """Gather, build and write one shard, unless an earlier run has; its counts and its truth."""
-    # FAISS before torch would be loaded: one OpenMP runtime a process.
-    import faiss
-
-    from bixse.retrieval.shard import write_vectors
-    from bixse.retrieval.sources import exact_hits, gather
-    from bixse.retrieval.structures import empty
-
-    name = shard_name(number)
-    if draft.place.exists(f"{name}/{_BUILT}"):
-        built: dict[str, Any] = json.loads(draft.place.read(f"{name}/{_BUILT}"))
-        return built
-    with tempfile.TemporaryDirectory() as aside, tempfile.TemporaryDirectory() as folder:
-        gathered = gather(source, number, settings.shards or 1, dim, Path(aside))
-        if settings.structure in TRAINED:
-            (Path(aside) / "trained.faiss").write_bytes(draft.place.read("trained/index.faiss"))
-            template = faiss.read_index(f"{aside}/trained.faiss")
-        else:
-            template = empty(settings, dim)
-        write_vectors(Path(folder), gathered.vectors_ND, settings, template)
-        for file in ("documents.arrow", "metadata.arrow"):
-            if (Path(aside) / file).exists():
-                shutil.move(Path(aside) / file, folder)
-        built = {
-            "name": name,
-            "rows": len(gathered.doc_ids),
-            "added": gathered.added,
-            "replaced": gathered.replaced,
-            "deleted": gathered.deleted,
-            "truth": [
-                [[hit.doc_id, hit.score, hit.rank] for hit in hits]
-                for hits in exact_hits(gathered, vectors_QD, RECALL_AT)
-            ],
-        }
-        draft.add_directory(Path(folder), under=f"{name}/")
-    # Last: the mark that the shard is whole.
-    draft.write_file(f"{name}/{_BUILT}", json.dumps(built).encode())
-    return built
-
-
-def _measure(
-    draft: Draft,
-    name: str,
-    settings: Retrieval,
-    searches: Sequence[Search],
-    vectors_QD: Vectors,
-    true: Sequence[frozenset[str]],
-) -> list[Any]:
-    from bixse.retrieval.measuring import watch
-    from bixse.retrieval.shard import Shard
-
-    with tempfile.TemporaryDirectory() as folder:
-        directory = Path(draft.place.path(name))
-        if not draft.place.is_local:
-            directory = Path(folder)
-            for file in draft.place.names():
-                if file.startswith(f"{name}/") and file.count("/") == 1:
-                    (directory / file.split("/", 1)[1]).write_bytes(draft.place.read(file))
-        shard = Shard.load(directory)
-        return watch(shard, settings, searches, vectors_QD, true, RECALL_AT)
 
 
 if __name__ == "__main__":

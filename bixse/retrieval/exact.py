@@ -12,7 +12,8 @@ from bixse.artifacts import Artifact
 from bixse.records import Hit
 from bixse.retrieval.feedback import rocchio
 from bixse.retrieval.merge import merge
-from bixse.retrieval.shard import Shard, Vectors
+from bixse.retrieval.scoring import Vectors
+from bixse.retrieval.shard import Shard
 
 
 def search_exact(embeddings: Artifact, vectors_QD: Vectors, k: int) -> list[list[Hit]]:

@@ -11,15 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from bixse.records import Hit
+from bixse.retrieval.scoring import Vectors
 from bixse.retrieval.settings import Retrieval, Search
-from bixse.retrieval.shard import Shard, Vectors
+from bixse.retrieval.shard import Shard
 from bixse.retrieval.structures import Counter, work
 from bixse.retrieval.tuning import Point
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Of one shard: true documents found, bytes read a query, milliseconds of a query alone."""
+    """Of one shard: true documents found, work and milliseconds of a query alone."""
 
     found: int
     work: float

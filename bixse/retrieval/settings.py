@@ -35,7 +35,7 @@ class Retrieval(Settings):
     ivf_*: the lists of the nearest centroids, with whole vectors (flat), 4-bit product codes
     (FAISS FastScan, arXiv 1704.07355) or RaBitQ codes (arXiv 2405.12497), the last two scored again
     from the stored vectors. auto: exact up to 50,000 documents, beyond that the structure that
-    reads the fewest bytes a query at `target_recall` within the budgets, on a sample."""
+    has least to read a query at `target_recall` within the budgets, on a sample."""
     target_recall: float = Field(default=0.95, gt=0, le=1)
     """Recall@10 against exact search that unset search parameters are tuned to."""
     memory_budget_mb: float | None = Field(default=None, gt=0)

@@ -13,15 +13,15 @@ A shard is a directory:
 All of it is memory-mapped and read only, so that processes that serve the same shard share its
 pages; only codes (ivf_pq, ivf_rabitq), which FAISS 1.15 cannot map, are read. Rows stand in the
 order of `doc_id`, so that the row number breaks ties. Scores are recomputed from the
-stored vectors in float64, which makes them equal whatever the shard, the batch or the BLAS kernel:
-sharded equals whole.
+stored vectors (`retrieval/scoring.py`): sharded equals whole.
 
 Shapes: Q queries, K hits, D dimensions, N documents, F rows that FAISS gives a query, C candidates
-of all queries.
+of a query. A row -1 is none.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,8 +31,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from bixse.records import CORPUS, Document, Hit, Kind, Metadata, documents_at
-from bixse.retrieval.merge import ranked
 from bixse.retrieval.metadata import METADATA_FILE, Fields, Kept, write_metadata
+from bixse.retrieval.scoring import ROUNDING, Rows, Vectors, best, falling, near
 from bixse.retrieval.settings import Retrieval, Search
 from bixse.retrieval.structures import CODED, TRAINED, parameters, resolve, trained
 
@@ -42,18 +42,11 @@ SCALES_FILE = "scales.npy"
 DOCUMENTS_FILE = "documents.arrow"
 SEARCH_FILE = "search.json"
 
-# Two float32 inner products of the same unit vectors differ by less than this between kernels.
-_ROUNDING = 1e-5
-_SPARE = 16
 _BLOCK = 8192
-_SCORED_AT_ONCE = 1 << 16
 
 FEW = 20_000
 """Up to so many rows that a filter keeps, all are compared with the query: reading them takes
 milliseconds, and a structure would have to look at too many others to find them."""
-
-Rows = npt.NDArray[np.int64]
-Vectors = npt.NDArray[np.float32]
 
 
 def build_shard(
@@ -179,6 +172,7 @@ class Shard:
         # In one piece: taking from the chunks of a mapped table copies all of them first. Large,
         # since all ids together may be more than 2 GiB.
         self._doc_ids = documents["doc_id"].cast(pa.large_string()).combine_chunks()
+        self._store = getattr(index, "storage", index)
         self._stored_ND = stored_ND
         self._scales_N = scales_N
         self.width = search or Search()
@@ -224,7 +218,7 @@ class Shard:
         Raises ValueError for another dimension or numbers that are not finite.
         """
         found = self.rankings(vectors_QD, [k] * len(vectors_QD), width, kept)
-        return [ranked(zip(one.scores, one.doc_ids, strict=True), k) for one in found]
+        return [list(map(Hit, one.doc_ids, one.scores, count(1))) for one in found]
 
     def rankings(
         self,
@@ -263,17 +257,12 @@ class Shard:
             raise ValueError("a query vector is not finite")
         if k < 1:
             raise ValueError(f"k must be 1 or more, found {k}")
-        queries_C, rows_C = self._candidates(vectors, k, width or self.width, kept)
-        scores_C = self._score(vectors, queries_C, rows_C)
-        order = np.lexsort((rows_C, -scores_C, queries_C))
-        queries_C = queries_C[order]
-        starts_Q = np.searchsorted(queries_C, np.arange(len(vectors)))
-        places_C = np.arange(len(order)) - starts_Q[queries_C]
-        queries_C, places_C, order = (part[places_C < k] for part in (queries_C, places_C, order))
-        shape = (len(vectors), min(k, self.size))
-        rows_QK, scores_QK = np.full(shape, -1, np.int64), np.full(shape, -np.inf, np.float32)
-        rows_QK[queries_C, places_C] = rows_C[order]
-        scores_QK[queries_C, places_C] = scores_C[order]
+        rows_QC = self._candidates(vectors, k, width or self.width, kept)
+        rows_QK, scores_QK = best(vectors, rows_QC, self.vectors, k)
+        if missing := min(k, self.size) - rows_QK.shape[1]:
+            none = ((0, 0), (0, missing))
+            rows_QK = np.pad(rows_QK, none, constant_values=-1)
+            scores_QK = np.pad(scores_QK, none, constant_values=-np.inf)
         return rows_QK, scores_QK
 
     def doc_ids(self, rows: Rows) -> list[str]:
@@ -293,9 +282,8 @@ class Shard:
     def vectors(self, rows: Rows) -> Vectors:
         """The stored vectors of rows of this shard, [len(rows), D]."""
         if self._stored_ND is None:
-            store = self._index.storage if hasattr(self._index, "storage") else self._index
-            return np.asarray(store.reconstruct_batch(rows), np.float32)
-        vectors = self._stored_ND[rows].astype(np.float32)
+            return np.asarray(self._store.reconstruct_batch(rows), np.float32)
+        vectors = self._stored_ND[rows].astype(np.float32, copy=False)
         return vectors if self._scales_N is None else vectors * self._scales_N[rows, None]
 
     def kept(self, text: str) -> Kept:
@@ -306,13 +294,13 @@ class Shard:
 
     def _candidates(
         self, vectors_QD: Vectors, k: int, width: Search, kept: Kept | None = None
-    ) -> tuple[Rows, Rows]:
-        """Queries and rows [C] that hold the best `k` of each, as far as the structure finds them.
+    ) -> Rows:
+        """Rows [Q, C] that hold the best `k` of each query, as far as the structure finds them.
 
-        Scores of codes decide nothing. Those of whole vectors leave out what is below the k-th by
-        more than rounding.
+        Scores of codes decide nothing: what they find is scored again from whole vectors.
         """
-        fetch = k + _SPARE
+        # A few more than k, since what is within rounding of the k-th is wanted too.
+        fetch = k + 2 + k // 16
         if self._stored_ND is not None:
             fetch = max(fetch, k * width.refine_factor)
         size = self.size if kept is None else kept.count
@@ -320,38 +308,31 @@ class Shard:
             return self._among(vectors_QD, k, kept.rows)
         fetch = min(size, fetch)
         if fetch == 0:
-            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+            return np.zeros((len(vectors_QD), 0), np.int64)
         scores_QF, rows_QF = self._ask(vectors_QD, k, fetch, width, kept)
-        # FAISS fills what it did not find with row -1.
-        may_QF = rows_QF >= 0
         if self._stored_ND is not None:
-            queries_C, places_C = np.nonzero(may_QF)
-            return queries_C, rows_QF[queries_C, places_C]
-        least_Q1 = scores_QF[:, min(k, fetch) - 1, None] - np.float32(_ROUNDING)
-        may_QF &= scores_QF >= least_Q1
+            return near(*falling(vectors_QD, rows_QF, self._stored_ND, self.vectors), k)
+        rows_QC = near(scores_QF, rows_QF, k)
         # A tie at the k-th place must be whole before `doc_id` can decide it.
-        cut = np.flatnonzero(may_QF[:, -1] & (fetch < size))
-        may_QF[cut] = False
-        queries_C, places_C = np.nonzero(may_QF)
-        queries, rows = [queries_C], [rows_QF[queries_C, places_C]]
-        for query in cut.tolist():
-            rows.append(self._whole_tie(vectors_QD[query : query + 1], k, fetch, width, kept))
-            queries.append(np.full(len(rows[-1]), query))
-        return np.concatenate(queries), np.concatenate(rows)
+        if rows_QC.shape[1] == fetch < size:
+            for query in np.flatnonzero(rows_QC[:, -1] >= 0).tolist():
+                vector_1D = vectors_QD[query : query + 1]
+                whole = self._whole_tie(vector_1D, k, fetch, width, kept)
+                (rows_K,), _ = best(vector_1D, whole[None], self.vectors, k)
+                rows_QC[query] = -1
+                rows_QC[query, : len(rows_K)] = rows_K
+        return rows_QC
 
-    def _among(self, vectors_QD: Vectors, k: int, rows_N: Rows) -> tuple[Rows, Rows]:
+    def _among(self, vectors_QD: Vectors, k: int, rows_N: Rows) -> Rows:
         """As `_candidates`, of these rows alone and by comparing all of them, a block at a time."""
-        queries, rows = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        found = [np.zeros((len(vectors_QD), 0), np.int64)]
         for start in range(0, len(rows_N), _BLOCK):
             block = rows_N[start : start + _BLOCK]
             index = faiss.IndexFlatIP(self.dim)
             index.add(self.vectors(block))
-            queries_C, places_C = Shard(index, CORPUS.empty_table())._candidates(
-                vectors_QD, k, self.width
-            )
-            queries.append(queries_C)
-            rows.append(block[places_C])
-        return np.concatenate(queries), np.concatenate(rows)
+            places_QC = Shard(index, CORPUS.empty_table())._candidates(vectors_QD, k, self.width)
+            found.append(np.where(places_QC < 0, -1, block[places_QC]))
+        return np.concatenate(found, axis=1)
 
     def _whole_tie(
         self, vector_1D: Vectors, k: int, fetch: int, width: Search, kept: Kept | None
@@ -361,7 +342,7 @@ class Shard:
         while True:
             fetch = min(size, fetch * 4)
             (scores,), (rows,) = self._ask(vector_1D, k, fetch, width, kept)
-            may = (rows >= 0) & (scores >= scores[k - 1] - np.float32(_ROUNDING))
+            may = (rows >= 0) & (scores >= scores[k - 1] - np.float32(ROUNDING))
             if fetch == size or not may[-1]:
                 return np.asarray(rows[may], np.int64)
 
@@ -371,18 +352,6 @@ class Shard:
         params = parameters(self._index, width, k, fetch, kept)
         scores, rows = self._index.search(vectors_QD, fetch, params=params)
         return scores, rows
-
-    def _score(self, vectors_QD: Vectors, queries_C: Rows, rows_C: Rows) -> Vectors:
-        """Cosine of candidates in float64, some at a time so that memory does not follow k."""
-        scores_C = np.empty(len(rows_C), np.float32)
-        queries_QD = vectors_QD.astype(np.float64)
-        step = max(1, _SCORED_AT_ONCE // max(1, self.dim // 16))
-        for start in range(0, len(rows_C), step):
-            part = slice(start, start + step)
-            stored_CD = self.vectors(rows_C[part]).astype(np.float64)
-            # einsum adds up each row by itself and asks no BLAS.
-            scores_C[part] = np.einsum("cd,cd->c", stored_CD, queries_QD[queries_C[part]])
-        return scores_C
 
 
 def read_index(path: Path) -> faiss.Index:

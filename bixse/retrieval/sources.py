@@ -32,7 +32,8 @@ from bixse.records import (
 from bixse.retrieval.exact import vectors_of
 from bixse.retrieval.merge import merge
 from bixse.retrieval.metadata import write_metadata
-from bixse.retrieval.shard import Shard, Vectors, write_documents
+from bixse.retrieval.scoring import Vectors
+from bixse.retrieval.shard import Shard, write_documents
 
 _ROWS = 4096
 

@@ -6,9 +6,9 @@ A `Point` is one way to search, measured on held-out queries against exact searc
 
     tuning = tune(grid(settings, rows, k), measure, Requirements(target_recall=0.95))
 
-`work`, the bytes of vectors and codes that a query reads, decides between points that find enough:
-it is counted, not timed, so that the same corpus gives the same index. Milliseconds decide only
-what is too slow.
+`work`, the bytes that a query reads, each by how it is read (`structures.work`), decides between
+points that find enough: it is counted, not timed, so that the same corpus gives the same index.
+Milliseconds decide only what is too slow.
 """
 
 import math
@@ -30,7 +30,7 @@ class Point:
     search: Search
     recall: float
     work: float
-    """Bytes of vectors and codes read a query."""
+    """Of a query, as `structures.work` counts it."""
     latency_ms: float
     """Median of a query alone, in the slowest shard."""
 

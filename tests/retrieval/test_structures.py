@@ -12,7 +12,7 @@ from bixse.records import Hit
 from bixse.retrieval.merge import merge
 from bixse.retrieval.settings import Retrieval, Search
 from bixse.retrieval.shard import Shard, build_shard
-from bixse.retrieval.structures import empty, resident_bytes, resolve, trained
+from bixse.retrieval.structures import empty, resident_bytes, resolve, trained, work
 from serve.shard import load_shard
 from tests.retrieval.made import clustered, table
 
@@ -159,6 +159,18 @@ def test_what_is_decided_by_the_size_of_the_corpus() -> None:
     assert (decided.nlist, decided.pq_m, decided.shards) == (2048, 16, 1)
     with pytest.raises(ValueError, match="auto was not decided"):
         empty(Retrieval(), DIM)
+
+
+@pytest.mark.parametrize(
+    ("structure", "compared"), [("hnsw", 128 * 3.0), ("ivf_flat", 128), ("ivf_pq", 8 * 4.0),
+                                ("ivf_rabitq", 12 * 10.0)]
+)  # fmt: skip
+def test_a_byte_counts_by_how_it_is_read(structure: str, compared: float) -> None:
+    """100 distances, 64 centroids of 128 bytes, 20 vectors scored again, by hand."""
+    centroids = 0 if structure == "hnsw" else 64 * 128 * 0.5
+    again = 2 * 20 * 128 if structure in ("ivf_pq", "ivf_rabitq") else 0
+    found = work(settings(structure), DIM, ROWS, 100, Search(refine_factor=2), 10)
+    assert found == 100 * compared + centroids + again
 
 
 @pytest.mark.parametrize("structure", ["exact", "hnsw", *IVF])

@@ -1,0 +1,119 @@
+"""Tasks of `jobs.index`: train a structure, build a shard, measure it, compare structures.
+
+They return counts and measurements only.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bixse.artifacts import Draft
+from bixse.retrieval.settings import Retrieval, Search
+from bixse.retrieval.sources import Source, shard_name
+from bixse.retrieval.structures import TRAINED
+
+RECALL_AT = 10
+_BUILT = "built.json"
+
+Vectors = np.ndarray[Any, Any]
+
+
+def compare_structures(
+    source: Source, settings: Retrieval, vectors_QD: Vectors
+) -> list[dict[str, Any]]:
+    from bixse.retrieval.comparing import compare
+    from bixse.retrieval.sources import sample
+
+    assert source.embeddings is not None
+    doc_ids, vectors_ND = sample(source.embeddings, settings.tune_rows, "tune")
+    rows = source.embeddings.manifest.rows
+    return compare(doc_ids, vectors_ND, vectors_QD, settings, rows, RECALL_AT)
+
+
+def train_structure(draft: Draft, source: Source, settings: Retrieval) -> int:
+    import faiss
+
+    from bixse.retrieval.sources import sample
+    from bixse.retrieval.structures import trained
+
+    assert source.embeddings is not None
+    _, vectors_ND = sample(source.embeddings, settings.train_rows, "train")
+    with tempfile.TemporaryDirectory() as folder:
+        faiss.write_index(trained(settings, vectors_ND), f"{folder}/index.faiss")
+        draft.add_directory(Path(folder), under="trained/")
+    return len(vectors_ND)
+
+
+def build_one(
+    draft: Draft,
+    source: Source,
+    number: int,
+    dim: int,
+    vectors_QD: Vectors,
+    settings: Retrieval,
+) -> dict[str, Any]:
+    """Gather, build and write one shard, unless an earlier run has; its counts and its truth."""
+    # FAISS before torch would be loaded: one OpenMP runtime a process.
+    import faiss
+
+    from bixse.retrieval.shard import write_vectors
+    from bixse.retrieval.sources import exact_hits, gather
+    from bixse.retrieval.structures import empty
+
+    name = shard_name(number)
+    if draft.place.exists(f"{name}/{_BUILT}"):
+        built: dict[str, Any] = json.loads(draft.place.read(f"{name}/{_BUILT}"))
+        return built
+    with tempfile.TemporaryDirectory() as aside, tempfile.TemporaryDirectory() as folder:
+        gathered = gather(source, number, settings.shards or 1, dim, Path(aside))
+        if settings.structure in TRAINED:
+            (Path(aside) / "trained.faiss").write_bytes(draft.place.read("trained/index.faiss"))
+            template = faiss.read_index(f"{aside}/trained.faiss")
+        else:
+            template = empty(settings, dim)
+        write_vectors(Path(folder), gathered.vectors_ND, settings, template)
+        for file in ("documents.arrow", "metadata.arrow"):
+            if (Path(aside) / file).exists():
+                shutil.move(Path(aside) / file, folder)
+        built = {
+            "name": name,
+            "rows": len(gathered.doc_ids),
+            "added": gathered.added,
+            "replaced": gathered.replaced,
+            "deleted": gathered.deleted,
+            "truth": [
+                [[hit.doc_id, hit.score, hit.rank] for hit in hits]
+                for hits in exact_hits(gathered, vectors_QD, RECALL_AT)
+            ],
+        }
+        draft.add_directory(Path(folder), under=f"{name}/")
+    # Last: the mark that the shard is whole.
+    draft.write_file(f"{name}/{_BUILT}", json.dumps(built).encode())
+    return built
+
+
+def measure_one(
+    draft: Draft,
+    name: str,
+    settings: Retrieval,
+    searches: Sequence[Search],
+    vectors_QD: Vectors,
+    true: Sequence[frozenset[str]],
+) -> list[Any]:
+    from bixse.retrieval.measuring import watch
+    from bixse.retrieval.shard import Shard
+
+    with tempfile.TemporaryDirectory() as folder:
+        directory = Path(draft.place.path(name))
+        if not draft.place.is_local:
+            directory = Path(folder)
+            for file in draft.place.names():
+                if file.startswith(f"{name}/") and file.count("/") == 1:
+                    (directory / file.split("/", 1)[1]).write_bytes(draft.place.read(file))
+        shard = Shard.load(directory)
+        return watch(shard, settings, searches, vectors_QD, true, RECALL_AT)
