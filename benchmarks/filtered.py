@@ -1,12 +1,12 @@
 """What a filter costs and finds, by how many of the rows it keeps.
 
     python -m benchmarks.filtered --rows 40000 --dim 64
+    python -m benchmarks.filtered --rows 100000 --dim 384 --shares 0.4 0.2 0.1 0.05
     python -m benchmarks.filtered --quick --json
 
-One shard a structure, searched among a random half, a twentieth and a two-hundredth of its rows in
-three ways: `alike` asks FAISS for the rows kept and looks no further than without a filter, `wider`
-looks at more in proportion, as `structures.parameters` has it, `all` compares every row kept, as
-`Shard` does for few. Recall@10 is against exact search of the subset; milliseconds are the median
+One shard a structure, searched among a random part of its rows in three ways: `alike` asks FAISS
+for the rows kept and looks no further than without a filter, `wider` looks at more in proportion,
+as `structures.parameters` has it, `all` compares every row kept, as `Shard` does for few. Recall@10 is against exact search of the subset; milliseconds are the median
 of a query alone. Vectors are made up around topics, and filters know nothing of them.
 """
 
@@ -31,7 +31,6 @@ from bixse.retrieval.settings import Retrieval, Structure
 from bixse.retrieval.shard import Shard, Vectors, build_shard
 
 K = 10
-SHARES = (0.5, 0.05, 0.005)
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,8 @@ class Options:
     """Numbers a vector."""
     queries: int = 100
     """Queries, drawn as the documents are."""
+    shares: tuple[float, ...] = (0.5, 0.05, 0.005)
+    """Parts of the rows that a filter keeps."""
     structures: tuple[Structure, ...] = ("exact", "hnsw", "ivf_flat", "ivf_pq")
     """What is built."""
     quick: bool = False
@@ -72,7 +73,7 @@ def main() -> None:
             results += [
                 {"structure": structure, "kept": share, "way": way}
                 | _measured(loaded, vectors, queries, draws < share, way)
-                for share in SHARES
+                for share in options.shares
                 for way in ("alike", "wider", "all")
             ]
     for row in [] if options.json else results:

@@ -12,7 +12,7 @@ from pydantic import (
 )
 
 from bixse.models.encoder import Role
-from bixse.records import Metadata
+from bixse.records import Kind, Metadata
 from bixse.retrieval.filters import Filter, bounded
 from serve.settings import Mode
 
@@ -165,6 +165,9 @@ class IndexReply(BaseModel):
     generation: int
     fingerprint: str
     modes: list[Mode] = Field(description="How this index can be searched")
+    metadata: dict[str, Kind] | None = Field(
+        default=None, description="Fields that `filter` may name here and what they hold, if any"
+    )
 
 
 class SearchReply(BaseModel):

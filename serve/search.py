@@ -54,6 +54,7 @@ class Searches:
                 generation=served.number,
                 fingerprint=served.index.fingerprint,
                 modes=served.index.modes,
+                metadata=served.index.metadata or None,
             ),
             encoder=served.index.encoder,
             reranker=answer.reranker,
