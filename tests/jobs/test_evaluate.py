@@ -91,7 +91,7 @@ def qrels_artifact(url, grades=GRADES) -> Artifact:
 
 def embeddings_artifact(url, corpus, encoder) -> Artifact:
     """What jobs.embed makes, in two parts and without Ray; its order is not that of doc_id."""
-    inputs = {"corpus": corpus.fingerprint, "encoder": Encoder.load(encoder).fingerprint}
+    inputs = {"documents": corpus.rows_fingerprint, "encoder": Encoder.load(encoder).fingerprint}
     draft = begin(str(url), "embeddings", config={}, inputs=inputs)
     rows, _ = EmbedUnit(encoder, inputs["encoder"], Placement())(corpus.table())
     draft.write_part(0, rows.slice(0, 5))
@@ -369,7 +369,7 @@ def test_embeddings_of_another_encoder_are_refused(world, tmp_path):
 def test_embeddings_of_another_corpus_are_refused(world, tmp_path):
     rows = [{"doc_id": "d", "title": "", "text": "another corpus"}]
     other = artifact(tmp_path / "corpus", "corpus", rows, CORPUS)
-    refused(world, tmp_path, f"is of corpus {world.corpus.fingerprint}", corpus=other)
+    refused(world, tmp_path, f"is of documents {world.corpus.rows_fingerprint}", corpus=other)
 
 
 def test_a_query_seen_in_training_is_refused(world, tmp_path):
