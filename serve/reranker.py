@@ -12,7 +12,8 @@ from serve.messages import ScoredPairs
 
 _PROBE = ("the quick brown fox", "jumps over the lazy dog")
 _CALL_TOKENS = 256
-"""As of the encoder: what one more call of the model costs, in tokens."""
+"""Tokens that a CPU multiplies in the time that a further call of the model costs it, at most: for
+MiniLM about 40 in float32 and 100 in bfloat16, and half as much again for its smaller products."""
 _SAME = 0.01
 """Log-odds by which two scores of one pair differ at most between batches, and far less mostly."""
 
