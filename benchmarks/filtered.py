@@ -1,13 +1,15 @@
 """What a filter costs and finds, by how many of the rows it keeps.
 
     python -m benchmarks.filtered --rows 40000 --dim 64
+    python -m benchmarks.filtered --rows 100000 --dim 384 --shares 0.4 0.2 0.1 0.05
     python -m benchmarks.filtered --quick --json
 
-One shard a structure, searched among a random half, a twentieth and a two-hundredth of its rows in
-three ways: `alike` asks FAISS for the rows kept and looks no further than without a filter, `wider`
-looks at more in proportion, as `structures.parameters` has it, `all` compares every row kept, as
-`Shard` does for few. Recall@10 is against exact search of the subset; milliseconds are the median
-of a query alone. Vectors are made up around topics, and filters know nothing of them.
+One shard a structure, searched among a random part of its rows in three ways: `alike` asks FAISS
+for the rows kept and looks no further than without a filter, `wider` looks at more in proportion,
+as `structures.parameters` has it, `all` compares every row kept, as `Shard` does for few. Recall@10
+is against exact search of the subset; milliseconds are the median of a query alone. Vectors are
+made up around topics, of which filters know nothing, or, with `--by-topic`, keep some whole: most
+queries then have their nearest documents filtered out.
 """
 
 import json
@@ -32,7 +34,7 @@ from bixse.retrieval.settings import Retrieval, Structure
 from bixse.retrieval.shard import Shard, build_shard
 
 K = 10
-SHARES = (0.5, 0.05, 0.005)
+TOPICS = 200
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,10 @@ class Options:
     """Numbers a vector."""
     queries: int = 100
     """Queries, drawn as the documents are."""
+    shares: tuple[float, ...] = (0.5, 0.05, 0.005)
+    """Parts of the rows that a filter keeps."""
+    by_topic: bool = False
+    """Filters keep a random part of the topics, and not of the rows."""
     structures: tuple[Structure, ...] = ("exact", "hnsw", "ivf_flat", "ivf_pq")
     """What is built."""
     quick: bool = False
@@ -59,12 +65,16 @@ def main() -> None:
         options = replace(options, rows=10_000, dim=16, queries=5)
     faiss.omp_set_num_threads(1)
     rng = np.random.default_rng(0)
-    centres = rng.normal(size=(200, options.dim))
-    made = centres[rng.integers(200, size=options.rows + options.queries)]
+    centres = rng.normal(size=(TOPICS, options.dim))
+    topics = rng.integers(TOPICS, size=options.rows + options.queries)
+    made = centres[topics]
     made = made + rng.normal(size=made.shape) * 0.7
     made = (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float32)
     vectors, queries = made[: options.rows], made[options.rows :]
     draws = rng.random(options.rows)
+    if options.by_topic:
+        # Evenly, so that a share of the topics is that share.
+        draws = (rng.permutation(TOPICS) / TOPICS)[topics[: options.rows]]
     results: list[dict[str, Any]] = []
     for structure in options.structures:
         with tempfile.TemporaryDirectory() as folder:
@@ -73,7 +83,7 @@ def main() -> None:
             results += [
                 {"structure": structure, "kept": share, "way": way}
                 | _measured(loaded, vectors, queries, draws < share, way)
-                for share in SHARES
+                for share in options.shares
                 for way in ("alike", "wider", "all")
             ]
     for row in [] if options.json else results:

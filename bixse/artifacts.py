@@ -146,6 +146,14 @@ class Artifact:
     def fingerprint(self) -> str:
         return self.manifest.fingerprint
 
+    @property
+    def rows_fingerprint(self) -> str:
+        """Identity of the rows alone, in their order and parts: not of what stands beside them, nor
+        of what they were made from.
+        """
+        digests = [self.manifest.files[name].sha256 for name in self.parts()]
+        return hashlib.sha256(json.dumps(digests).encode()).hexdigest()[:32]
+
     def verify(self, under: str = "") -> None:
         """Compare every file whose name starts with `under` with the manifest.
 

@@ -17,10 +17,12 @@ UNIT_ROWS = 1024
 def embed(corpus: Artifact, encoder: str, placement: Placement, out: str) -> Artifact:
     """One unit vector a document, float32, in the order of the corpus.
 
+    Of the corpus its rows count alone: other metadata beside them embeds nothing again.
+
     Raises ValueError when there is no such encoder.
     """
     fingerprint = encoder_fingerprint(resolve(encoder))
-    inputs = {"corpus": corpus.fingerprint, "encoder": fingerprint}
+    inputs = {"documents": corpus.rows_fingerprint, "encoder": fingerprint}
     draft = begin(out, "embeddings", config={"unit_rows": UNIT_ROWS}, inputs=inputs)
     if isinstance(draft, Artifact):
         return draft

@@ -170,10 +170,11 @@ def _check_embeddings(
             raise ValueError(
                 f"{embeddings.url} is of encoder {made_by}, {path} is {fingerprints[name]}"
             )
-        embedded = embeddings.manifest.inputs.get("corpus")
-        if embedded != corpus.fingerprint:
+        embedded = embeddings.manifest.inputs.get("documents")
+        if embedded != corpus.rows_fingerprint:
             raise ValueError(
-                f"{embeddings.url} is of corpus {embedded}, {corpus.url} is {corpus.fingerprint}"
+                f"{embeddings.url} is of documents {embedded}, {corpus.url} holds "
+                f"{corpus.rows_fingerprint}"
             )
 
 

@@ -85,9 +85,10 @@ class Handlers:
         }
 
     async def change(self, request: ChangeRequest) -> GenerationsReply:
-        if request.index is None:
+        if request.rollback:
             return _generations(await self._engine.roll_back())
-        return _generations(await self._engine.change(request.index, request.encoder))
+        wanted = (request.index, request.encoder, request.reranker)
+        return _generations(await self._engine.change(*wanted))
 
     async def generations(self) -> GenerationsReply:
         return _generations(await self._engine.generations())
@@ -181,6 +182,7 @@ def _generation(served: Generation) -> GenerationReply:
         index=served.index.url,
         fingerprint=served.index.fingerprint,
         encoder=served.index.encoder,
+        reranker=None if served.reranker is None else served.reranker.fingerprint,
     )
 
 

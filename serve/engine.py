@@ -33,6 +33,11 @@ class Session(Protocol):
     ) -> Answer:
         """As `search`, by words or by words and vectors; the index must have `lexical`."""
 
+    async def rerank(
+        self, queries: Sequence[str], answer: Answer, k: int, deadline: float
+    ) -> Answer:
+        """As `serve.reranking.Reranking.rerank`; only of a generation that has a reranker."""
+
     async def embed(self, texts: Sequence[str], role: Role, deadline: float) -> list[Encoded]:
         """Vectors of all texts."""
 
@@ -40,20 +45,14 @@ class Session(Protocol):
 class Engine(Protocol):
     """What answers."""
 
-    @property
-    def reranker(self) -> str | None:
-        """Fingerprint of the reranker, None where there is none."""
-
-    async def rerank(
-        self, queries: Sequence[str], answer: Answer, k: int, deadline: float
-    ) -> Answer:
-        """As `serve.reranking.Reranking.rerank`; only where there is one."""
-
     def pinned(self) -> AbstractContextManager[Session]:
         """The generation that is current now, kept while a request uses it."""
 
-    async def change(self, index: str, encoder: str | None) -> Outcome:
-        """Load, verify, gate and turn to another generation, or refuse and keep this one."""
+    async def change(self, index: str | None, encoder: str | None, reranker: str | None) -> Outcome:
+        """Load, verify, gate and turn to another generation, or refuse and keep this one.
+
+        What is None stays.
+        """
 
     async def roll_back(self) -> Outcome:
         """Turn to the generation before the current one."""

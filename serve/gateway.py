@@ -6,7 +6,7 @@ Each request is pinned to the generation that is current when it begins.
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,6 @@ from ray.serve.exceptions import RayServeException
 from serve.access import Places, load_keys
 from serve.api import application
 from serve.backend import Handles, Local
-from serve.fanout import Answer
 from serve.generation import Generation, ndcg_problem, recall_problem
 from serve.heldout import heldout_ndcg
 from serve.lane import Backend, Lane
@@ -47,12 +46,12 @@ class Front:
         ledger: "DeploymentHandle[Any]",
         backend: Backend,
         metrics: Metrics,
-        reranking: Reranking | None,
+        reranker: "DeploymentHandle[Any] | None",
     ) -> None:
         self._args = args
         self._ledger = ledger
         self._backend = backend
-        self._reranking = reranking
+        self._reranker = reranker
         self._metrics = metrics
         self._lanes: dict[int, Lane] = {}
         self._current: Lane | None = None
@@ -65,7 +64,13 @@ class Front:
         """Make a lane for what the backend can serve. Raises ValueError as `Local.load`."""
         if isinstance(self._backend, Local):
             await self._backend.load(generation)
-        self._lanes[generation.number] = Lane(generation, self._backend, self._args, self._metrics)
+        self._lanes[generation.number] = self._lane(generation)
+
+    def _lane(self, generation: Generation) -> Lane:
+        args, metrics, reranking = self._args, self._metrics, None
+        if self._reranker is not None:
+            reranking = Reranking(generation, self._reranker, args, metrics)
+        return Lane(generation, self._backend, args, metrics, reranking)
 
     def drop(self, number: int) -> None:
         """Forget a generation."""
@@ -95,18 +100,6 @@ class Front:
         finally:
             self._pins[lane.generation.number] -= 1
 
-    @property
-    def reranker(self) -> str | None:
-        """Fingerprint of the reranker, None where there is none."""
-        return None if self._reranking is None else self._reranking.fingerprint
-
-    async def rerank(
-        self, queries: Sequence[str], answer: Answer, k: int, deadline: float
-    ) -> Answer:
-        """As `Reranking.rerank`."""
-        assert self._reranking is not None
-        return await self._reranking.rerank(queries, answer, k, deadline)
-
     async def canary(self) -> str | None:
         """Why the canary query did not give its known answer, or None when it did.
 
@@ -116,19 +109,17 @@ class Front:
             now = asyncio.get_running_loop().time()
             if now >= self._canary_until:
                 with self.pinned() as lane:
-                    said = await lane.canary()
-                    if said is None and self._reranking is not None:
-                        said = await self._reranking.problem(lane.index.canary.query)
-                    self._canary_said = said
+                    self._canary_said = await lane.canary()
                 self._canary_until = asyncio.get_running_loop().time() + _CANARY_HOLDS_S
             return self._canary_said
 
-    async def change(self, index: str, encoder: str | None) -> Outcome:
+    async def change(self, index: str | None, encoder: str | None, reranker: str | None) -> Outcome:
         """Load, verify and gate a new generation, and turn to it; or say why not.
 
         Raises Unavailable when the ledger is gone.
         """
-        outcome = await self._ask_ledger("prepare", index, encoder, self._args.load_within_s)
+        wanted = (index, encoder, reranker)
+        outcome = await self._ask_ledger("prepare", *wanted, self._args.load_within_s)
         if outcome.problem is not None:
             return outcome
         candidate = outcome.generations.candidate
@@ -154,7 +145,7 @@ class Front:
         problem = recall_problem(candidate.index, self._args.least_recall)
         if problem is not None:
             return problem
-        lane = Lane(candidate, self._backend, self._args, self._metrics)
+        lane = self._lane(candidate)
         problem = await lane.canary()
         queries, judgments = self._args.gate_queries, self._args.gate_judgments
         if problem is not None or queries is None or judgments is None:
@@ -189,16 +180,12 @@ class _Ingress:
         ledger: "DeploymentHandle[Any]",
         backend: Backend,
         reranker: "DeploymentHandle[Any] | None",
-        fingerprint: str | None,
     ) -> None:
         self._args = args
         self._keys = load_keys(args.keys_file, os.environ)
         self._metrics = Metrics()
         self._places = places = Places(args.max_in_flight)
-        reranking = None
-        if reranker is not None and fingerprint is not None:
-            reranking = Reranking(reranker, fingerprint, args, self._metrics)
-        self._front = front = Front(args, ledger, backend, self._metrics, reranking)
+        self._front = front = Front(args, ledger, backend, self._metrics, reranker)
         self._request_log = None
         if args.request_log is not None:
             self._request_log = RequestLog(
@@ -236,10 +223,9 @@ class Gateway(_Ingress):
         encoder: "DeploymentHandle[Any]",
         slots: "list[DeploymentHandle[Any]]",
         reranker: "DeploymentHandle[Any] | None" = None,
-        fingerprint: str | None = None,
     ) -> None:
-        """`fingerprint` is the reranker's. Raises ValueError when the keys cannot be read."""
-        await self._start(args, ledger, Handles(encoder, slots, args), reranker, fingerprint)
+        """Raises ValueError when the keys cannot be read."""
+        await self._start(args, ledger, Handles(encoder, slots, args), reranker)
 
 
 @ray.serve.ingress()
@@ -251,13 +237,10 @@ class Replica(_Ingress):
         args: ServeArgs,
         ledger: "DeploymentHandle[Any]",
         reranker: "DeploymentHandle[Any] | None" = None,
-        fingerprint: str | None = None,
     ) -> None:
-        """`fingerprint` is the reranker's. Raises ValueError when the keys, the index or the
-        encoder cannot be read.
-        """
+        """Raises ValueError when the keys, the index or the encoder cannot be read."""
         self._local = Local(args)
-        await self._start(args, ledger, self._local, reranker, fingerprint)
+        await self._start(args, ledger, self._local, reranker)
 
     async def check_health(self) -> None:
         """Raises RuntimeError as the stores' `check_health`."""

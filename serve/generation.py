@@ -1,4 +1,4 @@
-"""Which index and encoder answer, and when that may change. Pure values and decisions.
+"""Which index, encoder and reranker answer, and when that may change. Pure values and decisions.
 
 A change is two steps: every replica loads the candidate beside what it serves, then all that take
 requests turn to it at once. A request is pinned to the generation it began with, so an answer is of
@@ -8,16 +8,20 @@ exactly one. `serve.ledger` carries this out.
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from serve.settings import ServedIndex
+from serve.settings import ServedIndex, ServedReranker
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """An index with the encoder that made it, numbered since the application was started."""
+    """An index with the encoder that made it, and the reranker that reads what they find, numbered
+    since the application was started.
+    """
 
     number: int
     index: ServedIndex
     encoder: str
+    reranker: ServedReranker | None = None
+    """None in an application that was started without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,18 +38,22 @@ class Generations:
     """Nothing new is answered any more: the application is about to stop."""
 
     @classmethod
-    def first(cls, index: ServedIndex, encoder: str) -> "Generations":
-        return cls(1, Generation(1, index, encoder))
+    def first(
+        cls, index: ServedIndex, encoder: str, reranker: ServedReranker | None = None
+    ) -> "Generations":
+        return cls(1, Generation(1, index, encoder, reranker))
 
     def held(self) -> dict[int, Generation]:
         """All that a replica keeps in memory, by number."""
         all_of_them = (self.current, self.previous, self.candidate)
         return {one.number: one for one in all_of_them if one is not None}
 
-    def propose(self, index: ServedIndex, encoder: str) -> "Generations":
+    def propose(
+        self, index: ServedIndex, encoder: str, reranker: ServedReranker | None = None
+    ) -> "Generations":
         """With a candidate to load beside the others; one that was there is given up."""
         number = self.newest + 1
-        candidate = Generation(number, index, encoder)
+        candidate = Generation(number, index, encoder, reranker)
         return replace(self, version=self.version + 1, candidate=candidate, newest=number)
 
     def promote(self, number: int) -> "Generations":

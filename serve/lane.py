@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -41,6 +41,9 @@ from serve.messages import (
 )
 from serve.metrics import Metrics
 from serve.settings import ServeArgs
+
+if TYPE_CHECKING:
+    from serve.reranking import Reranking
 
 MERGE_RESERVE_S = 0.01
 """What is kept of a request's time for merging and answering."""
@@ -94,13 +97,19 @@ class _Ask(NamedTuple):
 
 
 class Lane:
-    """Searches and embeds with one generation. Belongs to one event loop."""
+    """Searches, reranks and embeds with one generation. Belongs to one event loop."""
 
     def __init__(
-        self, generation: Generation, backend: Backend, args: ServeArgs, metrics: Metrics
+        self,
+        generation: Generation,
+        backend: Backend,
+        args: ServeArgs,
+        metrics: Metrics,
+        reranking: "Reranking | None" = None,
     ) -> None:
         self.generation = generation
         self.index = generation.index
+        self._reranking = reranking
         self._backend = backend
         self._args = args
         self._metrics = metrics
@@ -217,6 +226,13 @@ class Lane:
         timing_ms = {name: round(ms, 3) for name, ms in timing_ms.items()}
         return Answer(results, seen, timing_ms, way.mode)
 
+    async def rerank(
+        self, queries: Sequence[str], answer: Answer, k: int, deadline: float
+    ) -> Answer:
+        """As `Reranking.rerank`; only of a generation that has a reranker."""
+        assert self._reranking is not None
+        return await self._reranking.rerank(queries, answer, k, deadline)
+
     async def embed(self, texts: Sequence[str], role: Role, deadline: float) -> list[Encoded]:
         """Vectors of all texts. Raises TimeoutError, RefusedText, Unavailable."""
         results = await self._encode[role].submit(texts, deadline)
@@ -228,7 +244,9 @@ class Lane:
         return encoded
 
     async def canary(self) -> str | None:
-        """Why the canary query did not give its known answer, or None when it did."""
+        """Why the canary query did not give its known answer, or a score by the reranker; or None
+        when it did.
+        """
         known = self.index.canary
         deadline = asyncio.get_running_loop().time() + CANARY_WITHIN_S
         try:
@@ -237,7 +255,10 @@ class Lane:
             return f"the canary query was not encoded within {CANARY_WITHIN_S:g} s"
         except (RefusedText, Unavailable) as error:
             return f"the canary query failed: {error}"
-        return canary_problem(known, answer)
+        problem = canary_problem(known, answer)
+        if problem is None and self._reranking is not None:
+            return await self._reranking.problem(known.query)
+        return problem
 
     async def _call_shard(self, name: str, asks: list[_Ask], deadline: float) -> list[FoundInShard]:
         vectors_QD = np.stack([ask.vector for ask in asks])

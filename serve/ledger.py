@@ -25,7 +25,7 @@ from serve.generation import (
     to_keep,
     undrained,
 )
-from serve.settings import ServedIndex
+from serve.settings import ServedIndex, ServedReranker
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -38,7 +38,7 @@ _TURN_WITHIN_S = 10.0
 _LOOK_S = 0.02
 
 UNLOADABLE = (ValueError, OSError, RuntimeError, MemoryError, TypeError, KeyError)
-"""What loading an index or an encoder raises when its files do not do."""
+"""What loading an index, an encoder or a reranker raises when its files do not do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,19 +76,29 @@ class Ledger:
         """What holds."""
         return Outcome(self._generations)
 
-    async def prepare(self, index_url: str, encoder: str | None, within_s: float) -> Outcome:
-        """Have every replica load an index beside the one it serves; nothing turns to it yet."""
+    async def prepare(
+        self, index_url: str | None, encoder: str | None, reranker: str | None, within_s: float
+    ) -> Outcome:
+        """Have every replica load a generation beside the one it serves; nothing turns to it yet.
+
+        What is None is that of the current one.
+        """
         if self._changing:
             return Outcome(self._generations, "another change is under way", busy=True)
+        now = self._generations.current
+        if reranker is not None and now.reranker is None:
+            return Outcome(self._generations, "this application was started without --reranker")
         self._changing = True
         try:
+            index, second = now.index, now.reranker
             try:
-                index = await asyncio.to_thread(ServedIndex.read, index_url)
+                if index_url is not None:
+                    index = await asyncio.to_thread(ServedIndex.read, index_url)
+                if reranker is not None:
+                    second = await asyncio.to_thread(ServedReranker.read, reranker)
             except UNLOADABLE as error:
                 return Outcome(self._generations, str(error))
-            self._become(
-                self._generations.propose(index, encoder or self._generations.current.encoder)
-            )
+            self._become(self._generations.propose(index, encoder or now.encoder, second))
             number = self._generations.newest
             problem = await self._loaded(number, time.monotonic() + within_s)
             if problem is not None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from serve.errors import ApiError
 from serve.messages import RefusedText
-from serve.settings import ServeArgs
+from serve.settings import ServeArgs, ServedReranker
 
 
 class Limits:
@@ -43,7 +43,9 @@ class Limits:
             message = f"must be at most {most} for {queries} queries"
             raise ApiError(422, "invalid_request", message, field)
 
-    def check_rerank(self, rerank: int, k: int, queries: int, reranker: str | None) -> None:
+    def check_rerank(
+        self, rerank: int, k: int, queries: int, reranker: ServedReranker | None
+    ) -> None:
         """Whether so many documents of each query may be reranked, for `k` hits."""
         if reranker is None:
             message = (

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
 _PROBE = "the quick brown fox"
-_CALL_TOKENS = 256
-"""Tokens that a CPU multiplies in the time that a further call of the model costs it, at most: for
-MiniLM about 40 in float32 and 100 in bfloat16, and half as much again for its smaller products."""
 _SAME = 0.999
 """Cosine above which two encodings of one text are the same: bf16 batches differ by less."""
 
@@ -108,15 +105,8 @@ class QueryEncoder:
 
 def encode_now(encoder: Encoder, texts: Sequence[str], role: Role) -> EncodedBatch:
     """Encode on this thread. A batch that fails is halved until the guilty are alone."""
-    import torch
-
     try:
-        tokens = _count_tokens(encoder, texts)
-        return EncodedBatch(_vectors(encoder, texts, tokens, role), tokens)
-    except torch.OutOfMemoryError:
-        if len(texts) == 1:
-            raise
-        torch.cuda.empty_cache()
+        return EncodedBatch(encoder.encode(texts, role), _count_tokens(encoder, texts))
     except (ValueError, TypeError, IndexError) as error:
         if len(texts) == 1:
             void_1D = np.zeros((1, encoder.dim), np.float32)
@@ -129,31 +119,6 @@ def encode_now(encoder: Encoder, texts: Sequence[str], role: Role) -> EncodedBat
         left.tokens + right.tokens,
         {**left.refused, **{half + i: reason for i, reason in right.refused.items()}},
     )
-
-
-def alike(lengths: Sequence[int], call: int) -> list[list[int]]:
-    """Positions in groups, each to be padded to its own longest; the longest come first.
-
-    A group ends where the padding that all shorter texts are spared outweighs one more `call`.
-    """
-    order = sorted(range(len(lengths)), key=lambda position: -lengths[position])
-    groups: list[list[int]] = []
-    for done, position in enumerate(order):
-        spared = (lengths[groups[-1][0]] - lengths[position]) * (len(order) - done) if groups else 0
-        if not groups or spared > call:
-            groups.append([])
-        groups[-1].append(position)
-    return groups
-
-
-def _vectors(encoder: Encoder, texts: Sequence[str], tokens: Sequence[int], role: Role) -> Vectors:
-    """Vectors of all texts: one long text among short ones does not pad them on a CPU."""
-    if encoder.device != "cpu":
-        return encoder.encode(texts, role)
-    vectors = np.empty((len(texts), encoder.dim), np.float32)
-    for group in alike(tokens, _CALL_TOKENS):
-        vectors[group] = encoder.encode([texts[position] for position in group], role)
-    return vectors
 
 
 def _count_tokens(encoder: Encoder, texts: Sequence[str]) -> list[int]:

@@ -11,6 +11,7 @@ from bixse.records import document_text
 from serve.backend import CALLS_A_REPLICA, ask, within
 from serve.batcher import Batcher
 from serve.fanout import RERANKER, Answer, Missing, head, reordered
+from serve.generation import Generation
 from serve.lane import CANARY_WITHIN_S, MERGE_RESERVE_S
 from serve.messages import Found, Refused, RefusedText
 from serve.metrics import Metrics
@@ -24,15 +25,20 @@ Pair = tuple[str, str]
 
 
 class Reranking:
-    """Batches pairs of concurrent requests for the reranker's replicas. Belongs to one event loop.
-
-    `fingerprint` is of the reranker that stands behind the handle.
+    """Batches pairs of concurrent requests for the replicas that hold a generation's reranker.
+    Belongs to one event loop.
     """
 
     def __init__(
-        self, handle: "DeploymentHandle[Any]", fingerprint: str, args: ServeArgs, metrics: Metrics
+        self,
+        generation: Generation,
+        handle: "DeploymentHandle[Any]",
+        args: ServeArgs,
+        metrics: Metrics,
     ) -> None:
-        self.fingerprint = fingerprint
+        assert generation.reranker is not None
+        self._fingerprint = generation.reranker.fingerprint
+        self._number = generation.number
         self._handle = handle
         self._metrics = metrics
         self._most_waiting = args.rerank_waiting
@@ -64,7 +70,7 @@ class Reranking:
         took_ms = {"rerank": round((time.perf_counter() - start) * 1e3, 3)}
         answer = replace(answer, timing_ms={**answer.timing_ms, **took_ms})
         if not isinstance(rankings, Missing):
-            return replace(answer, results=rankings, reranker=self.fingerprint)
+            return replace(answer, results=rankings, reranker=self._fingerprint)
         self._metrics.shard_missing_total.labels(RERANKER, rankings.reason).inc()
         seen = replace(answer.coverage, degraded=(*answer.coverage.degraded, rankings))
         return replace(answer, results=[head(f, k) for f in answer.results], coverage=seen)
@@ -91,7 +97,7 @@ class Reranking:
 
     async def _call(self, pairs: list[Pair], deadline: float) -> list[float | Refused]:
         def call(budget_s: float) -> Any:
-            return self._handle.score.remote(pairs, budget_s)
+            return self._handle.score.remote(self._number, pairs, budget_s)
 
         with self._metrics.rerank_seconds.time():
             return list(await within(call, deadline, tries=2))

@@ -12,7 +12,7 @@ from pydantic import (
 )
 
 from bixse.models.encoder import Role
-from bixse.records import Metadata
+from bixse.records import Kind, Metadata
 from bixse.retrieval.filters import Filter, bounded
 from serve.settings import Mode
 
@@ -165,6 +165,9 @@ class IndexReply(BaseModel):
     generation: int
     fingerprint: str
     modes: list[Mode] = Field(description="How this index can be searched")
+    metadata: dict[str, Kind] | None = Field(
+        default=None, description="Fields that `filter` may name here and what they hold, if any"
+    )
 
 
 class SearchReply(BaseModel):
@@ -220,16 +223,25 @@ class RetrieveRequest(Strict):
 
 
 class ChangeRequest(Strict):
-    """Another index (with its encoder, unless that stays), or back to the generation before."""
+    """Another index (with its encoder, unless that stays), another reranker, both, or back to the
+    generation before.
+    """
 
     index: Annotated[Text, Field(description="URL of an index artefact")] | None = None
     encoder: Text | None = None
+    reranker: Text | None = Field(
+        default=None, description="Of an application that was started with one"
+    )
     rollback: bool = False
 
     @model_validator(mode="after")
     def _one_of_two(self) -> "ChangeRequest":
-        if self.rollback == (self.index is not None) or (self.rollback and self.encoder):
-            raise ValueError("give either index (and encoder) or rollback: true")
+        if self.encoder is not None and self.index is None:
+            raise ValueError("encoder goes with the index that it has made: give index too")
+        if self.rollback == (self.index is not None or self.reranker is not None):
+            raise ValueError(
+                "give either index (and encoder), reranker, or all of them, or rollback: true"
+            )
         return self
 
 
@@ -238,6 +250,7 @@ class GenerationReply(BaseModel):
     index: str
     fingerprint: str
     encoder: str
+    reranker: str | None = Field(default=None, description="Fingerprint, where there is one")
 
 
 class GenerationsReply(BaseModel):

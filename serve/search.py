@@ -35,10 +35,11 @@ class Searches:
         texts = request.queries or [request.query or ""]
         self._limits.check_texts(texts, "queries" if many else "query")
         self._limits.check_k(request.k, len(texts), "k")
-        if request.rerank is not None:
-            self._limits.check_rerank(request.rerank, request.k, len(texts), self._engine.reranker)
         with self._engine.pinned() as session:
             served = session.generation
+            if request.rerank is not None:
+                asked = (request.rerank, request.k, len(texts))
+                self._limits.check_rerank(*asked, served.reranker)
             answer = await self._answer(session, texts, request)
         request_id = None
         if self._request_log is not None:
@@ -54,6 +55,7 @@ class Searches:
                 generation=served.number,
                 fingerprint=served.index.fingerprint,
                 modes=served.index.modes,
+                metadata=served.index.metadata or None,
             ),
             encoder=served.index.encoder,
             reranker=answer.reranker,
@@ -97,7 +99,7 @@ class Searches:
                 answer = await session.search_words(*asked, way, deadline)
             _refuse_parts(answer, request)
             if reranks:
-                answer = await self._engine.rerank(texts, answer, request.k, deadline)
+                answer = await session.rerank(texts, answer, request.k, deadline)
         except RefusedText as error:
             field = "query" if request.queries is None else "queries"
             raise refused(error, field, request.queries is not None) from None

@@ -90,8 +90,8 @@ class ServeArgs(Settings):
     reranker: str | None = None
     """A trained cross-encoder, for requests that ask for `rerank`: a directory (on every node), the
     URL of an artefact of kind `reranker`, or a hub id. It is a deployment of its own in both
-    topologies, and stays when the index changes. Whether it pays, with intervals:
-    `python -m jobs.evaluate lce --data DIR --encoder PATH --out DIR`."""
+    topologies, and stays when the index changes unless `/admin/generation` names another. Whether
+    it pays, with intervals: `python -m jobs.evaluate lce --data DIR --encoder PATH --out DIR`."""
     max_rerank: int = Field(default=1000, ge=1)
     """Most documents that the reranker reads for one request: queries times `rerank`."""
     rerank_batch_size: int = Field(default=64, ge=1)
@@ -162,6 +162,22 @@ class Canary(Settings):
     query: str
     doc_id: str
     score: float
+
+
+@dataclass(frozen=True)
+class ServedReranker:
+    """A reranker and who it is."""
+
+    start: str
+    fingerprint: str
+
+    @classmethod
+    def read(cls, start: str) -> "ServedReranker":
+        """Raises ValueError as `trained_directory`; each replica loads its own."""
+        from bixse.models.encoder import encoder_fingerprint
+        from bixse.models.reranker import trained_directory
+
+        return cls(start, encoder_fingerprint(trained_directory(start)))
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,14 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
 from bixse.models.encoder import encoder_fingerprint, resolve
-from bixse.models.reranker import trained_directory
 from serve.backend import CALLS_A_REPLICA
+from serve.fanout import RERANKER
 from serve.gateway import FRONT, Gateway, Replica
 from serve.generation import Generations
 from serve.ledger import Ledger
 from serve.query_encoder import QueryEncoder
 from serve.reranker import RerankServer
-from serve.settings import ROUTER_LOOP, ServeArgs, ServedIndex
+from serve.settings import ROUTER_LOOP, ServeArgs, ServedIndex, ServedReranker
 from serve.shard import ShardServer, slot_name
 
 NAME = "bixse"
@@ -43,17 +43,20 @@ _TAKES_ALL = 100_000
 def build(args: ServeArgs) -> ray.serve.Application:
     """The application, in the topology asked for; see `ServeArgs.topology`.
 
-    Raises ValueError when there is no index, or another encoder made it.
+    Raises ValueError when there is no index, or another encoder made it, and as
+    `ServedReranker.read`.
     """
     index = ServedIndex.read(args.index)
     index.check_encoder(args.encoder, encoder_fingerprint(resolve(args.encoder)))
-    first = Generations.first(index, args.encoder)
+    reranker = None if args.reranker is None else ServedReranker.read(args.reranker)
+    first = Generations.first(index, args.encoder, reranker)
     if args.topology == "replicate":
         return _replicate(args, first)
     return _shard(args, first)
 
 
 def _replicate(args: ServeArgs, first: Generations) -> ray.serve.Application:
+    ledger = _ledger(args, first, (FRONT,))
     replica = _deployment(Replica).options(
         num_replicas=args.replicas,
         ray_actor_options={
@@ -64,9 +67,7 @@ def _replicate(args: ServeArgs, first: Generations) -> ray.serve.Application:
         max_queued_requests=args.max_in_flight,
         backpressure_config=_SHED,
     )
-    application: ray.serve.Application = replica.bind(
-        args, _ledger(first, (FRONT,)), *_reranker(args)
-    )
+    application: ray.serve.Application = replica.bind(args, ledger, *_reranker(args, ledger))
     return application
 
 
@@ -74,7 +75,7 @@ def _shard(args: ServeArgs, first: Generations) -> ray.serve.Application:
     """A gateway over one encoder deployment and one deployment a shard."""
     count = len(first.current.index.shard_rows)
     slots = tuple(slot_name(slot) for slot in range(count))
-    ledger = _ledger(first, (FRONT, "encoder", *slots))
+    ledger = _ledger(args, first, (FRONT, "encoder", *slots))
     encoder = _deployment(QueryEncoder).options(
         num_replicas=args.encoder_replicas,
         # Two roles are batched apart, and two generations while one gives way to the next.
@@ -102,36 +103,36 @@ def _shard(args: ServeArgs, first: Generations) -> ray.serve.Application:
             shard.options(name=name).bind(ledger, slot, count, args.shard_cpus)
             for slot, name in enumerate(slots)
         ],
-        *_reranker(args),
+        *_reranker(args, ledger),
     )
     return application
 
 
-def _reranker(args: ServeArgs) -> tuple[ray.serve.Application, str] | tuple[()]:
-    """A deployment and the reranker's fingerprint, if there is to be one. Raises ValueError as
-    `trained_directory`.
-    """
+def _reranker(
+    args: ServeArgs, ledger: ray.serve.Application
+) -> tuple[ray.serve.Application] | tuple[()]:
+    """The reranker's deployment, if there is to be one."""
     if args.reranker is None:
         return ()
-    fingerprint = encoder_fingerprint(trained_directory(args.reranker))
     fronts = args.replicas if args.topology == "replicate" else 1
     deployment = _deployment(RerankServer).options(
         num_replicas=args.reranker_replicas,
-        # Each front has so many calls out, to one replica all of them when the others have died.
-        max_ongoing_requests=fronts * CALLS_A_REPLICA * args.reranker_replicas,
+        # Each front has so many calls out, to one replica all of them when the others have died;
+        # twice as many while one generation gives way to the next.
+        max_ongoing_requests=2 * fronts * CALLS_A_REPLICA * args.reranker_replicas,
         ray_actor_options={"num_cpus": args.reranker_cpus, "num_gpus": args.reranker_gpus},
     )
-    threads, tokens = args.reranker_cpus, args.rerank_batch_tokens
-    return deployment.bind(args.reranker, fingerprint, threads, tokens), fingerprint
+    return (deployment.bind(ledger, args.reranker_cpus, args.rerank_batch_tokens),)
 
 
-def _ledger(first: Generations, slots: tuple[str, ...]) -> ray.serve.Application:
+def _ledger(args: ServeArgs, first: Generations, slots: tuple[str, ...]) -> ray.serve.Application:
     ledger = _deployment(Ledger).options(
         # Each replica waits in a call of its own.
         max_ongoing_requests=10_000,
         ray_actor_options={"num_cpus": 0},
     )
-    application: ray.serve.Application = ledger.bind(first, slots)
+    second = () if args.reranker is None else (RERANKER,)
+    application: ray.serve.Application = ledger.bind(first, (*slots, *second))
     return application
 
 

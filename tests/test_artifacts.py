@@ -65,6 +65,22 @@ def test_the_same_content_has_the_same_fingerprint(tmp_path: Path) -> None:
     assert make(str(tmp_path / "c"), x=1).fingerprint != make(str(tmp_path / "a2")).fingerprint
 
 
+def test_rows_are_the_same_whatever_stands_beside_them(tmp_path: Path) -> None:
+    made = make(str(tmp_path / "a"))
+    draft = begin(str(tmp_path / "b"), "corpus", config={"x": 1}, inputs={"data": "other"})
+    assert isinstance(draft, Draft)
+    draft.write_file("metadata/part-00000.parquet", b"beside")
+    draft.write_part(0, rows(0, 5))
+    draft.write_part(1, rows(5, 3))
+    same = draft.finish()
+    assert same.rows_fingerprint == made.rows_fingerprint
+    assert same.fingerprint != made.fingerprint
+    draft = begin(str(tmp_path / "c"), "corpus", config={}, inputs={})
+    assert isinstance(draft, Draft)
+    draft.write_part(0, rows(0, 8))
+    assert draft.finish().rows_fingerprint != made.rows_fingerprint, "parts are units of work"
+
+
 def test_without_a_manifest_it_does_not_exist(url: str) -> None:
     draft = begin(url, "corpus", config={}, inputs={})
     assert isinstance(draft, Draft)

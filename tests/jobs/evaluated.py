@@ -81,7 +81,7 @@ def qrels_artifact(url, grades=GRADES) -> Artifact:
 
 def embeddings_artifact(url, corpus, encoder) -> Artifact:
     """What jobs.embed makes, in two parts and without Ray; its order is not that of doc_id."""
-    inputs = {"corpus": corpus.fingerprint, "encoder": Encoder.load(encoder).fingerprint}
+    inputs = {"documents": corpus.rows_fingerprint, "encoder": Encoder.load(encoder).fingerprint}
     draft = begin(str(url), "embeddings", config={}, inputs=inputs)
     rows, _ = EmbedUnit(encoder, inputs["encoder"], Placement())(corpus.table())
     draft.write_part(0, rows.slice(0, 5))

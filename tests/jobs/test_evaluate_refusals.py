@@ -56,7 +56,7 @@ def test_embeddings_of_another_encoder_are_refused(world, tmp_path):
 def test_embeddings_of_another_corpus_are_refused(world, tmp_path):
     rows = [{"doc_id": "d", "title": "", "text": "another corpus"}]
     other = artifact(tmp_path / "corpus", "corpus", rows, CORPUS)
-    refused(world, tmp_path, f"is of corpus {world.corpus.fingerprint}", corpus=other)
+    refused(world, tmp_path, f"is of documents {world.corpus.rows_fingerprint}", corpus=other)
 
 
 def test_a_query_seen_in_training_is_refused(world, tmp_path):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bixse.artifacts import Artifact
+from bixse.artifacts import Artifact, ArtifactError
 from bixse.candidates.settings import Pools
 from bixse.models.encoder import Encoder
 from bixse.records import Hit, document_text, text_hash
@@ -90,6 +90,36 @@ def test_only_missing_parts_are_made(
     after = {p.name: p.stat().st_mtime_ns for p in out.glob("part-*")}
     assert {name: after[name] for name in before} == before
     assert sorted(after) == embeddings.parts()
+
+
+def test_other_metadata_embeds_nothing_again_and_reaches_the_index(
+    beir: Path, data: Ingested, encoder: str, embeddings: Artifact, tmp_path: Path
+) -> None:
+    shutil.copytree(beir, tmp_path / "beir")
+    file = tmp_path / "beir" / "corpus.jsonl"
+
+    def ingested(name: str, change: dict[str, Any]) -> Artifact:
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        rows[3] |= change
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        settings = Ingest(part_rows=1300, metadata=("brand",))
+        return ingest(str(tmp_path / "beir"), settings, str(tmp_path / name)).corpus
+
+    other = ingested("described", {"metadata": {"brand": "acme"}})
+    assert other.fingerprint != data.corpus.fingerprint
+    shutil.copytree(embeddings.url, tmp_path / "embeddings")
+    again = embed(other, encoder, PLACEMENT, str(tmp_path / "embeddings"))
+    assert again.manifest == embeddings.manifest, "the seconds it took among it"
+    wanted = Retrieval(truth_queries=5)
+    made = index(again, other, [], encoder, wanted, PLACEMENT, str(tmp_path / "index"))
+    assert made.manifest.extra["metadata"] == {"brand": "text"}
+    assert made.manifest.inputs["corpus"] == other.fingerprint
+    shard = Shard.load(tmp_path / "index" / "shard-00000")
+    kept = shard.kept(Filter.model_validate({"brand": "acme"}).text)
+    assert shard.doc_ids(kept.rows) == other.table()["doc_id"].to_pylist()[3:4]
+    written = ingested("rewritten", {"text": "another text"})
+    with pytest.raises(ArtifactError, match=r"was made with inputs.documents = .*, now .* = "):
+        embed(written, encoder, PLACEMENT, str(tmp_path / "embeddings"))
 
 
 def test_pairs_come_from_every_pool_once(

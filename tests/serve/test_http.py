@@ -64,6 +64,7 @@ def test_one_query_gives_hits_and_says_where_they_came_from(served):
         "generation": 1,
         "fingerprint": served.index.fingerprint,
         "modes": ["dense", "lexical", "hybrid"],
+        "metadata": {"animal": "text", "number": "number", "seen": "boolean", "words": "texts"},
     }
     assert reply["encoder"] == served.index.manifest.extra["encoder"]
     timing = reply["timing_ms"]

@@ -84,6 +84,45 @@ def test_a_search_is_typed_and_answered(served, browser, tmp_path):
     if shots := os.environ.get("BIXSE_SCREENSHOTS"):
         browser.save_screenshot(f"{shots}/search.png")
 
+    assert len(all_of("#hits .metadata")) == sum("metadata" in h for h in both)
+    only = all_of("#filter")[0]
+    assert only.is_displayed(), "the documents of this index have metadata"
+    assert only.accessible_name == "Filter"
+    assert all_of("#fields")[0].text == (
+        "Fields: animal (text), number (number), seen (boolean), words (texts)"
+    )
+    only.send_keys('{"animal": "otter", "number": {"gte": 2}}', Keys.ENTER)
+    wait.until(lambda _: all_of("#hits .metadata") and "otter" in all_of("#hits h2")[-1].text)
+    said = {"animal": "otter", "number": {"gte": 2}}
+    some = served.search(query="a heron that builds its nest", mode="hybrid", filter=said)
+    assert [e.text for e in all_of("#hits h2")] == [h["title"] for h in some.json()["hits"]]
+    first = some.json()["hits"][0]["metadata"]
+    assert [e.text for e in all_of("#hits li:first-child .metadata div")] == [
+        "animal otter",
+        f"number {first['number']}",
+        "seen true",
+        f"words {', '.join(first['words'])}",
+    ]
+    if shots := os.environ.get("BIXSE_SCREENSHOTS"):
+        browser.save_screenshot(f"{shots}/filter.png")
+    for said, sentence in (
+        ('{"colour": "red"}', "no field 'colour' here: there are animal, number, seen, words"),
+        ('{"animal": {"like": "o"}}', "not permitted"),
+        ('{"animal": ', "The filter is not JSON"),
+    ):
+        only.clear()
+        only.send_keys(said, Keys.ENTER)
+        wait.until(lambda _, sentence=sentence: sentence in all_of("#refusal")[0].text)
+        assert only.get_dom_attribute("aria-invalid") == "true"
+        assert not all_of("#hits li")
+        assert "The filter" in status()
+    if shots:
+        browser.save_screenshot(f"{shots}/refused.png")
+    only.clear()
+    query.send_keys(Keys.ENTER)
+    wait.until(lambda _: len(all_of("#hits li")) == 10)
+    assert not all_of("#refusal")[0].text
+
     query.clear()
     query.send_keys(" ", Keys.ENTER)
     wait.until(lambda _: "must not be empty" in status())

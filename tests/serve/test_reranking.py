@@ -3,8 +3,11 @@
 import asyncio
 import shutil
 import signal
+import threading
 import time
+from typing import cast
 
+import httpx
 import numpy as np
 import pytest
 
@@ -15,15 +18,16 @@ from bixse.records import Document, Hit, document_text
 from serve.client import Client
 from serve.errors import ApiError
 from serve.fanout import Answer, Coverage, Missing, head, reordered
-from serve.generation import Generation
+from serve.generation import Generation, Generations
+from serve.ledger import Ledger
 from serve.limits import Limits
-from serve.messages import Found, RefusedText, ScoredPairs
+from serve.messages import Found, NotHeld, RefusedText, ScoredPairs
 from serve.metrics import Metrics
 from serve.request_log import line_of
 from serve.reranker import RerankerStore, score_now
 from serve.reranking import Reranking
 from serve.schema import SearchRequest
-from serve.settings import ServeArgs, ServedIndex
+from serve.settings import ServeArgs, ServedIndex, ServedReranker
 
 QUESTIONS = ["where does the raven feed at dusk", "observation 3 of the naturalists"]
 SEEN = Coverage(1.0, 2, 2, ())
@@ -32,6 +36,19 @@ SEEN = Coverage(1.0, 2, 2, ())
 @pytest.fixture(scope="module")
 def model(reranker) -> Reranker:
     return Reranker.load(str(reranker), "cpu")
+
+
+@pytest.fixture(scope="module")
+def other_reranker(tmp_path_factory, reranker) -> str:
+    """The reranker with the weights of its head turned round: nearly the reverse order."""
+    from safetensors.numpy import load_file, save_file
+
+    url = tmp_path_factory.mktemp("other") / "reranker"
+    shutil.copytree(reranker, url)
+    weights = load_file(url / "model.safetensors")
+    weights["classifier.weight"] = -weights["classifier.weight"]
+    save_file(weights, url / "model.safetensors", metadata={"format": "pt"})
+    return str(url)
 
 
 def hits_and_documents(*doc_ids: str) -> Found:
@@ -92,9 +109,9 @@ def test_without_a_reranker_the_answer_says_what_to_start():
     with pytest.raises(ApiError, match="start it with --reranker") as caught:
         limits.check_rerank(50, 10, 1, None)
     assert (caught.value.status, caught.value.param) == (422, "rerank")
-    limits.check_rerank(50, 10, 2, "f")
+    limits.check_rerank(50, 10, 2, ServedReranker("a", "f"))
     with pytest.raises(ApiError, match="at most 33 for 3 queries"):
-        limits.check_rerank(50, 10, 3, "f")
+        limits.check_rerank(50, 10, 3, ServedReranker("a", "f"))
 
 
 def test_a_late_reranker_leaves_the_first_stage_and_the_answer_says_so(served, wait_until):
@@ -151,19 +168,30 @@ def test_a_pair_that_cannot_be_scored_fails_alone_whatever_the_company(reranker,
         score_now(model, pairs[:2], 64, time.monotonic() - 1)
 
 
-def test_a_store_is_the_reranker_it_was_told(reranker, model, tmp_path):
+def test_a_store_holds_the_rerankers_it_was_told(reranker, model, other_reranker, index):
+    def generation(number: int, start: str, fingerprint: str | None = None) -> Generation:
+        second = ServedReranker.read(start)
+        if fingerprint is not None:
+            second = ServedReranker(start, fingerprint)
+        return Generation(number, ServedIndex.read(index.url), PACKAGED, second)
+
     async def run() -> None:
-        store = RerankerStore(str(reranker), model.fingerprint, 1, 1024)
-        assert list(await store.score([("x", "the raven")], 60)) == pytest.approx(
-            model.score("x", ["the raven"]).tolist(), abs=1e-5
-        )
+        store, pairs = RerankerStore(1, 1024), [("x", "the raven")]
+        store.load(generation(1, str(reranker)))
+        store.load(generation(2, other_reranker))
+        for number, start in ((1, str(reranker)), (2, other_reranker)):
+            alone = Reranker.load(start, "cpu").score("x", ["the raven"]).tolist()
+            assert list(await store.score(number, pairs, 60)) == pytest.approx(alone, abs=1e-5)
         with pytest.raises(TimeoutError):
-            await store.score([("x", "the raven")], -1.0)
+            await store.score(1, pairs, -1.0)
         await store.check_health()
+        store.drop(1)
+        with pytest.raises(NotHeld, match="generation 1"):
+            await store.score(1, pairs, 60)
+        with pytest.raises(ValueError, match=f"expected reranker {'f' * 32}"):
+            store.load(generation(3, str(reranker), "f" * 32))
 
     asyncio.run(run())
-    with pytest.raises(ValueError, match=f"expected reranker {'f' * 32}"):
-        RerankerStore(str(reranker), "f" * 32, 1, 1024)
 
 
 def test_a_head_is_never_drawn_to_score_with(tmp_path, reranker):
@@ -183,7 +211,10 @@ class Handle:
     def __init__(self, scored: ScoredPairs | None) -> None:
         self.score, self.scored = self, scored
 
-    def remote(self, pairs: list[tuple[str, str]], budget_s: float) -> "asyncio.Future":
+    def remote(
+        self, number: int, pairs: list[tuple[str, str]], budget_s: float
+    ) -> "asyncio.Future":
+        assert number == 7
         answer = asyncio.get_running_loop().create_future()
         if self.scored is not None:
             answer.set_result(self.scored)
@@ -193,7 +224,9 @@ class Handle:
 def rerank(scored: ScoredPairs | None, within_s: float = 5.0, **flags: int) -> Answer:
     async def run() -> Answer:
         args = ServeArgs(index="a", encoder="b", **flags)
-        reranking = Reranking(Handle(scored), "f", args, Metrics())
+        second = ServedReranker("a", "f")
+        generation = Generation(7, cast("ServedIndex", None), "b", second)
+        reranking = Reranking(generation, Handle(scored), args, Metrics())
         answer = Answer([hits_and_documents("a", "b"), hits_and_documents("c")], SEEN, {})
         deadline = asyncio.get_running_loop().time() + within_s
         others = [
@@ -240,3 +273,93 @@ def test_the_request_log_names_the_reranker(index):
 def test_the_openapi_document_says_what_happens_without_scores(served):
     schemas = served.client.get("/openapi.json").json()["components"]["schemas"]
     assert "allow_partial" in schemas["SearchRequest"]["properties"]["rerank"]["description"]
+
+
+# ---- another reranker in a running application
+
+
+@pytest.fixture(scope="module", params=["replicate", pytest.param("shard", marks=pytest.mark.slow)])
+def turning(request, tmp_path_factory, run_app, index, corpus, reranker):
+    flags = {"reranker": reranker, "topology": request.param}
+    if request.param == "replicate":
+        flags["replicas"] = 2
+    with run_app(tmp_path_factory.mktemp("turning"), index, corpus, **flags) as served:
+        yield served
+
+
+def order_of(served, reranker: Reranker) -> list[str]:
+    """What a reranker makes of the first 20 hits, in this process."""
+    texts = {d.doc_id: document_text(d.title, d.text) for d in served.corpus}
+    was = served.search(query=QUESTIONS[0], k=20).json()["hits"]
+    scores = reranker.score(QUESTIONS[0], [texts[h["doc_id"]] for h in was]).tolist()
+    first = [Hit(h["doc_id"], h["score"], h["rank"]) for h in was]
+    return [hit.doc_id for hit in reranked(first, scores)[:5]]
+
+
+def test_another_reranker_needs_no_restart(
+    turning, model, other_reranker, reranker, index, tmp_path
+):
+    """Every answer under load is of exactly one reranker, and of the new one once it is served."""
+    other = Reranker.load(other_reranker, "cpu")
+    known = {one.fingerprint: order_of(turning, one) for one in (model, other)}
+    assert len(set(map(tuple, known.values()))) == 2
+    ask = {"query": QUESTIONS[0], "k": 5, "rerank": 20, "allow_partial": False}
+    failed: list[str] = []
+    stop = threading.Event()
+
+    def answer(client: httpx.Client) -> str:
+        """The fingerprint of the reranker that has answered."""
+        reply = client.post("/search", json=ask, timeout=60)
+        found = reply.json()
+        order = [hit["doc_id"] for hit in found.get("hits", [])]
+        if reply.status_code != 200 or order != known.get(found["reranker"]):
+            failed.append(reply.text)
+        return str(found.get("reranker"))
+
+    def load() -> None:
+        with httpx.Client(base_url=turning.url, headers=turning.client.headers) as client:
+            while not stop.is_set():
+                answer(client)
+
+    threads = [threading.Thread(target=load) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        assert answer(turning.client) == model.fingerprint
+        for change, one in (
+            ({"reranker": other_reranker}, other),
+            ({"index": index.url, "reranker": str(reranker)}, model),
+            ({"index": index.url}, model),
+            ({"reranker": other_reranker}, other),
+            ({"rollback": True}, model),
+        ):
+            reply = turning.change(**change)
+            assert reply.status_code == 200, reply.text
+            assert reply.json()["current"]["reranker"] == one.fingerprint
+            assert answer(turning.client) == one.fingerprint
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert failed == []
+    for change, sentence in (
+        ({"reranker": str(resolve(PACKAGED))}, "no trained reranker"),
+        ({"reranker": str(tmp_path / "absent")}, "no reranker"),
+        ({"reranker": other_reranker, "index": str(tmp_path / "absent")}, "no finished artefact"),
+    ):
+        reply = turning.change(**change)
+        assert reply.status_code == 422, reply.text
+        assert sentence in reply.json()["error"]["message"]
+    for change in ({"encoder": PACKAGED}, {"rollback": True, "reranker": other_reranker}):
+        assert turning.change(**change).status_code == 422
+    assert answer(turning.client) == model.fingerprint
+
+
+def test_a_new_reranker_is_for_an_application_that_has_one(index):
+    async def run() -> None:
+        ledger = Ledger(Generations.first(ServedIndex.read(index.url), PACKAGED), ("front",))
+        outcome = await ledger.prepare(None, None, "a", 1.0)
+        assert outcome.problem == "this application was started without --reranker"
+        assert outcome.generations.candidate is None
+
+    asyncio.run(run())
