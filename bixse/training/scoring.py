@@ -130,7 +130,8 @@ class EncoderScoring(Scoring):
 
     So has each of several sets of labels: how near the texts of a corpus are to each other, how
     high its grades are and how many documents meet in a batch all move the bias (methods 1.6), and
-    no vector can tell whose it is. The scale is one, as cosine is one when it is served.
+    no vector can tell whose it is. While other sets have their turn momentum alone moves it. The
+    scale is one, as cosine is one when it is served.
     """
 
     output = "sentence_embedding"

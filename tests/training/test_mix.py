@@ -84,8 +84,9 @@ def trained(
     directory: Path, sets: tuple[ranks.Labels, ...], name: str, **changes: object
 ) -> Trained:
     model = load_model(str(directory / "encoder"), "cpu")
-    settings = Training(batch_size=16, learning_rate=2e-3).replace(**changes)
+    settings = Training(batch_size=16, learning_rate=2e-3, precision="float32")
     place = Place(str(directory / name))
+    settings = settings.replace(**changes)
     return train_loop(Run(settings, sets[0], place, "run", sets[1:]), model, World())
 
 
