@@ -8,6 +8,7 @@ writes `jobs.rounds`.
 
 import os
 from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bixse.models.settings import Reranking
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from bixse.artifacts import Artifact
     from bixse.judging.settings import Judging
     from jobs.measuring import DevSplit
+    from jobs.mix import Supervision
 
 Made = TypeVar("Made")
 """An artefact; of `ingest`, the three it makes."""
@@ -182,8 +184,8 @@ class Pipeline:
         from jobs.held_out import refuse_held_out
         from jobs.train import train
 
-        # First: without a dev split nothing is judged, nor paid for.
-        dev = self.dev()
+        # First: without a dev split, or with a mix that is none, nothing is judged, nor paid for.
+        dev, mix = self.dev(), self.mix
         judgments, queries, recipe = self.judgments(), self.all_queries(), self.recipe
         calibration, preferences = self.calibration(), self.preferences()
         if recipe.judging.judge == "given":
@@ -205,9 +207,20 @@ class Pipeline:
                 documents,
                 dev,
                 self.run.track,
+                mix,
             ),
         )
         return str(artifact.url)
+
+    @cached_property
+    def mix(self) -> "list[Supervision]":
+        """Other runs' judgments to train on; none of a query that this run is measured by."""
+        from jobs.mix import open_run, refuse_held_out
+
+        runs = [open_run(absolute(url)) for url in self.recipe.training.mix]
+        for run in runs:
+            refuse_held_out(run, self.data().queries, self.data().qrels, "this run's")
+        return runs
 
     def dev(self) -> "DevSplit | None":
         """What training is measured on, where the recipe asks for it."""

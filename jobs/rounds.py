@@ -117,7 +117,8 @@ def _returned(pipeline: "Pipeline", queries: "Artifact", round_trip: RoundTrip) 
 
 
 def _first_encoder(pipeline: "Pipeline", queries: "Artifact") -> str:
-    """The encoder trained on all written queries, before any is sifted by it."""
+    """The encoder trained on all written queries, before any is sifted by it, and on no other
+    run's: it is asked about this corpus."""
     from jobs.labels import label
     from jobs.train import train
 

@@ -8,7 +8,9 @@ and, of an encoder, `scale_bias.json` (scale alpha and bias beta; ranking does n
 weights are float32, whatever type `start` is stored in: what was trained, and on dev measured.
 Rounded to bfloat16 a short training's small steps would be lost again. Only under adapters do
 weights keep their type. With `training.evaluate_every` it is the best encoder on the dev split, and
-`dev.jsonl` has one line an evaluation.
+`dev.jsonl` has one line an evaluation. With `training.mix` each step is of one run's judgments,
+which its line names by number.
+
 While it is being made, `<out>-checkpoints` holds what an interrupted run goes on from, and the
 texts that all workers map (`bixse.training.texts`). Checkpoints are our own file and not Ray's, so
 that the same loop resumes without Ray, and a restarted driver resumes like a restarted worker.
@@ -32,6 +34,7 @@ from bixse.place import Place
 from bixse.training.settings import Training
 from jobs.following import Note, follow
 from jobs.measuring import DevSplit, dev_ndcg, refuse_trained
+from jobs.mix import Supervision, labels_of, refuse_repeated
 from jobs.parts import progress
 from jobs.recipe import Placement
 from jobs.supervision import read_labels
@@ -61,6 +64,7 @@ def train(
     documents: Artifact | None = None,
     dev: DevSplit | None = None,
     track: Sequence[str] = (),
+    mix: Sequence[Supervision] = (),
 ) -> Artifact:
     """Tune `start` on judgments; the finished encoder, or reranker where the objective is for one,
     at `out`.
@@ -68,14 +72,15 @@ def train(
     The judgments are read through the map that `calibration` holds, if any, and stay as they are.
     `documents` are written ones (jobs.writing), which judgments may name beside the corpus's.
     `dev` is what `evaluate_every` measures on, `track` names the trackers that are told of it
-    (`jobs.trackers`). Goes on from the last checkpoint of an interrupted run.
+    (`jobs.trackers`), `mix` has other runs' judgments to train on too. Goes on from the last
+    checkpoint of an interrupted run.
 
     Raises ValueError when `evaluate_every` is set and `dev` is not or the reverse, when training
     reads a query of it, when a tracker, or what adapters need, is not installed, when there is
     nothing to learn from (no judgments, all of relevance 0, fewer than two rows), when a judgment
     names a query or document that is not there, when the objective reads preferences and there are
-    none, or the reverse, and as `plan_of`, `begin` and `load_model` (of a reranker:
-    `load_reranker`).
+    none, or the reverse, and as `refuse_repeated`, `labels_of`, `plan_of`, `begin` and
+    `load_model` (of a reranker: `load_reranker`).
     Raises SystemExit on SIGTERM, with the steps so far saved.
     """
     if settings.objective.reads_preferences and preferences is None:
@@ -90,6 +95,7 @@ def train(
         )
     if (dev is None) != (settings.evaluate_every is None):
         raise ValueError("training.evaluate_every and a dev split go together: one is missing")
+    refuse_repeated(judgments, mix)
     kind = "reranker" if settings.objective.scores_pairs else "encoder"
     place = Place(_absolute(out))
     checkpoints = Place(f"{place.url}-checkpoints")
@@ -105,13 +111,16 @@ def train(
         inputs["preferences"] = preferences.fingerprint
     if documents is not None:
         inputs["documents"] = documents.fingerprint
+    for number, other in enumerate(mix):
+        inputs |= other.inputs(f"mix-{number}")
     if dev is not None:
         inputs |= dev.inputs
-    # How often it is saved does not change what is made, nor, but for rounding, how it is cut.
-    placed = {"checkpoint_every", "micro_batch_tokens", "sharded"}
+    # How often it is saved does not change what is made, nor, but for rounding, how it is cut, nor
+    # where other runs stand: their fingerprints are inputs.
+    placed = {"checkpoint_every", "micro_batch_tokens", "sharded", "mix"}
     config = settings.model_dump(mode="json", exclude=placed)
     from bixse.training import adapters, state
-    from bixse.training.loop import Run, plan_of
+    from bixse.training.loop import Run, turns_of
     from bixse.training.texts import FOLDER
 
     if place.exists(MANIFEST):
@@ -125,20 +134,23 @@ def train(
     with tempfile.TemporaryDirectory() as aside:
         read = (judgments, queries, corpus, calibration, preferences, documents)
         labels = read_labels(*read, aside=Path(aside))
-        plan = plan_of(labels, settings)
+        sets = [labels, *(labels_of(other, settings, Path(aside)) for other in mix)]
+        turns = turns_of(sets, settings)
         if dev is not None:
-            refuse_trained(dev, labels.query_text_Q.to_pylist())
+            for known in sets:
+                refuse_trained(dev, known.query_text_Q.to_pylist())
         under_way = any(not name.startswith(FOLDER) for name in checkpoints.names())
         draft = begin(place.url, kind, config=config, inputs=inputs, under_way=under_way)
         assert isinstance(draft, Draft)
-        labels = labels.put(checkpoints)
+        labels, *others = (known.put(checkpoints) for known in sets)
     identity = json.dumps([draft.config, inputs], sort_keys=True).encode()
-    run = Run(settings, labels, checkpoints, hashlib.sha256(identity).hexdigest())
-    note, rows = Note(), plan.rows / plan.steps_per_epoch
-    known = {**draft.config, "inputs": inputs}
+    fingerprint = hashlib.sha256(identity).hexdigest()
+    run = Run(settings, labels, checkpoints, fingerprint, tuple(others))
+    note, rows = Note(), turns.rows / turns.steps_per_epoch
+    told = {**draft.config, "inputs": inputs}
     with (
-        progress("train", int(plan.steps * rows), note) as advance,
-        tracked(track, checkpoints, run.fingerprint, place.url, known) as tell,
+        progress("train", int(turns.steps * rows), note) as advance,
+        tracked(track, checkpoints, run.fingerprint, place.url, told) as tell,
     ):
         summary = run_workers(
             partial(_work, dev, placement.encode_tokens),
@@ -151,9 +163,13 @@ def train(
     if not place.exists("modules.json"):
         raise RuntimeError(f"the {kind} is not at {out}: it must be storage that all nodes share")
     artifact = draft.finish(
-        rows=labels.pairs,
+        rows=sum(known.pairs for known in run.sets),
         device=summary.pop("device"),
-        extra={kind: summary.pop("fingerprint"), **summary, "judgments": labels.judgments},
+        extra={
+            kind: summary.pop("fingerprint"),
+            **summary,
+            "judgments": sum(known.judgments for known in run.sets),
+        },
     )
     state.clear(checkpoints)
     return artifact
@@ -217,7 +233,9 @@ def export(model: Any, settings: Training, trained: "Trained", directory: Path) 
         model.activation_fn = nn.Identity() if settings.objective.grouped_from else nn.Sigmoid()
     model.save_pretrained(str(directory), create_model_card=False)
     if not settings.objective.scores_pairs:
-        scale_bias = {"scale": trained.scale, "bias": trained.bias}
+        scale_bias: dict[str, Any] = {"scale": trained.scale, "bias": trained.bias}
+        if trained.mix_bias:
+            scale_bias["mix_bias"] = list(trained.mix_bias)
         (directory / SCALE_BIAS).write_text(json.dumps(scale_bias))
     # Times differ between equal runs: they go to the manifest, outside the fingerprint.
     lines = [{k: v for k, v in line.items() if k not in _TIMED} for line in trained.history]
@@ -236,8 +254,10 @@ def _summary(trained: "Trained") -> dict[str, Any]:
     stride = -(-len(curve) // 500)
     measured = [list(found) for found in trained.dev]
     dev = {"dev_ndcg@10": measured, "best_step": trained.best_step} if measured else {}
+    sets = 1 + len(trained.mix_bias)
     return {
         **dev,
+        **({"sets": [_of_set(curve, n) for n in range(sets)]} if sets > 1 else {}),
         "steps": len(curve),
         "first_loss": curve[0]["loss"],
         "final_loss": curve[-1]["loss"],
@@ -247,6 +267,25 @@ def _summary(trained: "Trained") -> dict[str, Any]:
         "pairs_per_second_by_step": [
             [line["step"], round(line["pairs"] / line["seconds"], 1)] for line in curve[::stride]
         ],
+    }
+
+
+def _of_set(curve: list[dict[str, float]], number: int) -> dict[str, float]:
+    """Of the steps of one set their number, pairs, and mean excess over the first and last tenth.
+
+    A single step's says little: the next batch of the set is another.
+    """
+    lines = [line for line in curve if line["set"] == number]
+    tenth = -(-len(lines) // 10)
+    parts = {"first_excess": lines[:tenth], "last_excess": lines[len(lines) - tenth :]}
+    return {
+        "steps": len(lines),
+        "pairs": sum(line["pairs"] for line in lines),
+        **{
+            name: float(np.mean([line["excess"] for line in part]))
+            for name, part in parts.items()
+            if part
+        },
     }
 
 

@@ -42,6 +42,8 @@ class Batch:
     a_R: Ints
     b_R: Ints
     prob_a_R: Floats
+    set_number: int
+    """The set of labels that it is of."""
 
     @property
     def target_QD(self) -> Floats:
@@ -74,7 +76,7 @@ class Batch:
         return len(self.query_Q), len(self.document_D)
 
 
-def batch_of(labels: Labels, pairs: Ints) -> Batch:
+def batch_of(labels: Labels, pairs: Ints, set_number: int = 0) -> Batch:
     """The batch of some pairs; a function of the set of them, not of their order."""
     query_Q = np.unique(labels.query_of(pairs))
     document_D = np.unique(labels.document_P[pairs])
@@ -108,6 +110,7 @@ def batch_of(labels: Labels, pairs: Ints) -> Batch:
         a_R,
         b_R,
         prob_a_R,
+        set_number,
     )
 
 

@@ -1,7 +1,7 @@
 """What a step is fed: this rank's share of each batch, in parts that fit into memory."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,9 +12,9 @@ from bixse.reading.chunks import Reading
 from bixse.training.batches import Batch, batch_of
 from bixse.training.gather import cells_of
 from bixse.training.gradients import most
-from bixse.training.groups import Labels, epoch_groups, epoch_rows
+from bixse.training.groups import Ints, Labels, epoch_groups, epoch_rows
 from bixse.training.objective import Cells
-from bixse.training.order import Plan
+from bixse.training.order import Turns
 from bixse.training.scoring import Scoring
 from bixse.training.settings import Training
 
@@ -24,18 +24,37 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-def batches_from(labels: Labels, settings: Training, plan: Plan, first: int) -> Iterator[Batch]:
-    """The global batches from step `first` to the last."""
+def batches_from(
+    sets: Sequence[Labels], settings: Training, turns: Turns, first: int
+) -> Iterator[Batch]:
+    """The global batches from step `first` to the last, each of one set."""
+    epoch = -1
+    rows: dict[int, list[Ints]] = {}
+    for step in range(first, turns.steps):
+        if turns.epoch_of(step) != epoch:
+            epoch, rows = turns.epoch_of(step), {}
+        number, own = turns.turn(step)
+        if number not in rows:
+            rows[number] = _rows(sets[number], settings, epoch)
+        numbers = turns.plans[number].rows_of(own)
+        pairs = np.concatenate([rows[number][row] for row in numbers])
+        yield batch_of(sets[number], pairs, number)
+
+
+def first_batches(sets: Sequence[Labels], settings: Training, turns: Turns) -> Iterator[Batch]:
+    """The first global batch of each set."""
+    for number, (labels, plan) in enumerate(zip(sets, turns.plans, strict=True)):
+        rows = _rows(labels, settings, 0)
+        pairs = np.concatenate([rows[row] for row in plan.rows_of(0)])
+        yield batch_of(labels, pairs, number)
+
+
+def _rows(labels: Labels, settings: Training, epoch: int) -> list[Ints]:
+    """What the rows of an epoch are: the pairs of each."""
     docs, threshold = settings.docs_per_query, settings.objective.grouped_from
-    epoch, rows = -1, []
-    for step in range(first, plan.steps):
-        if plan.epoch_of(step) != epoch:
-            epoch = plan.epoch_of(step)
-            if threshold is None:
-                rows = epoch_rows(labels, docs, settings.seed, epoch)
-            else:
-                rows = epoch_groups(labels, docs, threshold, settings.seed, epoch)
-        yield batch_of(labels, np.concatenate([rows[row] for row in plan.rows_of(step)]))
+    if threshold is None:
+        return epoch_rows(labels, docs, settings.seed, epoch)
+    return epoch_groups(labels, docs, threshold, settings.seed, epoch)
 
 
 @dataclass(frozen=True)
@@ -48,9 +67,9 @@ class Mine:
 
 
 def share_of(
-    labels: Labels, settings: Training, model: "BaseModel", module: Scoring, batch: Batch
+    sets: Sequence[Labels], settings: Training, model: "BaseModel", module: Scoring, batch: Batch
 ) -> Mine:
-    reading = module.reading(model, labels, batch, settings)
+    reading = module.reading(model, sets[batch.set_number], batch, settings)
     cells = cells_of(batch, settings.objective, module.world, model.device)
     return Mine(batch, reading, cells)
 

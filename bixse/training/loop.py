@@ -6,7 +6,7 @@ from fitting single pairs.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
@@ -24,11 +24,11 @@ from bixse.training.adapters import adapt
 from bixse.training.attention import fast_attention
 from bixse.training.compiling import compiled, compiles
 from bixse.training.dev import Dev
-from bixse.training.feed import Mine, batches_from, fitted, share_of
+from bixse.training.feed import Mine, batches_from, first_batches, fitted, share_of
 from bixse.training.gather import World, gather_rows
 from bixse.training.gradients import batch_cosines, batch_gradients, most
 from bixse.training.groups import Labels, count_groups, count_rows
-from bixse.training.order import Plan, rate_factor, share
+from bixse.training.order import Plan, Turns, rate_factor, share
 from bixse.training.scoring import EncoderScoring, Scoring, scoring_of
 from bixse.training.settings import Training
 from bixse.training.sharding import Twin
@@ -52,8 +52,9 @@ METRICS = (
     "seconds",
 )
 """One line of `training.jsonl`. `step` counts from 1, `loss` is of the batch before the step,
-`excess` is above the entropy of its labels, `bias` that of whole vectors, `grad_norm` before
-clipping, `seconds` since the step before."""
+`excess` is above the entropy of its labels, `bias` that of whole vectors and of the batch's set,
+`grad_norm` before clipping, `seconds` since the step before. With several sets of labels `set` says
+whose the batch was; 0 is the run's own."""
 
 _COUNTS = ("step", "epoch", "pairs", "queries", "documents")
 
@@ -66,6 +67,12 @@ class Run:
     labels: Labels
     checkpoints: Place
     fingerprint: str
+    mix: tuple[Labels, ...] = ()
+    """Other sets, whose batches take turns with those of `labels`."""
+
+    @property
+    def sets(self) -> tuple[Labels, ...]:
+        return (self.labels, *self.mix)
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,8 @@ class Trained:
 
     scale: float
     bias: float
+    mix_bias: tuple[float, ...]
+    """Of each other set."""
     history: list[dict[str, float]]
     dev: list[tuple[int, float]]
     """(step, score) of every evaluation; empty without any."""
@@ -106,6 +115,11 @@ def plan_of(labels: Labels, settings: Training) -> Plan:
         max_steps=settings.max_steps,
         seed=settings.seed,
     )
+
+
+def turns_of(sets: Sequence[Labels], settings: Training) -> Turns:
+    """The steps over several sets. Raises as `plan_of`."""
+    return Turns(tuple(plan_of(labels, settings) for labels in sets))
 
 
 class Notice(IntEnum):
@@ -151,7 +165,7 @@ def train_loop(
     settings = run.settings
     if settings.evaluate_every is not None and measure is None:
         raise ValueError("training.evaluate_every needs something to measure by")
-    plan = plan_of(run.labels, settings)
+    turns = turns_of(run.sets, settings)
     merge = None
     if settings.lora.rank is not None:
         merge = adapt(model, settings.lora, settings.seed)
@@ -159,7 +173,7 @@ def train_loop(
         # AdamW's small steps vanish in a bfloat16.
         model.float()
     model.eval()
-    module = scoring_of(model, settings, world).to(model.device)
+    module = scoring_of(model, settings, world, len(run.sets)).to(model.device)
     _same_weights(module, world)
     twin = None
     if settings.sharded and world.size > 1:
@@ -174,13 +188,13 @@ def train_loop(
     on_step(_seen(history, dev, 0))
     longest = module.longest(settings)
     longest = min(longest, model.max_seq_length or longest)
-    compile_ = compiles(model, settings, plan.steps)
+    compile_ = compiles(model, settings, turns.steps)
     with fast_attention(reader, settings.precision, longest), compiled(reader, compile_):
         if not history and isinstance(module, EncoderScoring) and settings.objective.learns_bias:
-            batch = next(batches_from(run.labels, settings, plan, 0))
-            first = share_of(run.labels, settings, reader, module, batch)
-            _calibrate(module, first, settings.micro_batch_tokens)
-        _steps(run, reader, module, optimizer, plan, history, dev, on_step, notice, measure)
+            for batch in first_batches(run.sets, settings, turns):
+                first = share_of(run.sets, settings, reader, module, batch)
+                _calibrate(module, first, settings.micro_batch_tokens)
+        _steps(run, reader, module, optimizer, turns, history, dev, on_step, notice, measure)
     dev.restore(module)
     if twin is not None:
         twin.gather()
@@ -188,7 +202,10 @@ def train_loop(
         merge()
     best = len(history) if dev.best_step is None else dev.best_step
     curve = [_named(line) for line in history]
-    return Trained(module.scale, module.bias[0].item(), curve, dev.scores, best)
+    if run.mix:
+        curve = [{**line, "set": turns.turn(step)[0]} for step, line in enumerate(curve)]
+    bias, *mix_bias = (module.biases(number)[0].item() for number in range(len(run.sets)))
+    return Trained(module.scale, bias, tuple(mix_bias), curve, dev.scores, best)
 
 
 def _steps(
@@ -196,7 +213,7 @@ def _steps(
     model: "BaseModel",
     module: Scoring,
     optimizer: torch.optim.Optimizer,
-    plan: Plan,
+    turns: Turns,
     history: list[list[float]],
     dev: Dev,
     on_step: Callable[[Seen], None],
@@ -208,18 +225,18 @@ def _steps(
     limit = settings.micro_batch_tokens
     save = partial(state.save, run.checkpoints, run.fingerprint, module, optimizer, METRICS)
     told = Notice.NONE
-    if _due(0, settings, plan) and measure is not None and not dev.scores:
+    if _due(0, settings, turns) and measure is not None and not dev.scores:
         dev.add(0, measure(), module)
         on_step(_seen(history, dev, len(history)))
     if dev.is_over(settings.patience):
         return
     started = time.perf_counter()
-    batches = batches_from(run.labels, settings, plan, len(history))
-    read = (share_of(run.labels, settings, model, module, batch) for batch in batches)
+    batches = batches_from(run.sets, settings, turns, len(history))
+    read = (share_of(run.sets, settings, model, module, batch) for batch in batches)
     # An evaluation tokenises too, and a tokeniser is not for two threads.
-    for mine in ahead(read, alone=lambda: _due(len(history) + 1, settings, plan)):
+    for mine in ahead(read, alone=lambda: _due(len(history) + 1, settings, turns)):
         step = len(history)
-        factor = rate_factor(step, plan.steps, settings.warmup_ratio)
+        factor = rate_factor(step, turns.steps, settings.warmup_ratio)
         shares, limit = fitted(module, mine, limit, partial(batch_gradients, module, mine.cells))
         loss, floor = shares.tolist()
         grad_norm = update(module, optimizer, settings, loss, factor)
@@ -227,11 +244,11 @@ def _steps(
         history.append(
             [
                 step + 1,
-                plan.epoch_of(step),
+                turns.epoch_of(step),
                 loss,
                 loss - floor,
                 module.scale,
-                module.bias[0].item(),
+                module.biases(mine.batch.set_number)[0].item(),
                 settings.learning_rate * factor,
                 grad_norm,
                 mine.batch.own_K.sum(),
@@ -241,11 +258,11 @@ def _steps(
             ]
         )
         started = finished
-        if measure is not None and _due(len(history), settings, plan):
+        if measure is not None and _due(len(history), settings, turns):
             dev.add(len(history), measure(), module)
             started = time.perf_counter()
         heard = Notice(most(notice(), world))
-        last = len(history) == plan.steps or dev.is_over(settings.patience)
+        last = len(history) == turns.steps or dev.is_over(settings.patience)
         due = last or len(history) % settings.checkpoint_every == 0 or heard > told
         if due and (world.rank == 0 or module.sharded):
             save(history, dev, world.rank)
@@ -253,14 +270,14 @@ def _steps(
         if last:
             return
         if heard is Notice.STOP:
-            raise Stopped(len(history), plan.steps)
+            raise Stopped(len(history), turns.steps)
         told = heard
 
 
-def _due(steps: int, settings: Training, plan: Plan) -> bool:
+def _due(steps: int, settings: Training, turns: Turns) -> bool:
     """Whether there is an evaluation after so many steps: also of the base, and of the last."""
     every = settings.evaluate_every
-    return every is not None and (steps % every == 0 or steps == plan.steps)
+    return every is not None and (steps % every == 0 or steps == turns.steps)
 
 
 def _seen(history: list[list[float]], dev: Dev, since: int) -> Seen:
@@ -274,7 +291,7 @@ def _named(line: list[float]) -> dict[str, float]:
 
 @torch.no_grad()
 def _calibrate(module: EncoderScoring, first: Mine, limit: int | None) -> None:
-    """Set each bias on the first global batch; every rank bisects the same cells."""
+    """Set each bias of a set on its first global batch; every rank bisects the same cells."""
     attempt = partial(batch_cosines, module, first.cells)
     cosine_QKD, _ = fitted(module, first, limit, attempt)
     size = module.world.size
@@ -285,8 +302,9 @@ def _calibrate(module: EncoderScoring, first: Mine, limit: int | None) -> None:
         cosine_QKD = gather_rows(cosine_QKD, counts, module.world)
     target_QD = torch.from_numpy(first.batch.target_QD)
     weight_QD = torch.from_numpy(first.batch.weight_QD)
-    for number, cosine_QD in enumerate(cosine_QKD.cpu().chunk(len(module.bias), dim=1)):
-        module.bias[number] = losses.calibrate_bias(cosine_QD, target_QD, weight_QD, module.scale)
+    biases = module.biases(first.batch.set_number)
+    for number, cosine_QD in enumerate(cosine_QKD.cpu().chunk(len(biases), dim=1)):
+        biases[number] = losses.calibrate_bias(cosine_QD, target_QD, weight_QD, module.scale)
 
 
 def refuse_unequal(steps: int, world: World) -> None:

@@ -77,6 +77,7 @@ class Cells:
     a_R: Tensor
     b_R: Tensor
     prob_a_R: Tensor
+    set_number: int
     documents: Sequence[int]
     """Documents that each rank encodes."""
     row_cells: int
@@ -142,6 +143,7 @@ def cells_of(
         a_R=on(batch.a_R[r]),
         b_R=on(batch.b_R[r]),
         prob_a_R=on(batch.prob_a_R[r]),
+        set_number=batch.set_number,
         documents=documents,
         row_cells=len(batch.document_D) * widest,
         divisors=divisors,

@@ -1,4 +1,5 @@
-"""Which rows a step takes, as a function of (seed, epoch, step); which of a batch a rank encodes.
+"""Which rows of which set a step takes, as a function of (seed, epoch, step); which of a batch a
+rank encodes.
 
 Nothing here knows how many workers there are until `share` cuts a batch that is already fixed: so a
 run goes on, after any step, on another number of workers with the same batches.
@@ -51,7 +52,58 @@ class Plan:
         return order[part]
 
 
+@dataclass(frozen=True)
+class Turns:
+    """The steps of a run over several sets of rows, each of the rows of one set.
+
+    An epoch has the steps of all sets, in an order drawn from (seed, epoch): it visits every row of
+    every set once. Each set has the batches that it would have by itself, in their order, so that
+    one set's turns are its plan.
+    """
+
+    plans: tuple[Plan, ...]
+    """Of each set; they differ in rows alone."""
+
+    @property
+    def rows(self) -> int:
+        return sum(plan.rows for plan in self.plans)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return sum(plan.steps_per_epoch for plan in self.plans)
+
+    @property
+    def steps(self) -> int:
+        plan = self.plans[0]
+        whole = self.steps_per_epoch * plan.epochs
+        return whole if plan.max_steps is None else min(whole, plan.max_steps)
+
+    def epoch_of(self, step: int) -> int:
+        return step // self.steps_per_epoch
+
+    def turn(self, step: int) -> tuple[int, int]:
+        """The set whose turn step `step` is, and the step of its own plan that it is."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        sizes = tuple(plan.steps_per_epoch for plan in self.plans)
+        set_S, own_S = _turns(sizes, self.plans[0].seed, epoch)
+        number = int(set_S[place])
+        return number, epoch * sizes[number] + int(own_S[place])
+
+
 @lru_cache(maxsize=2)
+def _turns(sizes: tuple[int, ...], seed: int, epoch: int) -> tuple[Ints, Ints]:
+    """For each step of an epoch the set whose turn it is, and how many it has had before."""
+    numbers = np.repeat(np.arange(len(sizes)), sizes)
+    set_S: Ints = np.random.default_rng([seed, epoch, 3]).permutation(numbers)
+    own_S: Ints = np.empty_like(set_S)
+    for number, size in enumerate(sizes):
+        own_S[set_S == number] = np.arange(size)
+    set_S.flags.writeable = own_S.flags.writeable = False
+    return set_S, own_S
+
+
+# Of an epoch, one for each set.
+@lru_cache(maxsize=16)
 def _permutation(rows: int, seed: int, epoch: int) -> Ints:
     order: Ints = np.random.default_rng([seed, epoch, 1]).permutation(rows)
     order.flags.writeable = False

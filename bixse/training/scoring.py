@@ -63,8 +63,10 @@ class Scoring(nn.Module, ABC):
         world: World,
         precision: Precision = "auto",
         biases: int = 1,
+        sets: int = 1,
     ) -> None:
         super().__init__()
+        self._sets = sets
         self.precision = precision
         self.encoder = encoder
         self.objective = objective
@@ -73,7 +75,7 @@ class Scoring(nn.Module, ABC):
         self.learns_scale = objective.learns_scale
         log_scale = torch.tensor(math.log(objective.scale))
         self.log_scale = nn.Parameter(log_scale, requires_grad=self.learns_scale)
-        self.bias = nn.Parameter(torch.zeros(biases), requires_grad=objective.learns_bias)
+        self.bias = nn.Parameter(torch.zeros(sets * biases), requires_grad=objective.learns_bias)
 
     @staticmethod
     @abstractmethod
@@ -96,6 +98,10 @@ class Scoring(nn.Module, ABC):
     @property
     def scale(self) -> float:
         return self.log_scale.exp().item() if self.learns_scale else self.objective.scale
+
+    def biases(self, set_number: int) -> Tensor:
+        """Those of a set of labels, the first of whole vectors; writing to them changes `bias`."""
+        return self.bias.view(self._sets, -1)[set_number]
 
     def autocast(self) -> torch.autocast:
         return autocast(self.log_scale.device, self.precision)
@@ -123,6 +129,11 @@ class EncoderScoring(Scoring):
     With `dimensions` the loss is the mean of those of the whole vectors and of their first so many
     components, each normalised by itself: Matryoshka, arXiv 2205.13147, all weights 1. Cosines
     spread the more, the fewer components they have, so each has a bias of its own.
+
+    So has each of several sets of labels: how near the texts of a corpus are to each other, how
+    high its grades are and how many documents meet in a batch all move the bias (methods 1.6), and
+    no vector can tell whose it is. While other sets have their turn momentum alone moves it. The
+    scale is one, as cosine is one when it is served.
     """
 
     output = "sentence_embedding"
@@ -135,8 +146,9 @@ class EncoderScoring(Scoring):
         world: World,
         precision: Precision = "auto",
         dimensions: Sequence[int] = (),
+        sets: int = 1,
     ) -> None:
-        super().__init__(encoder, objective, world, precision, biases=1 + len(dimensions))
+        super().__init__(encoder, objective, world, precision, 1 + len(dimensions), sets)
         self._dimensions = (None, *dimensions)
 
     @staticmethod
@@ -183,17 +195,18 @@ class EncoderScoring(Scoring):
         about `chunk_cells` numbers at a time.
         """
         scale = self.log_scale.exp() if self.learns_scale else self.objective.scale
+        biases = self.biases(cells.set_number)
 
         def of_rows(query_CE: Tensor, document_DE: Tensor, part: slice) -> tuple[Tensor, Tensor]:
             loss, floor = query_CE.new_zeros(()), query_CE.new_zeros(())
             grid = cells.grid(part)
-            for cosine_CD, bias in zip(self.cosines(query_CE, document_DE), self.bias, strict=True):
+            for cosine_CD, bias in zip(self.cosines(query_CE, document_DE), biases, strict=True):
                 more = objectives.share(self.objective, cosine_CD, grid, scale, bias)
                 loss, floor = loss + more[0], floor + more[1]
-            return loss / len(self.bias), floor / len(self.bias)
+            return loss / len(biases), floor / len(biases)
 
         rows = len(query_QE)
-        row_cells = cells.row_cells * len(self.bias)
+        row_cells = cells.row_cells * len(biases)
         size = rows if self.objective.whole_batch else self.chunk_cells // row_cells
         if rows <= size:
             return of_rows(query_QE, document_DE, slice(0, rows))
@@ -245,18 +258,18 @@ class RerankerScoring(Scoring):
         shape = cells.rows, sum(cells.documents)
         score_QD = score_N.new_zeros(shape).index_put(own, score_N)
         grid = cells.grid(slice(0, cells.rows))
-        (bias,) = self.bias
+        (bias,) = self.biases(cells.set_number)
         return objectives.share(self.objective, score_QD, grid, self.objective.scale, bias)
 
 
-def scoring_of(model: "BaseModel", settings: Training, world: World) -> Scoring:
-    """A model of the kind that the objective is for.
+def scoring_of(model: "BaseModel", settings: Training, world: World, sets: int = 1) -> Scoring:
+    """A model of the kind that the objective is for, with the biases of so many sets of labels.
 
     Raises ValueError for more leading dimensions than the model's vectors have.
     """
     objective, precision = settings.objective, settings.precision
     if objective.scores_pairs:
-        return RerankerScoring(model, objective, world, precision)
+        return RerankerScoring(model, objective, world, precision, sets=sets)
     if settings.dimensions:
         most = cast("SentenceTransformer", model).get_embedding_dimension() or 0
         if max(settings.dimensions) >= most:
@@ -264,4 +277,4 @@ def scoring_of(model: "BaseModel", settings: Training, world: World) -> Scoring:
                 f"training.dimensions are fewer than the model's {most}: "
                 f"found {max(settings.dimensions)}"
             )
-    return EncoderScoring(model, objective, world, precision, settings.dimensions)
+    return EncoderScoring(model, objective, world, precision, settings.dimensions, sets)

@@ -52,6 +52,10 @@ class Training(Settings):
     document_tokens: int = Field(default=256, ge=4)
     """Longest document; the rest is cut. A reranker reads both in `query_tokens` more, and cuts
     the longer of the two first."""
+    mix: tuple[str, ...] = ()
+    """The `--out` (directories or URLs) of other runs, whose judgments are trained on beside this
+    run's own: each batch is of one run, each run has its rows' share of the batches and a bias of
+    its own. Evaluation stays with this run's queries."""
     lora: LoRA = LoRA()
     sharded: bool = False
     """Spread weights, gradients and moments over the training workers (FSDP2), for a model that is
@@ -82,6 +86,15 @@ class Training(Settings):
     def _has_negatives(self) -> Self:
         if self.objective.grouped_from is not None and self.docs_per_query < 2:
             raise ValueError("docs_per_query counts the positive: 2 or more for this objective")
+        return self
+
+    @model_validator(mode="after")
+    def _mixes_judgments(self) -> Self:
+        if self.mix and self.objective.reads_preferences:
+            raise ValueError(
+                "training.mix brings judgments and no preferences, which this objective learns "
+                "from: leave it out, or take another recipe"
+            )
         return self
 
     @model_validator(mode="after")

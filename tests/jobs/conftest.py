@@ -8,10 +8,10 @@ import pytest
 from tests.encoders import texts
 
 
-def write_beir(folder: Path, documents: int, queries: int = 40) -> Path:
+def write_beir(folder: Path, documents: int, queries: int = 40, seed: int = 1) -> Path:
     """Sentences of invented words; a query is half of a document, which is graded 2, the next 1."""
     (folder / "qrels").mkdir(parents=True)
-    bodies = texts(documents, seed=1)
+    bodies = texts(documents, seed=seed)
     corpus = [{"_id": f"d{n:05d}", "title": "", "text": text} for n, text in enumerate(bodies)]
     asked = [{"_id": f"q{n:03d}", "text": bodies[n].split(" ", 1)[1]} for n in range(queries)]
     for name, rows in (("corpus", corpus), ("queries", asked)):

@@ -9,6 +9,7 @@ dev         the same with an evaluation every third step -> DIR/dev-WORLD
 reranker    the same of a reranker that begins as DIR/encoder -> DIR/reranker-WORLD
 spread      the same of a model that is spread over the ranks -> DIR/spread-WORLD
 adapters    the same of a reranker's adapters and head -> DIR/adapters-WORLD
+mixed       the same on two sets of labels -> DIR/mixed-WORLD
 tuning      tuning of the language model DIR/llm from its last checkpoint -> DIR/tuning-WORLD
 """
 
@@ -132,7 +133,7 @@ class Together(nn.Module):
         return {"scores": self.layers(features["words"])}
 
 
-def scoring(objective: Objective, world: World, name: str = "") -> Scoring:
+def scoring(objective: Objective, world: World, name: str = "", sets: int = 1) -> Scoring:
     encoder = Together() if objective.scores_pairs else TwoTowers()
     if name in ADAPTED:
         adapt_transformer(encoder, ADAPTED[name], seed=0)
@@ -142,9 +143,9 @@ def scoring(objective: Objective, world: World, name: str = "") -> Scoring:
                 # B begins as 0, at which A has no gradient.
                 parameter.data = torch.randn(parameter.shape, generator=draw, dtype=torch.float64)
     if objective.scores_pairs:
-        return RerankerScoring(encoder, objective, world).double()
+        return RerankerScoring(encoder, objective, world, sets=sets).double()
     dimensions = DIMENSIONS.get(name, ())
-    return EncoderScoring(encoder, objective, world, dimensions=dimensions).double()
+    return EncoderScoring(encoder, objective, world, dimensions=dimensions, sets=sets).double()
 
 
 def labels(queries: int, documents: int, seed: int) -> Labels:
@@ -281,6 +282,7 @@ def loop(
     world: World,
     directory: Path,
     notice: Callable[[], Notice] = lambda: Notice.NONE,
+    mix: tuple[Labels, ...] = (),
     **changes: object,
 ) -> dict[str, Tensor]:
     """Weights and curve after training with checkpoints every 4 steps."""
@@ -295,7 +297,7 @@ def loop(
     start, pairs = str(directory / "encoder"), settings.objective.scores_pairs
     model = load_reranker(start, "cpu") if pairs else load_model(start, "cpu")
     checkpoints = Place(str(directory / "checkpoints"))
-    run = Run(settings, labels(20, 12, seed=3), checkpoints, "a fingerprint")
+    run = Run(settings, labels(20, 12, seed=3), checkpoints, "a fingerprint", mix)
 
     def on_step(seen: Seen) -> None:
         if (directory / "stop").exists() and seen.steps == int((directory / "stop").read_text()):
@@ -333,6 +335,11 @@ def adapters(world: World, directory: Path, **changes: object) -> dict[str, Tens
     """The same of a reranker's adapters and head."""
     changes = {"objective": LCE(), "docs_per_query": 4, "lora": LoRA(rank=4), **changes}
     return loop(world, directory, **changes)
+
+
+def mixed(world: World, directory: Path) -> dict[str, Tensor]:
+    """The same with a smaller set beside, of other queries and documents."""
+    return loop(world, directory, mix=(labels(11, 9, seed=8),))
 
 
 def sharded(world: World, directory: Path) -> dict[str, Tensor]:
@@ -399,6 +406,8 @@ def main() -> None:
             found = reranker(world, directory)
         case "adapters":
             found = adapters(world, directory)
+        case "mixed":
+            found = mixed(world, directory)
         case "tuning":
             found = tuning(world, directory)
         case _:

@@ -83,7 +83,7 @@ def test_a_batch_is_a_set_of_pairs() -> None:
     labels = labels_of(ROWS, {})
     first, second = (batch_of(labels, np.asarray(pairs)) for pairs in ([0, 3, 2, 4], [4, 2, 3, 0]))
     for name, value in vars(first).items():
-        assert (value == getattr(second, name)).all(), name
+        assert np.all(value == getattr(second, name)), name
 
 
 PROMPTS = [{"query": "ask: ", "document": "tell: "}, {"query": "ask: ", "passage": "tell: "}, {}]

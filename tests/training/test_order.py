@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bixse.training.order import Plan, rate_factor, share
+from bixse.training.order import Plan, Turns, rate_factor, share
 
 rows = st.integers(2, 300)
 batch_sizes = st.integers(2, 64)
@@ -37,6 +37,48 @@ def test_the_order_is_pinned() -> None:
     # A resumed run of an older build must meet the same batches.
     found = [plan(10, 4).rows_of(step).tolist() for step in range(3)]
     assert found == [[3, 8, 9], [7, 4, 6], [1, 2, 0, 5]]
+
+
+def turns(sizes: list[int], batch_size: int = 4, max_steps: int | None = None) -> Turns:
+    return Turns(tuple(plan(rows, batch_size, max_steps=max_steps) for rows in sizes))
+
+
+@given(st.lists(rows, min_size=1, max_size=4), batch_sizes)
+def test_sets_take_turns_and_each_has_the_batches_it_has_alone(
+    sizes: list[int], batch_size: int
+) -> None:
+    mixed = turns(sizes, batch_size)
+    taken = [mixed.turn(step) for step in range(mixed.steps)]
+    for number, alone in enumerate(mixed.plans):
+        assert [own for whose, own in taken if whose == number] == list(range(alone.steps))
+    for epoch in range(2):
+        begin = epoch * mixed.steps_per_epoch
+        visited = [
+            (number, row)
+            for number, own in taken[begin : begin + mixed.steps_per_epoch]
+            for row in mixed.plans[number].rows_of(own).tolist()
+        ]
+        every = [(number, row) for number, size in enumerate(sizes) for row in range(size)]
+        assert sorted(visited) == every
+    assert mixed.rows == sum(sizes)
+
+
+def test_the_turns_are_pinned() -> None:
+    # A resumed run of an older build must meet the same batches.
+    mixed = turns([10, 6])
+    assert [mixed.turn(step) for step in range(10)] == [
+        *((0, 0), (1, 0), (0, 1), (1, 1), (0, 2)),
+        *((0, 3), (0, 4), (1, 2), (0, 5), (1, 3)),
+    ]
+    assert [mixed.epoch_of(step) for step in range(10)] == [0] * 5 + [1] * 5
+    assert turns([10, 6], max_steps=7).steps == 7
+
+
+def test_turns_are_spread_over_an_epoch() -> None:
+    mixed = turns([400, 400])
+    first = [mixed.turn(step)[0] for step in range(100)]
+    assert 30 < sum(first) < 70
+    assert first != [mixed.turn(200 + step)[0] for step in range(100)]
 
 
 def test_max_steps_ends_a_run_early() -> None:

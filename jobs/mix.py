@@ -1,0 +1,132 @@
+"""Other runs' judgments, trained on beside a recipe's own: `training.mix`.
+
+A run is the directory that its `--out` named. Of what stands there training reads what that run
+would train on: the last of its judgments, and the queries and documents that they name. Its
+preferences and the calibration map that it may have trained through are not read.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bixse.artifacts import Artifact
+from bixse.evaluation.leakage import find_leaks
+from bixse.place import Place
+from bixse.training.settings import Training
+from jobs.supervision import read_labels
+
+if TYPE_CHECKING:
+    from bixse.training.groups import Labels
+
+_JUDGMENTS = ("judgments-sampled", "judgments-verified", "judgments")
+"""From the last that a run makes to the first."""
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """A run's judgments, and what they name."""
+
+    url: str
+    judgments: Artifact
+    queries: tuple[Artifact, ...]
+    """The given ones, then what was made."""
+    corpus: Artifact
+    documents: Artifact | None
+
+    def inputs(self, name: str) -> dict[str, str]:
+        """Fingerprints of what training reads."""
+        found = {
+            f"{name}-judgments": self.judgments.fingerprint,
+            **{f"{name}-queries-{n}": part.fingerprint for n, part in enumerate(self.queries)},
+            f"{name}-corpus": self.corpus.fingerprint,
+        }
+        if self.documents is not None:
+            found[f"{name}-documents"] = self.documents.fingerprint
+        return found
+
+
+def open_run(url: str) -> Supervision:
+    """What stands in a run's directory, or at its URL.
+
+    Raises ValueError when there are no judgments, when one of the artefacts is unfinished or
+    damaged, and when a query of the run's own dev or test split was judged: it is kept to measure
+    by.
+    """
+    judgments = next((name for name in _JUDGMENTS if _is_there(url, name)), None)
+    if judgments is None:
+        raise _refusal(url, "holds no judgments: name the --out of a run that judged or trained")
+
+    def made(name: str, kind: str) -> Artifact | None:
+        return Artifact.open(f"{url}/{name}", kind) if _is_there(url, name) else None
+
+    try:
+        more = made("synthetic", "queries"), made("anchors", "queries")
+        given = Artifact.open(f"{url}/queries", "queries")
+        run = Supervision(
+            url,
+            Artifact.open(f"{url}/{judgments}", "judgments"),
+            (given, *(queries for queries in more if queries is not None)),
+            Artifact.open(f"{url}/corpus", "corpus"),
+            made("documents", "documents"),
+        )
+        qrels = Artifact.open(f"{url}/qrels", "qrels")
+    except ValueError as error:
+        raise _refusal(url, str(error)) from None
+    refuse_held_out(run, given, qrels, "its own")
+    return run
+
+
+def labels_of(run: Supervision, settings: Training, aside: Path) -> "Labels":
+    """A run's labels. Raises ValueError as `read_labels` and `plan_of`, naming the run."""
+    from bixse.training.loop import plan_of
+
+    try:
+        labels = read_labels(
+            run.judgments, run.queries, run.corpus, documents=run.documents, aside=aside
+        )
+        plan_of(labels, settings)
+    except ValueError as error:
+        raise _refusal(run.url, str(error)) from None
+    return labels
+
+
+def refuse_held_out(run: Supervision, queries: Artifact, qrels: Artifact, whose: str) -> None:
+    """Raises ValueError when a run judged a query, under whatever id, that `qrels` keep for dev or
+    test."""
+    rows = qrels.table(["split", "query_id"]).to_pylist()
+    kept = {row["query_id"] for row in rows if row["split"] != "train"}
+    judged = set(run.judgments.table(["query_id"])["query_id"].to_pylist())
+    leaks = find_leaks(dict(_texts([queries], kept)), _texts(run.queries, judged))
+    if leaks:
+        raise _refusal(
+            run.url,
+            f"{len(leaks)} queries of {whose} dev or test split are judged there, first "
+            f"{leaks[0].training_query_id!r} ({leaks[0].text!r}): they are not for training",
+        )
+
+
+def refuse_repeated(judgments: Artifact, mix: Sequence[Supervision]) -> None:
+    """Raises ValueError when the same judgments would be two sets."""
+    homes = {judgments.fingerprint: "this run"}
+    for run in mix:
+        if run.judgments.fingerprint in homes:
+            raise _refusal(run.url, f"has the judgments of {homes[run.judgments.fingerprint]}")
+        homes[run.judgments.fingerprint] = run.url
+
+
+def _refusal(url: str, sentence: str) -> ValueError:
+    return ValueError(f"--training.mix {url}: {sentence}")
+
+
+def _is_there(url: str, name: str) -> bool:
+    """Finished or begun."""
+    return bool(Place(f"{url}/{name}").names())
+
+
+def _texts(artifacts: Sequence[Artifact], query_ids: set[str]) -> Iterator[tuple[str, str]]:
+    for artifact in artifacts:
+        for batch in artifact.batches(["query_id", "text"]):
+            for row in batch.to_pylist():
+                if row["query_id"] in query_ids:
+                    yield row["query_id"], row["text"]
