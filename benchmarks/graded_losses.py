@@ -1,6 +1,8 @@
 """Graded BCE against other objectives: same rows, same seeds, full-corpus nDCG@10.
 
     python -m benchmarks.graded_losses --data DATA --sets cranfield mediqa2019-qa --out runs/losses
+    python -m benchmarks.graded_losses --device cuda --workers 12 --noise 0 0.2 0.4 \\
+        --docs-per-query 1 4 --batch-size 32 8 --start DIR --data DATA --out runs/losses
     python -m benchmarks.graded_losses --quick --json
 
 DATA holds sets in BEIR layout. `trec-dl` stands for a pair of sets that is put together here: the
@@ -9,35 +11,35 @@ each with the passages that were judged. `trec-dl-compared` trains on those of t
 that GPT-4o also compared, two at a time, and has its preferences for the objective that reads them:
 `pairdistill` is the recipe's, `pointwise_distill` the same without preferences.
 
-For each set: ingest, judge (the given grades), embed with the base encoder; then for each seed
-train and embed with every objective, and evaluate all of them. Every stage is an artefact under
-`--out`, so that an interrupted run goes on. The values of a query are averaged over seeds before
-they are compared. `--noise` gives a share of the training grades another value, drawn anew for each
-seed and the same for every objective. `--quick` needs no data: it makes a small graded corpus of
-invented words, preferences and an encoder for it.
+Every set, noise, number of documents a row and rate is a table: the base encoder, and a retriever
+for each objective and seed, from the given grades of the train split. The values of a query are
+averaged over seeds before they are compared. `--noise` gives a share of the training grades another
+value, drawn anew for each seed and the same for every objective. Retrievers are made by `--workers`
+processes on one device, in the order of the tables, and each leaves its values in a file under
+`--out`: the same command goes on where it was interrupted, `--report` shows what is finished.
+`--quick` needs no data: it makes a small graded corpus of invented words, preferences and an
+encoder for it.
+
+It needs neither Ray nor vLLM nor FAISS.
 """
 
 import json
-import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import tyro
 
-from benchmarks.label_noise import noisy_judgments
-from benchmarks.trec_dl import PREFERENCES, trec_dl
-from bixse.artifacts import Artifact
-from bixse.evaluation.settings import Evaluation
+from benchmarks.made_set import NAME, make_set
+from benchmarks.wanted import Wanted
 from bixse.evaluation.significance import interval, randomisation_p, resampled_means
-from bixse.judging.settings import Judging
-from bixse.models.encoder import load_model
+from bixse.models.encoder import encoder_fingerprint, resolve
 from bixse.models.settings import PACKAGED
-from bixse.retrieval.settings import Lexical
 from bixse.training.objective_settings import (
     Combined,
     GradedBCE,
@@ -49,14 +51,7 @@ from bixse.training.objective_settings import (
     RankNet,
 )
 from bixse.training.settings import Training
-from jobs.embed import embed
-from jobs.evaluate import evaluate
-from jobs.ingest import ingest
-from jobs.judge import judge
-from jobs.preferences import import_preferences
-from jobs.recipe import Ingest, Placement
 from jobs.recipes.ranking import pairdistill
-from jobs.train import train
 
 OBJECTIVES: Mapping[str, Objective] = {
     "graded_bce": GradedBCE(),
@@ -76,8 +71,6 @@ Name = Literal[
     "graded_bce", "infonce", "infonce_threshold", "infonce_weighted",
     "list_kl", "ranknet", "lambda_loss", "margin_mse", "pairdistill", "pointwise_distill",
 ]  # fmt: skip
-GRADES_FROM = {"mediqa2019-qa": 1.0}
-"""Sets whose scale starts at 1 (excellent is 4, incorrect 1)."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +92,8 @@ class Options:
     """Passes over the judgments."""
     max_steps: int | None = None
     """Stop training after this many steps, if sooner."""
-    learning_rate: float = 2e-5
-    """Peak rate, the same for every objective."""
+    learning_rate: tuple[float, ...] = (2e-5,)
+    """Peak rates, the same for every objective."""
     query_tokens: int = 32
     """Longest query."""
     document_tokens: int = 128
@@ -108,130 +101,181 @@ class Options:
     encoder_tokens: int | None = None
     """Longest text that any encoder here reads, the base too, while evaluating; unset: the most
     that `start` can."""
-    batch_size: int = 64
-    """Rows a step."""
-    docs_per_query: int = 1
+    docs_per_query: tuple[int, ...] = (1,)
     """Judged documents a row holds."""
-    noise: float = 0.0
-    """Share of the training grades that become another grade of the scale."""
+    batch_size: tuple[int, ...] = (64,)
+    """Rows a step: one number, or one for each of `docs_per_query`."""
+    noise: tuple[float, ...] = (0.0,)
+    """Shares of the training grades that become another grade of the scale."""
     start: str = PACKAGED
     """The base encoder."""
     split: str = "test"
     """The evaluated split."""
     out: str = "runs/graded-losses"
-    """Where the artefacts go."""
-    gpus: float = 0
-    """GPUs of each worker."""
+    """Where the results go, and what is read on the way."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where retrievers are trained and encode."""
+    workers: int = 1
+    """Processes that do so at a time."""
+    report: bool = False
+    """Make nothing: show the results that are there."""
     quick: bool = False
     """A made-up set and encoder: the mechanics in minutes, no evidence."""
     json: bool = False
     """End with one JSON object on standard output."""
 
 
+@dataclass(frozen=True)
+class Table:
+    """What all retrievers of a comparison share."""
+
+    set: str
+    noise: float
+    docs_per_query: int
+    batch_size: int
+    learning_rate: float
+
+    @property
+    def folder(self) -> str:
+        """Below the directory of the results."""
+        parts = f"noise-{self.noise:g}-docs-{self.docs_per_query}-rate-{self.learning_rate:g}"
+        return f"{self.set}/{parts}"
+
+    def named(self, options: Options) -> str:
+        """The set, and what differs between this run's tables of it."""
+        differ = (
+            ("noise", self.noise, options.noise),
+            ("docs", self.docs_per_query, options.docs_per_query),
+            ("rate", self.learning_rate, options.learning_rate),
+        )
+        return " ".join([self.set, *(f"{n} {own:g}" for n, own, all_ in differ if len(all_) > 1)])
+
+
 def main() -> None:
     options = tyro.cli(Options)
-    if options.quick:
-        options = quick(options)
     with redirect_stdout(sys.stderr):
-        results = {name: compare(name, options) for name in options.sets}
+        try:
+            if options.quick:
+                options = quick(options)
+            base = encoder_fingerprint(resolve(options.start))
+            if not options.report:
+                make(options, base)
+            results = dict(finished(options, base))
+        except ValueError as error:
+            sys.exit(f"error: {error}")
         for name, result in results.items():
             show(name, result)
     if options.json:
         print(json.dumps(results))
 
 
-def compare(name: str, options: Options) -> dict[str, Any]:
-    """Mean nDCG@10 of every system on one set, and graded BCE against each other one."""
-    # Ray's workers run in directories of their own.
-    out = f"{Path(options.out).resolve()}/{name}"
-    source = Path(options.data) / name
-    apart = None
-    if name in ("trec-dl", "trec-dl-compared"):
-        apart = trec_dl(Path(options.data), Path(out), compared=name == "trec-dl-compared")
-        source = apart.training
-    read = Ingest(grade_min=GRADES_FROM.get(name, 0.0))
-    learnt = ingest(str(source), read, f"{out}/training")
-    tested = ingest(str(apart.test), read, f"{out}/test") if apart else learnt
-    start = shortened(options.start, options.encoder_tokens, Path(out) / "base")
-    placement = Placement(gpus_per_actor=options.gpus)
-    lexical = Lexical()
-    labels = judge(
-        None, [learnt.queries], learnt.corpus, learnt.qrels, Judging(), lexical, None, placement,
-        f"{out}/judgments",
-    )  # fmt: skip
-    preferences = None
-    if (source / PREFERENCES).exists():
-        preferences = import_preferences(
-            [learnt.queries], learnt.corpus, str(source / PREFERENCES), f"{out}/preferences"
+def tables(options: Options) -> list[Table]:
+    """In the order in which they are made: all sets of the first rows, noise and rate first.
+
+    Raises ValueError when sizes of batches and of rows do not pair up.
+    """
+    docs, batches = options.docs_per_query, options.batch_size
+    if len(batches) == 1:
+        batches *= len(docs)
+    if len(batches) != len(docs):
+        raise ValueError(
+            f"{len(batches)} of --batch-size for {len(docs)} of --docs-per-query: "
+            "give one for all, or one for each"
         )
-    base = embed(tested.corpus, start, placement, f"{out}/embeddings-base")
-    values: dict[str, list[np.ndarray[Any, Any]]] = {}
-    out += variant(options)
-    for seed in range(options.seeds):
-        if options.noise:
-            given = noisy_judgments(labels, options.noise, seed, f"{out}/judgments-{seed}")
-        else:
-            given = labels
-        systems = {"base": (start, base)}
-        for objective in options.objectives:
-            here = f"{out}/{objective}-{seed}"
-            settings = training(options, OBJECTIVES[objective], seed)
-            reads = settings.objective.reads_preferences
-            encoder = train(
-                given, [learnt.queries], learnt.corpus, settings, start, placement,
-                f"{here}/encoder", preferences=preferences if reads else None,
-            )  # fmt: skip
-            made = embed(tested.corpus, encoder.url, placement, f"{here}/embeddings")
-            systems[objective] = (encoder.url, made)
-        report = evaluate(
-            tested.corpus, tested.queries, tested.qrels, options.split, systems, lexical,
-            Evaluation(), [learnt.queries, given], name, {}, f"{out}/report-{seed}",
-        )  # fmt: skip
-        for system, column in per_query(report).items():
-            values.setdefault(system, []).append(column)
-    means = {system: np.mean(runs, axis=0) for system, runs in values.items()}
-    return summary(means, values, list(pairs(list(means))))
+    rows = zip(docs, batches, strict=True)
+    return [
+        Table(name, noise, docs_per_query, batch_size, rate)
+        for (docs_per_query, batch_size), rate, noise, name in product(
+            rows, options.learning_rate, options.noise, options.sets
+        )
+    ]
 
 
-def variant(options: Options) -> str:
-    """Where runs on other rows stand: the plain ones are not moved."""
-    parts = [f"noise-{options.noise:g}"] if options.noise else []
-    parts += [f"docs-{options.docs_per_query}"] if options.docs_per_query > 1 else []
-    return "/" + "-".join(parts) if parts else ""
+def wanted(options: Options, table: Table, base: str) -> dict[str, list[Wanted]]:
+    """The files of each system of a table: one of the base, one a seed of each objective."""
+    results = Path(options.out).resolve() / "results"
+
+    def one(name: str, noise: float, settings: Training | None) -> Wanted:
+        return Wanted(
+            results, name, table.set, options.split, base, options.encoder_tokens, noise, settings
+        )
+
+    found = {"base": [one(f"{table.set}/base", 0.0, None)]}
+    for objective in options.objectives:
+        found[objective] = [
+            one(
+                f"{table.folder}/{objective}-{seed}",
+                table.noise,
+                training(options, table, OBJECTIVES[objective], seed),
+            )
+            for seed in range(options.seeds)
+        ]
+    return found
 
 
-def shortened(start: str, tokens: int | None, directory: Path) -> str:
-    """The base encoder, or a copy at `directory` that reads no more than so many tokens."""
-    if tokens is None:
-        return start
-    if not directory.exists():
-        model = load_model(start, "cpu")
-        model.max_seq_length = tokens
-        aside = directory.with_suffix(".under-way")
-        model.save_pretrained(str(aside), create_model_card=False)
-        aside.rename(directory)
-    return str(directory)
-
-
-def training(options: Options, objective: Objective, seed: int) -> Training:
+def training(options: Options, table: Table, objective: Objective, seed: int) -> Training:
     return Training(
         objective=objective,
-        batch_size=options.batch_size,
-        docs_per_query=options.docs_per_query,
+        batch_size=table.batch_size,
+        docs_per_query=table.docs_per_query,
         epochs=options.epochs,
         max_steps=options.max_steps,
-        learning_rate=options.learning_rate,
+        learning_rate=table.learning_rate,
         query_tokens=options.query_tokens,
         document_tokens=options.document_tokens,
         seed=seed,
     )
 
 
-def per_query(report: Artifact) -> dict[str, np.ndarray[Any, Any]]:
-    table = report.part("per_query.parquet")
-    prefix = "ndcg@10 "
-    names = [name for name in table.column_names if name.startswith(prefix)]
-    return {name.removeprefix(prefix): table[name].to_numpy() for name in names}
+def make(options: Options, base: str) -> None:
+    """Every retriever whose values are not there yet, whole rows of a table one after the other.
+
+    Raises ValueError for values of other settings, for a device that is not there, and as
+    `read_sources` and `make_all`.
+    """
+    files = [
+        one
+        for table in tables(options)
+        for row in wanted(options, table, base).values()
+        for one in row
+    ]
+    # The base of a set is in all its tables.
+    todo = list({one.name: one for one in files if one.values() is None}.values())
+    if not todo:
+        return
+    # torch and sentence-transformers take seconds to load, and --help and --report need neither.
+    import torch
+
+    from benchmarks.graded_data import read_sources
+    from benchmarks.graded_runs import Prepared, make_all
+    from benchmarks.retrievers import shortened
+
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch sees no GPU here")
+
+    out = Path(options.out).resolve()
+    start = shortened(options.start, options.encoder_tokens, out / f"base-{options.encoder_tokens}")
+
+    def prepared(name: str) -> Prepared:
+        return Prepared(name, read_sources(name, Path(options.data), out / name), options.split)
+
+    make_all(todo, prepared, start, options.device, options.workers)
+
+
+def finished(options: Options, base: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each table that has its base, by what distinguishes it; systems that lack a seed left out."""
+    for table in tables(options):
+        runs = {}
+        for system, files in wanted(options, table, base).items():
+            values = [one.values() for one in files]
+            there = [np.array([found[q] for q in sorted(found)]) for found in values if found]
+            if len(there) == len(files):
+                runs[system] = there
+            elif there:
+                print(f"{table.folder}: {system} has {len(there)} of {len(files)} seeds so far")
+        if "base" in runs:
+            means = {system: np.mean(columns, axis=0) for system, columns in runs.items()}
+            yield table.named(options), summary(means, runs, list(pairs(list(means))))
 
 
 def summary(
@@ -281,40 +325,12 @@ def show(name: str, result: Mapping[str, Any]) -> None:
 
 
 def quick(options: Options) -> Options:
-    """Invented topics of three words; a document's grade is the words it shares with the query."""
-    from dataclasses import replace
-
-    from tests.encoders import WORDS, save_tiny_encoder
-
-    out = Path(options.out) / "quick-data"
-    draw = random.Random(0)
-    topics = [draw.sample(WORDS, 3) for _ in range(60)]
-    corpus, queries, rows = [], [], {"train": [], "test": []}
-    preferences = ["query-id\tpreferred-id\tother-id"]
-    for number, topic in enumerate(topics):
-        query_id = f"q{number}"
-        queries.append({"_id": query_id, "text": " ".join(topic)})
-        for grade in (3, 2, 1, 0):
-            doc_id = f"d{number}-{grade}"
-            words = topic[:grade] + draw.choices(WORDS, k=8 - grade)
-            draw.shuffle(words)
-            corpus.append({"_id": doc_id, "title": "", "text": " ".join(words)})
-            rows["train" if number % 3 else "test"].append(f"{query_id}\t{doc_id}\t{grade}")
-            preferences += [f"{query_id}\t{doc_id}\td{number}-{low}" for low in range(grade)]
-    (out / "topics" / "qrels").mkdir(parents=True, exist_ok=True)
-    for name, records in (("corpus", corpus), ("queries", queries)):
-        lines = "".join(json.dumps(record) + "\n" for record in records)
-        (out / "topics" / f"{name}.jsonl").write_text(lines)
-    (out / "topics" / PREFERENCES).write_text("\n".join(preferences) + "\n")
-    for split, lines in rows.items():
-        text = "query-id\tcorpus-id\tscore\n" + "".join(f"{line}\n" for line in lines)
-        (out / "topics" / "qrels" / f"{split}.tsv").write_text(text)
-    encoder = out / "tiny" / "encoder"
-    if not encoder.exists():
-        save_tiny_encoder(out / "tiny")
+    """The made-up set, at a rate and for as long as its encoder takes to learn."""
+    data = Path(options.out) / "quick-data"
+    encoder = make_set(data)
     return replace(
-        options, data=str(out), sets=("topics",), start=str(encoder), seeds=1,
-        epochs=10, learning_rate=1e-2, batch_size=32,
+        options, data=str(data), sets=(NAME,), start=str(encoder), seeds=1, epochs=10,
+        learning_rate=(1e-2,), batch_size=(32,),
     )  # fmt: skip
 
 

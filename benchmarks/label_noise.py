@@ -1,10 +1,11 @@
 """Judgments of which a share carries another grade: what a worse judge would have said."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from bixse.artifacts import Artifact, begin
 from bixse.records import JUDGMENTS
 
 Ints = npt.NDArray[np.int64]
@@ -29,18 +30,16 @@ def flip(steps: Ints, count: int, share: float, seed: int) -> Ints:
     return noisy
 
 
-def noisy_judgments(judgments: Artifact, share: float, seed: int, out: str) -> Artifact:
-    """An artefact of the same rows; `judge` says what was done to them. Grades off a step of the
-    scale are rounded to one where they are flipped, and stay as they are elsewhere."""
-    values = np.asarray(judgments.manifest.extra["scale"]["values"], np.float64)
+def with_noise(judgments: pa.Table, grades: Sequence[float], share: float, seed: int) -> pa.Table:
+    """The same rows (JUDGMENTS), in the order of their ids; `judge` says what was done to them.
+
+    Grades off a step of the scale are rounded to one where they are flipped, and stay as they are
+    elsewhere. Raises ValueError as `flip`.
+    """
+    values = np.asarray(grades, np.float64)
     relevance_K = (values - values[0]) / (values[-1] - values[0])
-    config = {"share": share, "seed": seed}
-    draft = begin(out, "judgments", config=config, inputs={"judgments": judgments.fingerprint})
-    if isinstance(draft, Artifact):
-        return draft
-    rows = judgments.table(JUDGMENTS.names)
     # A judgment keeps its draw whatever order the rows were written in.
-    rows = rows.sort_by([("query_id", "ascending"), ("doc_id", "ascending")])
+    rows = judgments.sort_by([("query_id", "ascending"), ("doc_id", "ascending")])
     relevance = rows["relevance"].to_numpy().astype(np.float64)
     steps = np.abs(relevance[:, None] - relevance_K).argmin(axis=1)
     noisy = flip(steps, len(values), share, seed)
@@ -53,5 +52,4 @@ def noisy_judgments(judgments: Artifact, share: float, seed: int, out: str) -> A
         "relevance": np.where(changed, relevance_K[noisy], relevance).astype(np.float32),
         "judge": [f"{judge} with {share:g} flipped" for judge in rows["judge"].to_pylist()],
     }
-    draft.write_part(0, pa.table(columns, schema=JUDGMENTS))
-    return draft.finish(extra={"scale": judgments.manifest.extra["scale"]})
+    return pa.table(columns, schema=JUDGMENTS)

@@ -30,7 +30,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import tyro
 
-from benchmarks.graded_losses import GRADES_FROM, per_query, shortened, show, summary
+from benchmarks.graded_data import GRADES_FROM
+from benchmarks.graded_losses import show, summary
+from benchmarks.retrievers import shortened
 from bixse.artifacts import Artifact, begin
 from bixse.candidates.settings import Pools
 from bixse.evaluation.settings import Evaluation
@@ -202,6 +204,13 @@ def retrievers(
         ("scorer", "features"), ("human", "scorer"), ("both", "human"),
     ]  # fmt: skip
     return summary(means, values, compared)
+
+
+def per_query(report: Artifact) -> dict[str, np.ndarray[Any, Any]]:
+    table = report.part("per_query.parquet")
+    prefix = "ndcg@10 "
+    names = [name for name in table.column_names if name.startswith(prefix)]
+    return {name.removeprefix(prefix): table[name].to_numpy() for name in names}
 
 
 def human_pairs(qrels: Artifact, split: str, out: str) -> Artifact:

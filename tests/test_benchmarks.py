@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from benchmarks import judge, judge_cases, train
 from benchmarks.made_encoder import make_encoder
 
@@ -71,10 +73,20 @@ def test_judging_cases_differ_in_what_prompts_share(tmp_path: Path) -> None:
         assert len(set(side)) == 24
 
 
-def test_they_import_neither_ray_nor_vllm_nor_faiss() -> None:
+@pytest.mark.parametrize(
+    "modules, beside",
+    [
+        ("benchmarks.train, benchmarks.encode, bixse.training.loop", []),
+        (
+            "benchmarks.graded_losses, benchmarks.graded_runs",
+            ["bm25s", "Stemmer", "ir_measures"],
+        ),
+    ],
+)
+def test_they_import_neither_ray_nor_vllm_nor_faiss(modules: str, beside: list[str]) -> None:
     code = (
-        "import sys; import benchmarks.train, benchmarks.encode, bixse.training.loop;"
-        "sys.exit(str({'ray', 'vllm', 'faiss'} & set(sys.modules) or ''))"
+        f"import sys; import {modules};"
+        f"sys.exit(str({{'ray', 'vllm', 'faiss', *{beside}}} & set(sys.modules) or ''))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert "{" not in done.stderr, done.stderr

@@ -21,7 +21,6 @@ from itertools import islice
 from math import log2
 from typing import Any
 
-import ir_measures
 import numpy as np
 import numpy.typing as npt
 
@@ -48,6 +47,9 @@ def measure(
 
     Raises ValueError when a ranking names a document twice.
     """
+    # nDCG by itself does without it, on a machine that lacks it.
+    import ir_measures
+
     foreign = {
         "mrr@10": ir_measures.RR(rel=1) @ 10,
         "recall@10": ir_measures.R(rel=1) @ 10,

@@ -1,13 +1,10 @@
 """Noise in labels: an exact share, another grade each time, the same from run to run."""
 
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from benchmarks.label_noise import flip, noisy_judgments
-from bixse.artifacts import Artifact, Draft, begin
+from benchmarks.label_noise import flip, with_noise
 from bixse.records import JUDGMENTS
 from bixse.scale import UMBRELA
 
@@ -38,7 +35,7 @@ def test_impossible_noise_is_refused(share: float, count: int) -> None:
         flip(np.zeros(3, np.int64), count, share, seed=0)
 
 
-def test_noisy_judgments_are_judgments(tmp_path: Path) -> None:
+def test_noisy_judgments_are_judgments() -> None:
     grades = [0, 1, 2, 3] * 5
     probs = [UMBRELA.grade_probs(grade) for grade in grades]
     table = pa.table(
@@ -54,17 +51,11 @@ def test_noisy_judgments_are_judgments(tmp_path: Path) -> None:
         },
         schema=JUDGMENTS,
     )
-    draft = begin(str(tmp_path / "judgments"), "judgments", config={}, inputs={})
-    assert isinstance(draft, Draft)
-    draft.write_part(0, table)
-    judgments = draft.finish(extra={"scale": {"name": "umbrela", "values": [0, 1, 2, 3]}})
-    noisy = noisy_judgments(judgments, 0.4, 3, str(tmp_path / "noisy"))
-    again = noisy_judgments(judgments, 0.4, 3, str(tmp_path / "noisy"))
-    assert isinstance(again, Artifact)
-    assert again.fingerprint == noisy.fingerprint
+    noisy = with_noise(table, UMBRELA.values, 0.4, 3)
+    assert noisy.equals(with_noise(table.take(list(range(20))[::-1]), UMBRELA.values, 0.4, 3))
     before = {row["doc_id"]: row for row in table.to_pylist()}
     changed = 0
-    for row in noisy.table(JUDGMENTS.names).to_pylist():
+    for row in noisy.to_pylist():
         assert row["relevance"] == pytest.approx(UMBRELA.relevance(row["grade_probs"]), abs=1e-6)
         assert row["query_id"] == before[row["doc_id"]]["query_id"]
         assert row["judge"] == "someone with 0.4 flipped"
