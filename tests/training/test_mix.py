@@ -13,7 +13,8 @@ from bixse.training.feed import batches_from, first_batches
 from bixse.training.gather import World, cells_of
 from bixse.training.gradients import batch_gradients
 from bixse.training.loop import Run, Trained, train_loop, turns_of
-from bixse.training.settings import LCE, GradedBCE, Objective, Training
+from bixse.training.objective_settings import LCE, GradedBCE, Objective
+from bixse.training.settings import Training
 from tests.encoders import save_tiny_encoder
 from tests.training import ranks
 from tests.training.test_gather import run_ranks
