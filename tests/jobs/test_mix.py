@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from bixse.artifacts import Artifact
-from bixse.training.settings import Combined, GradedBCE, PreferenceKL, Training
+from bixse.training.objective_settings import Combined, GradedBCE, PreferenceKL
+from bixse.training.settings import Training
 from jobs.mix import labels_of, open_run, refuse_held_out, refuse_repeated
 from jobs.verbs import main
 from tests.encoders import save_tiny_encoder

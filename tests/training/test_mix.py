@@ -70,7 +70,7 @@ def test_a_batch_has_the_loss_and_moves_the_bias_of_its_set_alone(name: str) -> 
     for scoring, number in ((module, 1), (alone, 0)):
         of_set = replace(batch, set_number=number)
         cells = cells_of(of_set, objective, World(), torch.device("cpu"))
-        found[scoring] = batch_gradients(scoring, cells, ranks.sides(scoring, of_set))
+        found[scoring] = batch_gradients(scoring, cells, ranks.reading(scoring, of_set))
     assert torch.equal(found[module], found[alone])
     for ours, wanted in zip(module.parameters(), alone.parameters(), strict=True):
         if ours is not module.bias and wanted.grad is not None:
