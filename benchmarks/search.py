@@ -12,8 +12,9 @@ recall by the tuner of `bixse.retrieval.tuning`, each for itself, and take round
 is the median of the rounds' ratios. Vectors are made up around topics unless `--embeddings` names
 an artefact; queries are held out of them.
 
-`tuner` compares the tuner's choice (least counted work) with the fastest of all points that it
-measured at that recall, both timed again in turn.
+`tuner` is the searches a second of the tuner's choice (least counted work) over those of the point
+whose latency was the least when the tuner measured it, both timed again in turn: above 1 the choice
+is the faster of the two.
 """
 
 import json
