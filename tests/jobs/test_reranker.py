@@ -28,7 +28,10 @@ def test_sentence_transformers_loads_what_is_saved(
     settings = Training(objective=objective, docs_per_query=2)
     out = tmp_path / "reranker"
     export(
-        model, settings, Trained(1.0, 0.0, [{"step": 1, "loss": 0.5, "seconds": 2.0}], [], 1), out
+        model,
+        settings,
+        Trained(1.0, 0.0, (), [{"step": 1, "loss": 0.5, "seconds": 2.0}], [], 1),
+        out,
     )
     names = {path.name for path in out.rglob("*") if path.is_file()}
     assert {"model.safetensors", "modules.json", "training.jsonl"} <= names
