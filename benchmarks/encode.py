@@ -26,7 +26,8 @@ import numpy as np
 import tyro
 
 from benchmarks.made_encoder import Shape, make_encoder
-from benchmarks.train import from_corpus, from_documentation, turn_of
+from benchmarks.text_pairs import from_corpus, from_documentation
+from benchmarks.train import turn_of
 from bixse.models.settings import PACKAGED
 
 System = Literal[

@@ -11,9 +11,9 @@ trainer around it: MultipleNegativesRankingLoss, and its cached form with mini-b
 budget; the faster of the two is what bixse is compared with. `--even` gives it, beyond what it
 comes with, our choice of attention and our allocator settings, to tell the sources of a gain apart.
 
-On a GPU the work of a step is counted too (`flops_of`), and set beside the most that the card does,
-measured by one large matrix product: `peak_share`. There bixse compiles its layers; the steps of a
-turn that do not count are those in which it does.
+On a GPU the work of a step is counted too (`benchmarks/flops.py`), and set beside the most that the
+card does, measured by one large matrix product: `peak_share`. There bixse compiles its layers; the
+steps of a turn that do not count are those in which it does.
 
 Each turn is a process of its own, so that its peak memory is its own. With `--data` (a directory
 with `corpus.jsonl`) a pair is a document's title, or opening words without one, and its text;
@@ -29,7 +29,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -41,6 +41,7 @@ import numpy as np
 import tyro
 
 from benchmarks.made_encoder import Shape, make_encoder
+from benchmarks.text_pairs import Pairs, pairs_of
 from bixse.models.settings import PACKAGED
 from bixse.training.allocator import CPU_ALLOCATOR
 from bixse.training.objective_settings import InfoNCE
@@ -48,7 +49,6 @@ from bixse.training.settings import Training
 
 System = Literal["bixse", "plain", "cached"]
 RIVALS: tuple[System, ...] = ("plain", "cached")
-Pairs = Sequence[tuple[str, str]]
 WARM_UP = 2
 """Steps of a turn that do not count."""
 
@@ -193,7 +193,7 @@ def take_turn(options: Options, system: System) -> dict[str, float]:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     model = load_model(options.start, options.device)
-    pairs = pairs_of(options, options.steps * options.batch_size)
+    pairs = pairs_of(options.data, options.steps * options.batch_size)
     seconds = (
         with_bixse(options, model, pairs)
         if system == "bixse"
@@ -204,60 +204,27 @@ def take_turn(options: Options, system: System) -> dict[str, float]:
         "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
     if model.device.type == "cuda":
-        tflops = flops_of(options, model, pairs) / sum(seconds[WARM_UP:]) / 1e12
+        from benchmarks.flops import flops_of, peak_tflops
+
+        tflops = flops_of(model, counted_texts(options, pairs)) / sum(seconds[WARM_UP:]) / 1e12
         peak = peak_tflops()
         found |= {"tflops": tflops, "peak_tflops": peak, "peak_share": tflops / peak}
         found["gpu_mb"] = torch.cuda.max_memory_allocated() / 2**20
     return found
 
 
-def flops_of(options: Options, model: Any, pairs: Pairs) -> float:
-    """Floating-point operations of the steps that count, those of padding not among them.
-
-    Forward and backward, six for each weight of a matrix and token, and for each layer twelve for
-    each dimension and pair of tokens that see each other (arXiv 2204.02311, appendix B).
-    """
-    import torch
-
+def counted_texts(options: Options, pairs: Pairs) -> list[tuple[list[str], int]]:
+    """Queries and documents of the steps that count, and where they are cut."""
     from bixse.training.groups import epoch_rows
     from bixse.training.loop import plan_of
 
-    settings, labels, layers = settings_of(options), labels_of(pairs), model[0].model
+    settings, labels = settings_of(options), labels_of(pairs)
     plan = plan_of(labels, settings)
     rows = epoch_rows(labels, settings.docs_per_query, settings.seed, 0)
     steps = range(WARM_UP, plan.steps)
-    numbers = np.concatenate([rows[row] for step in steps for row in plan.rows_of(step)])
-    weights = sum(
-        module.weight.numel()
-        for name, module in layers.named_modules()
-        # A pooler is not asked when means are taken.
-        if isinstance(module, torch.nn.Linear) and "pooler" not in name
-    )
-    tokens = seen = 0
-    for place, limit in enumerate((settings.query_tokens, settings.document_tokens)):
-        texts = [pairs[number][place] for number in numbers.tolist()]
-        found = model.tokenizer(texts, truncation=True, max_length=limit)["input_ids"]
-        lengths = np.array([len(ids) for ids in found])
-        tokens += int(lengths.sum())
-        seen += int((lengths**2).sum())
-    shape = layers.config
-    return float(6 * weights * tokens + 12 * shape.num_hidden_layers * shape.hidden_size * seen)
-
-
-def peak_tflops() -> float:
-    """What the card does at most, in bfloat16: products of two 8192 x 8192 matrices."""
-    import torch
-
-    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    times = []
-    for _ in range(20):
-        started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        started.record()
-        a @ b
-        ended.record()
-        torch.cuda.synchronize()
-        times.append(started.elapsed_time(ended) / 1000)
-    return 2 * 8192**3 / statistics.median(times) / 1e12
+    numbers = np.concatenate([rows[row] for step in steps for row in plan.rows_of(step)]).tolist()
+    limits = (settings.query_tokens, settings.document_tokens)
+    return [([pairs[n][place] for n in numbers], limit) for place, limit in enumerate(limits)]
 
 
 def settings_of(options: Options) -> Training:
@@ -394,43 +361,6 @@ def collated(options: Options, model: Any, pairs: Pairs) -> Iterator[list[dict[s
             if step + 1 < plan.steps:
                 coming = thread.submit(columns, step + 1)
             yield now
-
-
-def pairs_of(options: Options, count: int) -> Pairs:
-    """Different pairs of different lengths. Raises ValueError when the corpus is too small."""
-    found = from_corpus(Path(options.data)) if options.data else from_documentation(count)
-    if len(found) < count:
-        raise ValueError(
-            f"{options.data} has {len(found)} documents, {count} are needed: take fewer --steps"
-        )
-    return [found[number] for number in np.random.default_rng(0).permutation(len(found))[:count]]
-
-
-def from_corpus(directory: Path) -> Pairs:
-    found: dict[str, str] = {}
-    with open(directory / "corpus.jsonl") as lines:
-        for line in lines:
-            row = json.loads(line)
-            text = " ".join(row["text"].split())
-            query = " ".join((row.get("title") or text).split()[:12])
-            if text and query:
-                found.setdefault(query, text)
-    by_text = {text: query for query, text in found.items()}
-    return [(query, text) for text, query in by_text.items()]
-
-
-def from_documentation(count: int) -> Pairs:
-    from pydoc_data.topics import topics
-
-    words = " ".join(topics[name] for name in sorted(topics)).split()
-    draw = np.random.default_rng(1)
-    lengths = np.clip(np.exp(draw.normal(np.log(60), 0.6, count)), 8, 400).astype(int)
-    found = []
-    for number, length in enumerate(lengths.tolist()):
-        start = int(draw.integers(len(words) - 500))
-        query = " ".join(words[start : start + int(draw.integers(3, 16))])
-        found.append((f"{number} {query}", f"{number} {' '.join(words[start : start + length])}"))
-    return found
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import judge, judge_cases, train
 from benchmarks.made_encoder import make_encoder
+from benchmarks.text_pairs import pairs_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -30,7 +31,7 @@ def test_pairs_differ_and_both_sides_train_on_the_same(tmp_path: Path) -> None:
     from bixse.models.encoder import load_model
 
     options = train.Options(steps=3, batch_size=4)
-    pairs = train.pairs_of(options, 12)
+    pairs = pairs_of(options.data, 12)
     assert len({query for query, _ in pairs}) == len({text for _, text in pairs}) == 12
     labels = train.labels_of(pairs)
     assert labels.pairs == 12
@@ -40,6 +41,18 @@ def test_pairs_differ_and_both_sides_train_on_the_same(tmp_path: Path) -> None:
     widths = [column["input_ids"].shape[1] for batch in batches for column in batch]
     assert max(widths[::2]) <= options.query_tokens
     assert max(widths[1::2]) <= options.document_tokens
+
+
+def test_work_is_counted_by_weights_tokens_and_what_tokens_see(tmp_path: Path) -> None:
+    from benchmarks.flops import flops_of
+    from bixse.models.encoder import load_model
+
+    model = load_model(str(make_encoder("minilm-l6", tmp_path)), "cpu")
+    # Queries and documents of 4 and 9 tokens, [CLS] and [SEP] among them; the last is cut.
+    sides = [(["a b", "b a"], 64), (["a " * 7, "a " * 50], 9)]
+    weights = 6 * (4 * 384**2 + 2 * 384 * 1536)
+    attention = 12 * 6 * 384 * (2 * 4**2 + 2 * 9**2)
+    assert flops_of(model, sides) == 6 * weights * (2 * 4 + 2 * 9) + attention
 
 
 def test_a_judging_case_is_summed_up_by_its_medians_and_unknown_tokens_stay_unknown() -> None:
