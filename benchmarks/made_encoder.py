@@ -7,8 +7,14 @@ import re
 from pathlib import Path
 from typing import Literal
 
-Shape = Literal["minilm-l6", "bert-base"]
+Shape = Literal["tiny", "minilm-l6", "bert-base"]
 _SHAPES: dict[Shape, dict[str, int]] = {
+    "tiny": {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    },
     "minilm-l6": {
         "hidden_size": 384,
         "num_hidden_layers": 6,
