@@ -108,7 +108,7 @@ def _backward(module: Scoring, reading: Reading, made_NE: Tensor | None, grad_NE
             torch.autograd.backward([made_NE], [grad_NE])
             return True
         for chunk, grad in _beside(module.made(reading), grad_NE):
-            # As above.
+            # torch leaves it without types.
             chunk.backward(grad)  # type: ignore[no-untyped-call]
         return True
     except torch.OutOfMemoryError as error:

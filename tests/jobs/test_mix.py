@@ -113,6 +113,7 @@ def test_the_own_set_is_evaluated(place: Path, encoder: Artifact) -> None:
 
 
 def refused(url: Path, sentence: str) -> None:
+    """Assert that a directory is refused in a sentence that names the flag and it."""
     with pytest.raises(ValueError, match=sentence) as caught:
         open_run(str(url))
     assert str(caught.value).startswith(f"--training.mix {url}: ")
