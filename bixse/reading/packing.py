@@ -122,8 +122,8 @@ def may_pack(model: "BaseModel") -> bool:
         or not all(isinstance(module, Pooling | Dense | Dropout | Normalize) for module in rest)
     ):
         return False
-    # Rounding in bfloat16 left .9999 (BERT-base, H100). MiniLM with positions that run on from text to
-    # text gives .42, with texts that see each other .61.
+    # Rounding in bfloat16 left .9999 (BERT-base, H100). MiniLM with positions that run on from text
+    # to text gives .42, with texts that see each other .61.
     return agreement(model) > 0.99
 
 
