@@ -6,11 +6,11 @@
 
 The one index is FAISS itself as its documentation says to use it: all vectors in one index, a batch
 of queries in one call on `threads` threads, codes refined by `IndexRefine`; it gives row numbers.
-The other side is what a replica does: `Shard.rankings` of every shard on one of as many threads
-(FAISS on one), scores in float64, `doc_id`s looked up, hits merged. Both are tuned to the same
-recall by the tuner of `bixse.retrieval.tuning`, each for itself, and take rounds in turn; the ratio
-is the median of the rounds' ratios. Vectors are made up around topics unless `--embeddings` names
-an artefact; queries are held out of them.
+The other side is what a replica does: all shards asked as one `ShardGroup`, scores in float64,
+`doc_id`s looked up, hits made; of several threads each takes a part of the batch (FAISS on one).
+Both are tuned to the same recall by the tuner of `bixse.retrieval.tuning`, each for itself, and
+take rounds in turn; the ratio is the median of the rounds' ratios. Vectors are made up around
+topics unless `--embeddings` names an artefact; queries are held out of them.
 
 `tuner` is the searches a second of the tuner's choice (least counted work) over those of the point
 whose latency was the least when the tuner measured it, both timed again in turn: above 1 the choice
@@ -36,10 +36,10 @@ import tyro
 from bixse.artifacts import Artifact
 from bixse.records import CORPUS, Hit
 from bixse.retrieval.exact import vectors_of
+from bixse.retrieval.group import ShardGroup
 from bixse.retrieval.measuring import point, watch
-from bixse.retrieval.merge import ranked
 from bixse.retrieval.settings import Retrieval, Search, Structure
-from bixse.retrieval.shard import Ranking, Shard, build_shard
+from bixse.retrieval.shard import Shard, build_shard
 from bixse.retrieval.structures import CODED, Counter, empty, parameters, resolve, trained, work
 from bixse.retrieval.tuning import Point, Requirements, grid, tune
 
@@ -126,13 +126,14 @@ def compare(
     ):
         one = _one_index(settings, template, vectors_ND, flat)
         shards = _shards(Path(folder), settings, template, vectors_ND, options.shards)
+        group = ShardGroup(shards)
         columns = grid(settings, len(vectors_ND), K)
 
         def asks_one(search: Search) -> Ask:
             return lambda batch: _ask_one(one, settings, search, batch, threads)
 
         def asks_shards(search: Search) -> Ask:
-            return lambda batch: _ask_shards(pool, shards, search, batch)
+            return lambda batch: _ask_group(pool, group, search, batch, threads)
 
         wanted = Requirements(options.target_recall)
         mine = tune(columns, _measured(shards, settings, queries_QD, truth), wanted)
@@ -198,17 +199,12 @@ def _ask_one(
     return rows
 
 
-def _ask_shards(
-    pool: ThreadPoolExecutor, shards: Sequence[Shard], search: Search, batch: Vectors
+def _ask_group(
+    pool: ThreadPoolExecutor, group: ShardGroup, search: Search, batch: Vectors, threads: int
 ) -> list[list[Hit]]:
-    def ask(shard: Shard) -> list[Ranking]:
-        return shard.rankings(batch, [K] * len(batch), search)
-
-    of_queries = zip(*pool.map(ask, shards), strict=True)
-    return [
-        ranked(chain.from_iterable(zip(of.scores, of.doc_ids, strict=True) for of in found), K)
-        for found in of_queries
-    ]
+    parts = np.array_split(batch, threads)
+    found = pool.map(lambda part: group.search(part, K, search), parts)
+    return list(chain.from_iterable(found))
 
 
 def _measured(

@@ -14,7 +14,7 @@ from serve.generation import Generation
 from serve.messages import (
     EncodedBatch,
     Failed,
-    FoundInShard,
+    FoundInSlot,
     NotHeld,
     Unavailable,
     Vectors,
@@ -22,7 +22,7 @@ from serve.messages import (
 )
 from serve.query_encoder import EncoderStore
 from serve.settings import ServeArgs
-from serve.shard import ShardStore, slot_of
+from serve.shard import ShardStore, shards_by_slot, slot_name
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -41,11 +41,14 @@ class Handles:
         args: ServeArgs,
     ) -> None:
         self._encoder = encoder
-        self._slots = slots
+        self._slots = {slot_name(number): slot for number, slot in enumerate(slots)}
         self.encoder_calls = CALLS_A_REPLICA * args.encoder_replicas
         self.shard_calls = CALLS_A_REPLICA * args.replicas_per_shard
         # Without a second replica, asking again would only wait for the replacement to load.
         self._tries = 2 if args.replicas_per_shard > 1 else 1
+
+    def slots(self, generation: Generation) -> dict[str, list[str]]:
+        return shards_by_slot(list(generation.index.shard_rows), len(self._slots))
 
     async def encode(
         self, generation: Generation, role: Role, texts: list[str], deadline: float
@@ -62,39 +65,37 @@ class Handles:
     async def search(
         self,
         generation: Generation,
-        shard: str,
+        slot: str,
         vectors_QD: Vectors,
         wanted: list[Wanted],
         deadline: float,
-    ) -> list[FoundInShard]:
-        return await self._ask_slot("search", generation, shard, (vectors_QD, wanted), deadline)
+    ) -> list[FoundInSlot]:
+        return await self._ask_slot("search", generation, slot, (vectors_QD, wanted), deadline)
 
     async def search_words(
         self,
         generation: Generation,
-        shard: str,
+        slot: str,
         queries: list[str],
         wanted: list[Wanted],
         deadline: float,
-    ) -> list[FoundInShard]:
+    ) -> list[FoundInSlot]:
         ask = (queries, wanted)
-        return await self._ask_slot("search_words", generation, shard, ask, deadline)
+        return await self._ask_slot("search_words", generation, slot, ask, deadline)
 
     async def _ask_slot(
         self,
         method: str,
         generation: Generation,
-        shard: str,
+        slot: str,
         ask: tuple[Any, ...],
         deadline: float,
-    ) -> list[FoundInShard]:
-        names = list(generation.index.shard_rows)
-        slot = self._slots[slot_of(names, shard, len(self._slots))]
-
+    ) -> list[FoundInSlot]:
         def call(budget_s: float) -> Any:
-            return getattr(slot, method).remote(generation.number, shard, *ask, budget_s)
+            held = getattr(self._slots[slot], method)
+            return held.remote(generation.number, *ask, budget_s)
 
-        found: list[FoundInShard] = await within(call, deadline, self._tries)
+        found: list[FoundInSlot] = await within(call, deadline, self._tries)
         return found
 
 
@@ -121,6 +122,9 @@ class Local:
         self.encoder.drop(number)
         self.shards.drop(number)
 
+    def slots(self, generation: Generation) -> dict[str, list[str]]:
+        return shards_by_slot(list(generation.index.shard_rows), 1)
+
     async def encode(
         self, generation: Generation, role: Role, texts: list[str], deadline: float
     ) -> EncodedBatch:
@@ -130,24 +134,24 @@ class Local:
     async def search(
         self,
         generation: Generation,
-        shard: str,
+        slot: str,
         vectors_QD: Vectors,
         wanted: list[Wanted],
         deadline: float,
-    ) -> list[FoundInShard]:
+    ) -> list[FoundInSlot]:
         left = deadline - asyncio.get_running_loop().time()
-        return await self.shards.search(generation.number, shard, vectors_QD, wanted, left)
+        return await self.shards.search(generation.number, vectors_QD, wanted, left)
 
     async def search_words(
         self,
         generation: Generation,
-        shard: str,
+        slot: str,
         queries: list[str],
         wanted: list[Wanted],
         deadline: float,
-    ) -> list[FoundInShard]:
+    ) -> list[FoundInSlot]:
         left = deadline - asyncio.get_running_loop().time()
-        return await self.shards.search_words(generation.number, shard, queries, wanted, left)
+        return await self.shards.search_words(generation.number, queries, wanted, left)
 
     async def check_health(self) -> None:
         await self.encoder.check_health()

@@ -15,7 +15,7 @@ from bixse.models.reranker import reranked
 from bixse.retrieval.feedback import rocchio
 from bixse.retrieval.fusion import FUSION_DEPTH, fuse_ranks, fuse_scores
 from bixse.retrieval.merge import ranked
-from serve.messages import Found, FoundInShard, Vectors
+from serve.messages import Found, FoundInSlot, Vectors
 from serve.settings import Canary, Mode
 
 CANARY_TOLERANCE = 0.02
@@ -135,22 +135,22 @@ def canary_problem(known: Canary, answer: Answer) -> str | None:
     return None
 
 
-def one_ranking(found: Sequence[FoundInShard], k: int) -> Found:
-    """The best `k` hits over all shards, with their fields when every shard gave fields."""
-    scored = (zip(shard.scores, shard.doc_ids, strict=True) for shard in found)
+def one_ranking(found: Sequence[FoundInSlot], k: int) -> Found:
+    """The best `k` hits over all shards, with their fields when every slot gave fields."""
+    scored = (zip(slot.scores, slot.doc_ids, strict=True) for slot in found)
     hits = ranked(chain.from_iterable(scored), k)
-    if any(shard.documents is None for shard in found):
+    if any(slot.documents is None for slot in found):
         return Found(hits)
-    fields = {doc.doc_id: doc for shard in found for doc in shard.documents or ()}
+    fields = {doc.doc_id: doc for slot in found for doc in slot.documents or ()}
     return Found(hits, [fields[hit.doc_id] for hit in hits])
 
 
-def moved(query: Vectors, found: Sequence[FoundInShard], feedback: Feedback) -> Vectors:
+def moved(query: Vectors, found: Sequence[FoundInSlot], feedback: Feedback) -> Vectors:
     """A query's vector after feedback from the best hits over all shards, given with vectors."""
     vectors: dict[str, Vectors] = {}
-    for shard in found:
-        assert shard.vectors is not None
-        vectors |= zip(shard.doc_ids, shard.vectors, strict=True)
+    for slot in found:
+        assert slot.vectors is not None
+        vectors |= zip(slot.doc_ids, slot.vectors, strict=True)
     head = [vectors[hit.doc_id] for hit in one_ranking(found, feedback.documents).hits]
     return rocchio(query, np.array(head, np.float32), feedback.weight)
 

@@ -6,7 +6,7 @@ each call; `serve.fanout` decides what a missing shard means.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -32,7 +32,7 @@ from serve.generation import Generation
 from serve.messages import (
     Encoded,
     EncodedBatch,
-    FoundInShard,
+    FoundInSlot,
     Refused,
     RefusedText,
     Unavailable,
@@ -58,7 +58,10 @@ class Backend(Protocol):
     encoder_calls: int
     """Batches that the encoder takes at a time."""
     shard_calls: int
-    """Batches that a shard takes at a time."""
+    """Batches that a slot of shards takes at a time."""
+
+    def slots(self, generation: Generation) -> dict[str, list[str]]:
+        """The shards of the index, by the slot that answers for them in one call."""
 
     async def encode(
         self, generation: Generation, role: Role, texts: list[str], deadline: float
@@ -68,21 +71,21 @@ class Backend(Protocol):
     async def search(
         self,
         generation: Generation,
-        shard: str,
+        slot: str,
         vectors_QD: Vectors,
         wanted: list[Wanted],
         deadline: float,
-    ) -> list[FoundInShard]:
+    ) -> list[FoundInSlot]:
         """Raises TimeoutError, NotHeld, Failed, or what Ray raises for a call that failed."""
 
     async def search_words(
         self,
         generation: Generation,
-        shard: str,
+        slot: str,
         queries: list[str],
         wanted: list[Wanted],
         deadline: float,
-    ) -> list[FoundInShard]:
+    ) -> list[FoundInSlot]:
         """Raises as `search`."""
 
 
@@ -121,15 +124,16 @@ class Lane:
                 "encode_document", partial(self._call_encoder, "document"), backend.encoder_calls
             ),
         }
-        self._search: dict[str, Batcher[_Ask, FoundInShard]] = {
-            name: self._batcher(name, partial(self._call_shard, name), backend.shard_calls)
-            for name in self.index.shard_rows
+        self._slots = backend.slots(generation)
+        self._search: dict[str, Batcher[_Ask, FoundInSlot]] = {
+            slot: self._batcher(slot, partial(self._call_slot, slot), backend.shard_calls)
+            for slot in self._slots
         }
-        self._words: dict[str, Batcher[_AskWords, FoundInShard]] = {
-            name: self._batcher(
-                f"{name}_words", partial(self._call_words, name), backend.shard_calls
+        self._words: dict[str, Batcher[_AskWords, FoundInSlot]] = {
+            slot: self._batcher(
+                f"{slot}_words", partial(self._call_words, slot), backend.shard_calls
             )
-            for name in (self.index.shard_rows if self.index.lexical else ())
+            for slot in (self._slots if self.index.lexical else ())
         }
 
     async def search(
@@ -162,7 +166,7 @@ class Lane:
         rankings = await self._by_vectors(asks, deadline, missing)
         searched_at = time.perf_counter()
         results = [one_ranking(found, wanted.k) for found in zip(*rankings, strict=True)]
-        seen = coverage(self.index.shard_rows, list(missing.values()))
+        seen = self._coverage(missing)
         self._observe(seen)
         timing_ms = {
             "encode": (encoded_at - start) * 1e3,
@@ -174,49 +178,49 @@ class Lane:
 
     async def _by_vectors(
         self, asks: list[_Ask], deadline: float, missing: dict[str, Missing]
-    ) -> list[list[FoundInShard]]:
-        """What each shard finds that is not `missing` yet; those that become so are added."""
-        names = [name for name in self.index.shard_rows if name not in missing]
+    ) -> list[list[FoundInSlot]]:
+        """What each slot finds that is not `missing` yet; those that become so are added."""
+        slots = [slot for slot in self._slots if slot not in missing]
         until = deadline - MERGE_RESERVE_S
-        replies = await asyncio.gather(*(ask(n, self._search[n], asks, until) for n in names))
+        replies = await asyncio.gather(*(ask(s, self._search[s], asks, until) for s in slots))
         missing |= {reply.shard: reply for reply in replies if isinstance(reply, Missing)}
         return [reply for reply in replies if not isinstance(reply, Missing)]
 
     async def search_words(
         self, queries: Sequence[str], wanted: Wanted, way: Way, deadline: float
     ) -> Answer:
-        """As `search`, by words or by words and vectors; a shard counts when it gave all asked."""
+        """As `search`, by words or by words and vectors; a slot counts when it gave all asked."""
         start = time.perf_counter()
         depth, until = way.depth(wanted.k), deadline - MERGE_RESERVE_S
         deep = replace(wanted, k=depth)
         by_words = [_AskWords(query, deep) for query in queries]
-        asked: list[tuple[dict[str, Batcher[Any, FoundInShard]], list[Any]]]
+        asked: list[tuple[dict[str, Batcher[Any, FoundInSlot]], list[Any]]]
         asked = [(self._words, by_words)]
         if way.mode == "hybrid":
             encoded = await self.embed(queries, "query", deadline)
             by_vectors = [_Ask(one.vector, deep) for one in encoded]
             asked.insert(0, (self._search, by_vectors))
         encoded_at = time.perf_counter()
-        names = list(self.index.shard_rows)
+        slots = list(self._slots)
         replies = await asyncio.gather(
-            *(ask(n, batchers[n], asks, until) for batchers, asks in asked for n in names)
+            *(ask(s, batchers[s], asks, until) for batchers, asks in asked for s in slots)
         )
         searched_at = time.perf_counter()
         missing = {reply.shard: reply for reply in replies if isinstance(reply, Missing)}
         sides = []
-        for first in range(0, len(replies), len(names)):
-            of_side = zip(names, replies[first : first + len(names)], strict=True)
+        for first in range(0, len(replies), len(slots)):
+            of_side = zip(slots, replies[first : first + len(slots)], strict=True)
             kept = [
                 reply
-                for name, reply in of_side
-                if name not in missing and not isinstance(reply, Missing)
+                for slot, reply in of_side
+                if slot not in missing and not isinstance(reply, Missing)
             ]
             sides.append([one_ranking(each, depth) for each in zip(*kept, strict=True)])
         results = sides[0]
         if way.mode == "hybrid":
             pairs = zip(sides[0], sides[1], strict=True)
             results = [fused(dense, lexical, way, wanted.k) for dense, lexical in pairs]
-        seen = coverage(self.index.shard_rows, list(missing.values()))
+        seen = self._coverage(missing)
         self._observe(seen)
         timing_ms = {
             "encode": (encoded_at - start) * 1e3,
@@ -260,19 +264,19 @@ class Lane:
             return await self._reranking.problem(known.query)
         return problem
 
-    async def _call_shard(self, name: str, asks: list[_Ask], deadline: float) -> list[FoundInShard]:
+    async def _call_slot(self, slot: str, asks: list[_Ask], deadline: float) -> list[FoundInSlot]:
         vectors_QD = np.stack([ask.vector for ask in asks])
         wanted = [ask.wanted for ask in asks]
-        with self._metrics.shard_seconds.labels(name).time():
-            return await self._backend.search(self.generation, name, vectors_QD, wanted, deadline)
+        with self._metrics.shard_seconds.labels(slot).time():
+            return await self._backend.search(self.generation, slot, vectors_QD, wanted, deadline)
 
     async def _call_words(
-        self, name: str, asks: list[_AskWords], deadline: float
-    ) -> list[FoundInShard]:
+        self, slot: str, asks: list[_AskWords], deadline: float
+    ) -> list[FoundInSlot]:
         queries, wanted = [ask.query for ask in asks], [ask.wanted for ask in asks]
-        with self._metrics.shard_seconds.labels(name).time():
+        with self._metrics.shard_seconds.labels(slot).time():
             return await self._backend.search_words(
-                self.generation, name, queries, wanted, deadline
+                self.generation, slot, queries, wanted, deadline
             )
 
     async def _call_encoder(
@@ -280,6 +284,17 @@ class Lane:
     ) -> list[Encoded | Refused]:
         with self._metrics.encode_seconds.time():
             return list(await self._backend.encode(self.generation, role, texts, deadline))
+
+    def _coverage(self, missing: Mapping[str, Missing]) -> Coverage:
+        """What is left of the index without the shards of the slots that are missing."""
+        return coverage(
+            self.index.shard_rows,
+            [
+                Missing(shard, of_slot.reason)
+                for slot, of_slot in missing.items()
+                for shard in self._slots[slot]
+            ],
+        )
 
     def _observe(self, seen: Coverage) -> None:
         self._metrics.coverage_ratio.observe(seen.fraction)

@@ -24,10 +24,10 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class FoundInShard:
-    """What one shard found for one query, best first, and its fields where asked for.
+class FoundInSlot:
+    """What one slot of shards found for one query, best first, with fields where asked for.
 
-    Lists and no hits: of what all shards find, few survive.
+    Lists and no hits: of what all slots find, few survive.
     """
 
     doc_ids: list[str]

@@ -15,12 +15,13 @@ import numpy as np
 from bixse.artifacts import Artifact, ArtifactError
 from bixse.place import Place
 from bixse.records import Hit
+from bixse.retrieval.group import ShardGroup
 from bixse.retrieval.lexical_shard import LEXICAL_DIR, LEXICAL_FILE, LexicalShard
 from bixse.retrieval.metadata import Kept
 from bixse.retrieval.shard import Ranking, Shard
 from serve.generation import Generation
 from serve.ledger import Follower
-from serve.messages import FoundInShard, NotHeld, Vectors, Wanted
+from serve.messages import FoundInSlot, NotHeld, Vectors, Wanted
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -57,20 +58,29 @@ def slot_of(shards: Sequence[str], name: str, slots: int) -> int:
     return sorted(shards).index(name) % slots
 
 
+def shards_by_slot(shards: Sequence[str], slots: int) -> dict[str, list[str]]:
+    """The shards that each slot holds, without the slots that hold none."""
+    held: dict[str, list[str]] = {}
+    for name in sorted(shards):
+        held.setdefault(slot_name(slot_of(shards, name, slots)), []).append(name)
+    return held
+
+
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    shard: Shard
-    lexical: LexicalShard | None
-    probe_1D: Vectors
-    probe_hits: list[list[Hit]]
+    group: ShardGroup
+    lexical: list[LexicalShard]
+    """Of every shard or, where the index holds no words, of none."""
+    probes: list[tuple[Vectors, list[list[Hit]]]]
+    """Of each shard a vector that it holds, and what that found when loaded."""
 
 
 class ShardStore:
     """Loaded shards of some generations. One search at a time, on `threads` threads of FAISS."""
 
     def __init__(self, threads: int, slot: int = 0, slots: int = 1) -> None:
-        self._slot, self._slots = slot, slots
-        self._shards: dict[int, dict[str, _Loaded]] = {}
+        self._slot, self._slots = slot_name(slot), slots
+        self._held: dict[int, _Loaded] = {}
         # OpenMP keeps its number of threads by thread: it must be set on the one that searches.
         self._thread = ThreadPoolExecutor(
             1, "shards", initializer=faiss.omp_set_num_threads, initargs=(threads,)
@@ -79,72 +89,61 @@ class ShardStore:
     def load(self, generation: Generation) -> None:
         """Load the shards of this slot. Raises ArtifactError as `load_shard`."""
         index = generation.index
-        names = [
-            name
-            for name in index.shard_rows
-            if slot_of(list(index.shard_rows), name, self._slots) == self._slot
-        ]
-        loaded = {}
-        for name in names:
-            shard, lexical = load_shard(index.url, index.fingerprint, name)
+        names = shards_by_slot(list(index.shard_rows), self._slots).get(self._slot, [])
+        if not names:
+            return
+        loaded = [load_shard(index.url, index.fingerprint, name) for name in names]
+        probes = []
+        for shard, _ in loaded:
             probe_1D = shard.vectors(np.zeros(1, np.int64))
-            hits = self._thread.submit(shard.search, probe_1D, 1).result()
-            loaded[name] = _Loaded(shard, lexical, probe_1D, hits)
-        self._shards[generation.number] = loaded
+            probes.append((probe_1D, self._thread.submit(shard.search, probe_1D, 1).result()))
+        lexical = [words for _, words in loaded if words is not None]
+        group = ShardGroup([shard for shard, _ in loaded])
+        self._held[generation.number] = _Loaded(group, lexical, probes)
 
     def drop(self, number: int) -> None:
         """Forget a generation."""
-        self._shards.pop(number, None)
+        self._held.pop(number, None)
 
     async def search(
-        self,
-        number: int,
-        name: str,
-        vectors_QD: Vectors,
-        wanted: Sequence[Wanted],
-        budget_s: float,
-    ) -> list[FoundInShard]:
-        """The best of a shard for query `i`, as `wanted[i]` says.
+        self, number: int, vectors_QD: Vectors, wanted: Sequence[Wanted], budget_s: float
+    ) -> list[FoundInSlot]:
+        """The best of this slot's shards for query `i`, as `wanted[i]` says.
 
         Raises TimeoutError when `budget_s` is over; a search not begun by then never begins. Raises
         NotHeld for a generation that is not loaded here.
         """
-        held = self._held(number, name)
+        held = self._loaded(number)
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(budget_s):
-            return await loop.run_in_executor(self._thread, _search, held.shard, vectors_QD, wanted)
+            return await loop.run_in_executor(self._thread, _search, held.group, vectors_QD, wanted)
 
     async def search_words(
-        self,
-        number: int,
-        name: str,
-        queries: Sequence[str],
-        wanted: Sequence[Wanted],
-        budget_s: float,
-    ) -> list[FoundInShard]:
+        self, number: int, queries: Sequence[str], wanted: Sequence[Wanted], budget_s: float
+    ) -> list[FoundInSlot]:
         """As `search`, by the words of the queries."""
-        held = self._held(number, name)
-        if held.lexical is None:
-            raise NotHeld(f"{name} of generation {number} holds no words")
+        held = self._loaded(number)
+        if not held.lexical:
+            raise NotHeld(f"generation {number} holds no words")
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(budget_s):
-            return await loop.run_in_executor(
-                self._thread, _search_words, held.shard, held.lexical, queries, wanted
-            )
+            return await loop.run_in_executor(self._thread, _search_words, held, queries, wanted)
 
-    def _held(self, number: int, name: str) -> _Loaded:
-        held = self._shards.get(number, {}).get(name)
+    def _loaded(self, number: int) -> _Loaded:
+        held = self._held.get(number)
         if held is None:
-            raise NotHeld(f"{name} of generation {number} is not loaded here")
+            raise NotHeld(f"generation {number} is not loaded here")
         return held
 
     async def check_health(self) -> None:
         """Raises RuntimeError when a stored vector no longer finds what it found when loaded."""
         loop = asyncio.get_running_loop()
-        for held in [one for shards in self._shards.values() for one in shards.values()]:
-            hits = await loop.run_in_executor(self._thread, held.shard.search, held.probe_1D, 1)
-            if hits != held.probe_hits:
-                raise RuntimeError("a shard no longer gives the answer that it gave when loaded")
+        for held in list(self._held.values()):
+            for shard, (probe_1D, then) in zip(held.group.shards, held.probes, strict=True):
+                if await loop.run_in_executor(self._thread, shard.search, probe_1D, 1) != then:
+                    raise RuntimeError(
+                        "a shard no longer gives the answer that it gave when loaded"
+                    )
 
 
 class ShardServer:
@@ -162,11 +161,11 @@ class ShardServer:
         self._follower = Follower(ledger, slot_name(slot), load, store.drop)
         await self._follower.start()
 
-    async def search(self, *ask: Any) -> list[FoundInShard]:
+    async def search(self, *ask: Any) -> list[FoundInSlot]:
         """As `ShardStore.search`."""
         return await self._store.search(*ask)
 
-    async def search_words(self, *ask: Any) -> list[FoundInShard]:
+    async def search_words(self, *ask: Any) -> list[FoundInSlot]:
         """As `ShardStore.search_words`."""
         return await self._store.search_words(*ask)
 
@@ -174,43 +173,50 @@ class ShardServer:
         await self._store.check_health()
 
 
-def _search(shard: Shard, vectors_QD: Vectors, wanted: Sequence[Wanted]) -> list[FoundInShard]:
-    def rank(group: list[int], kept: Kept | None) -> list[Ranking]:
-        ks = [wanted[i].k for i in group]
-        return shard.rankings(vectors_QD[group], ks, kept=kept)
+def _search(group: ShardGroup, vectors_QD: Vectors, wanted: Sequence[Wanted]) -> list[FoundInSlot]:
+    def rank(some: list[int], kept: list[Kept] | None) -> list[Ranking]:
+        ks = [wanted[i].k for i in some]
+        return group.rankings(vectors_QD[some], ks, kept=kept)
 
-    return _found(shard, wanted, rank)
+    return _found(group, wanted, rank)
 
 
 def _search_words(
-    shard: Shard, lexical: LexicalShard, queries: Sequence[str], wanted: Sequence[Wanted]
-) -> list[FoundInShard]:
-    def rank(group: list[int], kept: Kept | None) -> list[Ranking]:
-        ks = [wanted[i].k for i in group]
-        return lexical.rankings([queries[i] for i in group], ks, shard, kept)
+    held: _Loaded, queries: Sequence[str], wanted: Sequence[Wanted]
+) -> list[FoundInSlot]:
+    def rank(some: list[int], kept: list[Kept] | None) -> list[Ranking]:
+        ks = [wanted[i].k for i in some]
+        asked = [queries[i] for i in some]
+        found = [
+            lexical.rankings(asked, ks, shard, None if kept is None else kept[number])
+            for number, (lexical, shard) in enumerate(
+                zip(held.lexical, held.group.shards, strict=True)
+            )
+        ]
+        return held.group.merged(found, ks)
 
-    return _found(shard, wanted, rank)
+    return _found(held.group, wanted, rank)
 
 
 def _found(
-    shard: Shard,
+    group: ShardGroup,
     wanted: Sequence[Wanted],
-    rank: Callable[[list[int], Kept | None], list[Ranking]],
-) -> list[FoundInShard]:
+    rank: Callable[[list[int], list[Kept] | None], list[Ranking]],
+) -> list[FoundInSlot]:
     """What `rank` finds for the queries of a batch, asked once for each filter among them."""
-    groups: dict[str | None, list[int]] = {}
+    by_filter: dict[str | None, list[int]] = {}
     for position, one in enumerate(wanted):
-        groups.setdefault(one.filter, []).append(position)
+        by_filter.setdefault(one.filter, []).append(position)
     found: dict[int, Ranking] = {}
-    for text, group in groups.items():
-        kept = None if text is None else shard.kept(text)
-        found |= zip(group, rank(group, kept), strict=True)
+    for text, some in by_filter.items():
+        kept = None if text is None else group.kept(text)
+        found |= zip(some, rank(some, kept), strict=True)
     return [
-        FoundInShard(
+        FoundInSlot(
             found[i].doc_ids,
             found[i].scores,
-            shard.documents(found[i].rows) if one.with_fields else None,
-            shard.vectors(found[i].rows) if one.with_vectors else None,
+            group.documents(found[i].rows) if one.with_fields else None,
+            group.vectors(found[i].rows) if one.with_vectors else None,
         )
         for i, one in enumerate(wanted)
     ]

@@ -8,7 +8,7 @@ Shapes: Q queries, D dimensions, F rows that a structure gives a query, C candid
 B of them at a time, K hits. A row -1 is none, and scores -inf.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import faiss
@@ -27,6 +27,8 @@ _NUMBERS_AT_ONCE = 1 << 17
 
 def near(scores_QF: Vectors, rows_QF: Rows, k: int) -> Rows:
     """The rows [Q, C] that float32 scores leave among the best `k`; scores must fall along F."""
+    if not scores_QF.shape[1]:
+        return rows_QF
     least_Q1 = scores_QF[:, min(k, scores_QF.shape[1]) - 1, None] - np.float32(ROUNDING)
     may_QF = (rows_QF >= 0) & (scores_QF >= least_Q1)
     most = may_QF.sum(axis=1).max(initial=0)
@@ -62,6 +64,13 @@ def falling(
         known.fvec_inner_products_by_idx(*pointers, vectors_QD.shape[1], *rows_QF.shape)
     else:
         scores_QF = _products(vectors_QD, rows_QF, read)
+    return joined([(scores_QF, rows_QF)])
+
+
+def joined(found: Sequence[tuple[Vectors, Rows]]) -> tuple[Vectors, Rows]:
+    """Scores and rows that several have found, the highest score first."""
+    scores_QF = np.concatenate([scores for scores, _ in found], axis=1)
+    rows_QF = np.concatenate([rows for _, rows in found], axis=1)
     order_QF = np.argsort(-scores_QF, axis=1)
     return _along(scores_QF, order_QF), _along(rows_QF, order_QF)
 

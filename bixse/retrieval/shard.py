@@ -19,7 +19,7 @@ Shapes: Q queries, K hits, D dimensions, N documents, F rows that FAISS gives a 
 of a query. A row -1 is none.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -32,9 +32,9 @@ import pyarrow as pa
 
 from bixse.records import CORPUS, Document, Hit, Kind, Metadata, documents_at
 from bixse.retrieval.metadata import METADATA_FILE, Fields, Kept, write_metadata
-from bixse.retrieval.scoring import ROUNDING, Rows, Vectors, best, falling, near
+from bixse.retrieval.scoring import ROUNDING, Rows, Vectors, best, falling, joined, near
 from bixse.retrieval.settings import Retrieval, Search
-from bixse.retrieval.structures import CODED, TRAINED, parameters, resolve, trained
+from bixse.retrieval.structures import CODED, TRAINED, Scan, parameters, resolve, trained
 
 INDEX_FILE = "index.faiss"
 VECTORS_FILE = "vectors.npy"
@@ -157,6 +157,32 @@ class Ranking(NamedTuple):
     scores: list[float]
 
 
+def rankings_of(
+    rows_QK: Rows, scores_QK: Vectors, ks: Sequence[int], doc_ids_of: Callable[[Rows], list[str]]
+) -> list[Ranking]:
+    """The first `ks[i]` of query `i`, or as many as there are before the rows -1."""
+    counts = np.minimum((rows_QK >= 0).sum(axis=1), ks)
+    wanted_QK = np.arange(rows_QK.shape[1]) < counts[:, None]
+    rows, scores = rows_QK[wanted_QK], scores_QK[wanted_QK].tolist()
+    doc_ids, found, start = doc_ids_of(rows), [], 0
+    for end in np.cumsum(counts).tolist():
+        found.append(Ranking(rows[start:end], doc_ids[start:end], scores[start:end]))
+        start = end
+    return found
+
+
+def checked(vectors_QD: Vectors, dim: int, k: int) -> Vectors:
+    """Queries as FAISS takes them. Raises ValueError as `Shard.search`."""
+    vectors = np.ascontiguousarray(vectors_QD, np.float32)
+    if vectors.ndim != 2 or vectors.shape[1] != dim:
+        raise ValueError(f"expected vectors [queries, {dim}], found {vectors.shape}")
+    if not np.isfinite(vectors).all():
+        raise ValueError("a query vector is not finite")
+    if k < 1:
+        raise ValueError(f"k must be 1 or more, found {k}")
+    return vectors
+
+
 class Shard:
     """A loaded shard; safe for one search at a time."""
 
@@ -169,7 +195,7 @@ class Shard:
         scales_N: Vectors | None = None,
         fields: Fields | None = None,
     ) -> None:
-        self._index = index
+        self.index = index
         self.fields = fields
         self.table = documents
         # In one piece: taking from the chunks of a mapped table copies all of them first. Large,
@@ -233,14 +259,7 @@ class Shard:
         """As `search` with a `k` for each query, before anything is made of rows and scores."""
         # One search at the largest k: a smaller ranking is the head of a larger one.
         rows_QK, scores_QK = self.search_rows(vectors_QD, max(ks, default=1), width, kept)
-        counts = np.minimum((rows_QK >= 0).sum(axis=1), ks)
-        wanted_QK = np.arange(rows_QK.shape[1]) < counts[:, None]
-        rows, scores = rows_QK[wanted_QK], scores_QK[wanted_QK].tolist()
-        doc_ids, found, start = self.doc_ids(rows), [], 0
-        for end in np.cumsum(counts).tolist():
-            found.append(Ranking(rows[start:end], doc_ids[start:end], scores[start:end]))
-            start = end
-        return found
+        return rankings_of(rows_QK, scores_QK, ks, self.doc_ids)
 
     def search_rows(
         self,
@@ -253,14 +272,8 @@ class Shard:
 
         Where fewer than `k` were found, rows end in -1 and scores in -inf.
         """
-        vectors = np.ascontiguousarray(vectors_QD, np.float32)
-        if vectors.ndim != 2 or vectors.shape[1] != self.dim:
-            raise ValueError(f"expected vectors [queries, {self.dim}], found {vectors.shape}")
-        if not np.isfinite(vectors).all():
-            raise ValueError("a query vector is not finite")
-        if k < 1:
-            raise ValueError(f"k must be 1 or more, found {k}")
-        rows_QC = self._candidates(vectors, k, width or self.width, kept)
+        vectors = checked(vectors_QD, self.dim, k)
+        rows_QC = near(*self.candidates(vectors, k, width, kept), k)
         rows_QK, scores_QK = best(vectors, rows_QC, self.vectors, k)
         if missing := min(k, self.size) - rows_QK.shape[1]:
             none = ((0, 0), (0, missing))
@@ -295,13 +308,21 @@ class Shard:
             raise ValueError("a filter over documents without metadata")
         return self.fields.kept(text)
 
-    def _candidates(
-        self, vectors_QD: Vectors, k: int, width: Search, kept: Kept | None = None
-    ) -> Rows:
-        """Rows [Q, C] that hold the best `k` of each query, as far as the structure finds them.
+    def candidates(
+        self,
+        vectors_QD: Vectors,
+        k: int,
+        width: Search | None = None,
+        kept: Kept | None = None,
+        scan: Scan | None = None,
+    ) -> tuple[Vectors, Rows]:
+        """Float32 scores and rows, [Q, F], that hold the best `k` of each query as far as the
+        structure finds them, scores falling.
 
-        Scores of codes decide nothing: what they find is scored again from whole vectors.
+        Scores of codes decide nothing: what they find is scored again from whole vectors. `scan` is
+        what these queries ask of every shard with the same lists (`structures.Scan`).
         """
+        width = width or self.width
         # A few more than k, since what is within rounding of the k-th is wanted too.
         fetch = k + 2 + k // 16
         if self._stored_ND is not None:
@@ -311,31 +332,36 @@ class Shard:
             return self._among(vectors_QD, k, kept.rows)
         fetch = min(size, fetch)
         if fetch == 0:
-            return np.zeros((len(vectors_QD), 0), np.int64)
-        scores_QF, rows_QF = self._ask(vectors_QD, k, fetch, width, kept)
+            return _none(len(vectors_QD))
+        if scan is None:
+            scores_QF, rows_QF = self._ask(vectors_QD, k, fetch, width, kept)
+        else:
+            scores_QF, rows_QF = scan.of(self.index, fetch)
         if self._stored_ND is not None:
-            return near(*falling(vectors_QD, rows_QF, self._stored_ND, self.vectors), k)
-        rows_QC = near(scores_QF, rows_QF, k)
+            return falling(vectors_QD, rows_QF, self._stored_ND, self.vectors)
         # A tie at the k-th place must be whole before `doc_id` can decide it.
-        if rows_QC.shape[1] == fetch < size:
-            for query in np.flatnonzero(rows_QC[:, -1] >= 0).tolist():
+        if k < fetch < size:
+            least_Q = scores_QF[:, k - 1] - np.float32(ROUNDING)
+            tied_Q = (rows_QF[:, -1] >= 0) & (scores_QF[:, -1] >= least_Q)
+            for query in np.flatnonzero(tied_Q).tolist():
                 vector_1D = vectors_QD[query : query + 1]
                 whole = self._whole_tie(vector_1D, k, fetch, width, kept)
-                (rows_K,), _ = best(vector_1D, whole[None], self.vectors, k)
-                rows_QC[query] = -1
-                rows_QC[query, : len(rows_K)] = rows_K
-        return rows_QC
+                (rows_K,), (scores_K,) = best(vector_1D, whole[None], self.vectors, k)
+                rows_QF[query], scores_QF[query] = -1, -np.inf
+                rows_QF[query, : len(rows_K)] = rows_K
+                scores_QF[query, : len(rows_K)] = scores_K
+        return scores_QF, rows_QF
 
-    def _among(self, vectors_QD: Vectors, k: int, rows_N: Rows) -> Rows:
-        """As `_candidates`, of these rows alone and by comparing all of them, a block at a time."""
-        found = [np.zeros((len(vectors_QD), 0), np.int64)]
+    def _among(self, vectors_QD: Vectors, k: int, rows_N: Rows) -> tuple[Vectors, Rows]:
+        """As `candidates`, of these rows alone and by comparing all of them, a block at a time."""
+        found = [_none(len(vectors_QD))]
         for start in range(0, len(rows_N), _BLOCK):
             block = rows_N[start : start + _BLOCK]
             index = faiss.IndexFlatIP(self.dim)
             index.add(self.vectors(block))
-            places_QC = Shard(index, CORPUS.empty_table())._candidates(vectors_QD, k, self.width)
-            found.append(np.where(places_QC < 0, -1, block[places_QC]))
-        return np.concatenate(found, axis=1)
+            scores_QF, places_QF = Shard(index, CORPUS.empty_table()).candidates(vectors_QD, k)
+            found.append((scores_QF, np.where(places_QF < 0, -1, block[places_QF])))
+        return joined(found)
 
     def _whole_tie(
         self, vector_1D: Vectors, k: int, fetch: int, width: Search, kept: Kept | None
@@ -352,9 +378,13 @@ class Shard:
     def _ask(
         self, vectors_QD: Vectors, k: int, fetch: int, width: Search, kept: Kept | None
     ) -> tuple[npt.NDArray[np.float32], Rows]:
-        params = parameters(self._index, width, k, fetch, kept)
-        scores, rows = self._index.search(vectors_QD, fetch, params=params)
+        params = parameters(self.index, width, k, fetch, kept)
+        scores, rows = self.index.search(vectors_QD, fetch, params=params)
         return scores, rows
+
+
+def _none(queries: int) -> tuple[Vectors, Rows]:
+    return np.zeros((queries, 0), np.float32), np.zeros((queries, 0), np.int64)
 
 
 def read_index(path: Path) -> faiss.Index:

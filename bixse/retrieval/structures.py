@@ -12,6 +12,8 @@ unit vectors. Shapes: N vectors, D dimensions.
 """
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import faiss
@@ -139,14 +141,87 @@ def parameters(
     ivf = _ivf(index)
     if ivf is None:
         return make.SearchParameters(**only) if only else None
-    nprobe = search.nprobe
-    if search.list_rows:
-        # Lists that hold 2 k documents on average; of the whole index, so that shards agree.
-        nprobe = max(nprobe, math.ceil(2 * k / search.list_rows))
-    found = make.SearchParametersIVF(nprobe=min(math.ceil(nprobe * wider), ivf.nlist), **only)
+    nprobe = min(math.ceil(_nprobe(search, k) * wider), ivf.nlist)
+    found = make.SearchParametersIVF(nprobe=nprobe, **only)
     if isinstance(index, faiss.IndexPreTransform):
         return make.SearchParametersPreTransform(index_params=found)
     return found
+
+
+def _nprobe(search: Search, k: int) -> int:
+    if not search.list_rows:
+        return search.nprobe
+    # Lists that hold 2 k documents on average; of the whole index, so that shards agree.
+    return max(search.nprobe, math.ceil(2 * k / search.list_rows))
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Queries on their way into inverted files, as far as it is the same in all that share
+    centroids: rotated, and their nearest lists found.
+
+    P lists are scanned of each query.
+    """
+
+    vectors_QD: Vectors
+    lists_QP: npt.NDArray[np.int64]
+    products_QP: Vectors
+    """With the centroids."""
+    params: Any
+
+    @classmethod
+    def begin(cls, index: faiss.Index, vectors_QD: Vectors, search: Search, k: int) -> "Scan":
+        """By the centroids of an index that is an inverted file."""
+        make: Any = faiss
+        ivf = _ivf(index)
+        for rotation in _rotations(index):
+            vectors_QD = rotation.apply(vectors_QD)
+        params = make.SearchParametersIVF(nprobe=min(_nprobe(search, k), ivf.nlist))
+        products_QP, lists_QP = ivf.quantizer.search(vectors_QD, params.nprobe)
+        return cls(vectors_QD, lists_QP, products_QP, params)
+
+    def of(self, index: faiss.Index, fetch: int) -> tuple[Vectors, npt.NDArray[np.int64]]:
+        """Scores and rows, [Q, fetch], of an index with the same centroids."""
+        queries = len(self.vectors_QD)
+        scores_QF = np.empty((queries, fetch), np.float32)
+        rows_QF = np.empty((queries, fetch), np.int64)
+        # faiss' own wrapper takes no parameters, and so only the nprobe that an index holds.
+        _ivf(index).search_preassigned_c(
+            queries,
+            faiss.swig_ptr(self.vectors_QD),
+            fetch,
+            faiss.swig_ptr(self.lists_QP),
+            faiss.swig_ptr(self.products_QP),
+            faiss.swig_ptr(scores_QF),
+            faiss.swig_ptr(rows_QF),
+            False,
+            self.params,
+        )
+        return scores_QF, rows_QF
+
+
+def share_centroids(indexes: Sequence[faiss.Index]) -> bool:
+    """Whether one `Scan` does for all of these: inverted files with the same centroids, after the
+    same rotation.
+    """
+    if any(_ivf(index) is None for index in indexes):
+        return False
+    first, *others = [_before_lists(index) for index in indexes]
+    return all(len(first) == len(one) and all(map(np.array_equal, first, one)) for one in others)
+
+
+def _before_lists(index: faiss.Index) -> list[Vectors]:
+    """The numbers that decide which lists of an inverted file a query meets."""
+    ivf = _ivf(index)
+    numbers = [faiss.vector_to_array(rotation.A) for rotation in _rotations(index)]
+    return [ivf.quantizer.reconstruct_n(0, ivf.nlist), *numbers]
+
+
+def _rotations(index: faiss.Index) -> list[Any]:
+    if not isinstance(index, faiss.IndexPreTransform):
+        return []
+    chain: Any = index.chain
+    return [faiss.downcast_VectorTransform(chain.at(number)) for number in range(chain.size())]
 
 
 def _ivf(index: faiss.Index) -> Any:

@@ -60,3 +60,4 @@ def test_only_what_is_within_rounding_of_the_kth_is_near() -> None:
     assert near(scores, rows, 3).tolist() == [[4, 3, 2, 1], [7, 8, 9, -1]]
     assert near(scores, rows, 5).tolist() == rows.tolist()
     assert near(scores[:0], rows[:0], 3).shape == (0, 0)
+    assert near(scores[:, :0], rows[:, :0], 3).shape == (2, 0)

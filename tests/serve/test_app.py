@@ -21,7 +21,7 @@ from serve.generation import Generation
 from serve.messages import NotHeld, Wanted
 from serve.query_encoder import EncoderStore
 from serve.settings import ServeArgs, ServedIndex
-from serve.shard import ShardStore, load_shard, slot_of
+from serve.shard import ShardStore, load_shard, shards_by_slot, slot_name, slot_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -238,11 +238,11 @@ def test_a_replica_whose_time_is_over_never_begins(index, vectors):
         shard = ShardStore(threads)
         shard.load(Generation(7, ServedIndex.read(index.url), PACKAGED))
         with pytest.raises(TimeoutError):
-            await shard.search(7, "shard-00000", vectors[:1], [Wanted(3, False)], -1.0)
+            await shard.search(7, vectors[:1], [Wanted(3, False)], -1.0)
         wanted = [Wanted(3, False, with_vectors=True), Wanted(1, True), Wanted(500, False)]
         some = vectors[[0, 2, 4]]
-        found = await shard.search(7, "shard-00000", some, wanted, 60)
-        assert [len(f.doc_ids) for f in found] == [3, 1, 100]
+        found = await shard.search(7, some, wanted, 60)
+        assert [len(f.doc_ids) for f in found] == [3, 1, 200], "of both shards"
         assert [f.documents is not None for f in found] == [False, True, False]
         assert [f.vectors is not None for f in found] == [True, False, False]
         assert found[0].vectors[0] == pytest.approx(vectors[0])
@@ -251,7 +251,7 @@ def test_a_replica_whose_time_is_over_never_begins(index, vectors):
         await shard.check_health()
         shard.drop(7)
         with pytest.raises(NotHeld, match="generation 7"):
-            await shard.search(7, "shard-00000", vectors[:1], [Wanted(3, False)], 60)
+            await shard.search(7, vectors[:1], [Wanted(3, False)], 60)
 
     asyncio.run(run())
 
@@ -262,3 +262,6 @@ def test_every_shard_has_one_slot_whatever_their_numbers(shards, slots):
     held = [slot_of(names, name, slots) for name in names]
     assert all(0 <= slot < slots for slot in held)
     assert len(set(held)) == min(shards, slots)
+    by_slot = shards_by_slot(names, slots)
+    assert sorted(name for held in by_slot.values() for name in held) == names
+    assert set(by_slot) == {slot_name(slot) for slot in held}

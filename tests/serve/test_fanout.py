@@ -24,7 +24,7 @@ from serve.fanout import (
     one_ranking,
     verdict,
 )
-from serve.messages import Found, FoundInShard
+from serve.messages import Found, FoundInSlot
 from serve.settings import Canary
 
 ROWS = {"shard-00000": 60, "shard-00001": 30, "shard-00002": 10}
@@ -122,7 +122,7 @@ def test_fields_follow_their_hits_and_ties_break_by_doc_id(scores, shards, k, se
     for shard in range(shards):
         mine = sorted((-scores[d], d) for d in scores if home[d] == shard)[:k]
         fields = [Document(d, f"title {d}", "") for _, d in mine]
-        found.append(FoundInShard([d for _, d in mine], [-minus for minus, _ in mine], fields))
+        found.append(FoundInSlot([d for _, d in mine], [-minus for minus, _ in mine], fields))
     whole = one_ranking(found, k)
     expected = sorted((-score, doc_id) for doc_id, score in scores.items())[:k]
     assert [(-h.score, h.doc_id) for h in whole.hits] == expected
@@ -132,8 +132,8 @@ def test_fields_follow_their_hits_and_ties_break_by_doc_id(scores, shards, k, se
 
 
 def test_without_fields_from_every_shard_there_are_none():
-    with_fields = FoundInShard(["b"], [0.5], [Document("b", "", "")])
-    found = one_ranking([FoundInShard(["a"], [1.0]), with_fields], 5)
+    with_fields = FoundInSlot(["b"], [0.5], [Document("b", "", "")])
+    found = one_ranking([FoundInSlot(["a"], [1.0]), with_fields], 5)
     assert found == Found([Hit("a", 1.0, 1), Hit("b", 0.5, 2)])
 
 
@@ -162,7 +162,7 @@ def test_sharded_equals_whole(shards):
     ]
     for query in range(len(queries)):
         merged = one_ranking(
-            [FoundInShard(part[query].doc_ids, part[query].scores) for part in parts], 20
+            [FoundInSlot(part[query].doc_ids, part[query].scores) for part in parts], 20
         )
         assert merged.hits == whole[query]
 
