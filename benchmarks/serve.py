@@ -2,11 +2,14 @@
 
     python -m benchmarks.serve --json                    # 100,000 documents, 3 rounds
     python -m benchmarks.serve --quick --json            # 20,000, one round, about five minutes
-    python -m benchmarks.serve --rows 1000000 --peers-dir ~/peers
+    python -m benchmarks.serve --rows 1000000 --rounds 1 --corpus-dir DIR --peers-dir DIR2
 
 Documents are made of the words of Python's documentation and encoded once; queries are others of
 their kind. Every system encodes each query with the same weights and gives ten documents. The limit
-is this process: batches of `clients` queries through `Encoder` and `Shard`, no HTTP. In a round
+is this process: batches of `clients` queries through `Encoder` and `Shard`, no HTTP. Up to 50,000
+documents search is exact, but for Chroma's HNSW. Beyond, bixse, the limit and plain Ray Serve share
+one FAISS graph tuned to recall@10 .95 (or `--structure`), txtai and Chroma take what they take by
+themselves, and the recall of each is given. In a round
 each server is started, warmed, asked by `clients` clients and by one, in a closed loop from a
 process of its own, and stopped; medians over the rounds. Recall is against exact search by vectors
 in float32. Load, servers and their proxies share the machine's cores: `load_cores` says how much of
@@ -33,9 +36,10 @@ import faiss
 import tyro
 
 from benchmarks import serve_peers
-from benchmarks.serve_corpus import Corpus, K, made
+from benchmarks.serve_corpus import Corpus, K, Whole, made
 from bixse.models.encoder import Encoder, resolve
 from bixse.models.settings import PACKAGED
+from bixse.retrieval.settings import EXACT_BELOW
 from bixse.retrieval.shard import Shard
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,12 +62,16 @@ class Options:
     """Longest run of one load."""
     count: int = 20_000
     """Most requests of one load."""
+    structure: Whole | None = None
+    """Of the index; unset: exact up to 50,000 documents, then hnsw."""
     rounds: int = 3
     """Rounds that each system takes, in turn."""
     query_precision: Literal["float32", "bfloat16", "auto"] = "float32"
     """Of the limit and of bixse; the others take float32."""
     systems: tuple[str, ...] = (*SYSTEMS, *serve_peers.NEEDS)
     """What is run besides the limit."""
+    corpus_dir: str | None = None
+    """Where documents, vectors and index are made and kept; a temporary directory when unset."""
     peers_dir: str | None = None
     """Where the peers' environments are made and kept; a temporary directory when unset."""
     quick: bool = False
@@ -77,9 +85,13 @@ def main() -> None:
     if options.quick:
         options = replace(options, rows=20_000, seconds=6.0, rounds=1)
     with tempfile.TemporaryDirectory() as folder:
-        corpus = made(options.rows, options.encoder, Path(folder))
+        place = Path(options.corpus_dir or Path(folder) / "corpus").resolve()
+        place.mkdir(parents=True, exist_ok=True)
+        few = options.rows <= EXACT_BELOW
+        structure = options.structure or ("exact" if few else "hnsw")
+        corpus = made(options.rows, options.encoder, place, structure)
         peers = Path(options.peers_dir or Path(folder) / "peers").resolve()
-        peers.mkdir(exist_ok=True)
+        peers.mkdir(parents=True, exist_ok=True)
         turns: dict[str, list[dict[str, float]]] = {}
         for number in range(options.rounds):
             ways = ["limit", *options.systems]
@@ -207,7 +219,7 @@ def running(command: list[str], port: int, corpus: Corpus) -> Iterator[None]:
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
         try:
-            until = time.monotonic() + 300
+            until = time.monotonic() + 1800
             while not _answers(command, port, corpus.queries[0]):
                 if process.poll() is not None or time.monotonic() > until:
                     log.seek(0)

@@ -1,11 +1,16 @@
-"""What the serving benchmark serves: made-up documents, their vectors, an index, the truth."""
+"""What the serving benchmark serves: made-up documents, their vectors, an index, the truth.
+
+The search of an approximate structure is tuned to `RECALL`, on queries that nobody asks later.
+"""
 
 import json
 import re
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import faiss
 import numpy as np
@@ -14,10 +19,18 @@ import pyarrow as pa
 from bixse.artifacts import Artifact, begin
 from bixse.models.encoder import Encoder
 from bixse.records import CORPUS
-from bixse.retrieval.settings import Retrieval
-from bixse.retrieval.shard import build_shard
+from bixse.retrieval.measuring import point, watch
+from bixse.retrieval.settings import Retrieval, Search
+from bixse.retrieval.shard import Shard, build_shard, write_search
+from bixse.retrieval.structures import resolve
+from bixse.retrieval.tuning import Point, Requirements, grid, relevant, tune
 
 K = 10
+RECALL = 0.95
+_ASKED, _TUNED_ON = 512, 200
+
+Whole = Literal["exact", "hnsw", "ivf_flat"]
+"""Structures that others can read too: FAISS indexes of whole vectors."""
 
 
 @dataclass(frozen=True)
@@ -30,37 +43,75 @@ class Corpus:
     truth: list[frozenset[str]]
 
 
-def made(rows: int, start: str, place: Path) -> Corpus:
-    """Documents, their vectors, an index of one shard, queries and the truth."""
+def made(rows: int, start: str, place: Path, structure: Whole) -> Corpus:
+    """Documents, their vectors, an index of one shard, queries and the truth.
+
+    What stands at `place` from an earlier call is taken as it is.
+    """
     from pydoc_data.topics import topics
 
     words = np.array(re.findall(r"[a-z]{3,}", " ".join(topics.values()).lower()))
     rng = np.random.default_rng(0)
     starts = rng.integers(len(words) - 12, size=rows)
     texts = [" ".join([*words[at : at + 8], *rng.choice(words, 4)]) for at in starts.tolist()]
-    asked = rng.integers(len(words) - 6, size=512).tolist()
+    asked = rng.integers(len(words) - 6, size=_ASKED + _TUNED_ON).tolist()
     queries = [" ".join([*words[at : at + 4], str(rng.choice(words))]) for at in asked]
     print(f"encoding {rows} documents", file=sys.stderr, flush=True)
     encoder = Encoder.load(start, "cpu")
-    vectors = encoder.encode(texts, "document")
-    flat = faiss.IndexFlatIP(vectors.shape[1])
-    flat.add(vectors)
-    found = flat.search(encoder.encode(queries, "query"), K)[1]
-    truth = [frozenset(f"{row:09d}" for row in row_numbers) for row_numbers in found.tolist()]
-    np.save(place / "vectors.npy", vectors)
-    (place / "texts.json").write_text(json.dumps(texts))
-    return Corpus(place, _index(place, texts, vectors, encoder.fingerprint), queries, truth)
+    if not (place / "vectors.npy").exists():
+        print(f"encoding {rows} documents", file=sys.stderr, flush=True)
+        (place / "texts.json").write_text(json.dumps(texts))
+        np.save(place / "encoded.npy", encoder.encode(texts, "document"))
+        (place / "encoded.npy").rename(place / "vectors.npy")
+    vectors_ND = np.load(place / "vectors.npy")
+    vectors_QD = encoder.encode(queries, "query")
+    flat = faiss.IndexFlatIP(vectors_ND.shape[1])
+    flat.add(vectors_ND)
+    found = flat.search(vectors_QD, K)[1].tolist()
+    truth = [frozenset(f"{row:09d}" for row in row_numbers) for row_numbers in found]
+    config = {"rows": rows, "encoder": encoder.fingerprint, "structure": structure}
+    index = begin(str(place / "index"), "index", config=config, inputs={})
+    if not isinstance(index, Artifact):
+        print(f"building {structure} over {rows} documents", file=sys.stderr, flush=True)
+        settings = Retrieval(structure=structure, target_recall=RECALL)
+        extra = {"encoder": encoder.fingerprint, "dim": vectors_ND.shape[1]}
+        extra["canary"] = {"query": texts[0], "doc_id": f"{0:09d}", "score": 1.0}
+        extra |= {"shards": ["shard-00000"], "shard_rows": [rows]}
+        with tempfile.TemporaryDirectory() as local:
+            extra |= _shard(
+                Path(local), texts, vectors_ND, settings, vectors_QD[_ASKED:], truth[_ASKED:]
+            )
+            index.add_directory(Path(local), under="shard-00000/")
+        index = index.finish(rows=rows, extra=extra)
+    return Corpus(place, index, queries[:_ASKED], truth[:_ASKED])
 
 
-def _index(place: Path, texts: list[str], vectors: np.ndarray, fingerprint: str) -> Artifact:
-    draft = begin(str(place / "index"), "index", config={}, inputs={})
-    assert not isinstance(draft, Artifact)
+def _shard(
+    folder: Path,
+    texts: list[str],
+    vectors_ND: np.ndarray,
+    settings: Retrieval,
+    vectors_QD: np.ndarray,
+    truth: list[frozenset[str]],
+) -> dict[str, Any]:
+    """Build a shard, tuned on these queries; what its manifest says of it."""
     ids = [f"{row:09d}" for row in range(len(texts))]
     documents = pa.table([ids, [""] * len(ids), texts], schema=CORPUS)
-    with tempfile.TemporaryDirectory() as local:
-        build_shard(Path(local), documents, vectors, Retrieval())
-        draft.add_directory(Path(local), under="shard-00000/")
-    known = {"query": texts[0], "doc_id": ids[0], "score": 1.0}
-    extra = {"encoder": fingerprint, "dim": vectors.shape[1], "canary": known}
-    extra |= {"shards": ["shard-00000"], "shard_rows": [len(ids)], "recall@10": 1.0}
-    return draft.finish(rows=len(ids), extra=extra)
+    build_shard(folder, documents, vectors_ND, settings)
+    if settings.structure == "exact":
+        return {"recall@10": 1.0}
+    settings = resolve(settings, *vectors_ND.shape)
+    shard = Shard.load(folder)
+
+    def measure(searches: Sequence[Search]) -> list[Point]:
+        seen = watch(shard, settings, searches, vectors_QD, truth, K)
+        true = K * len(truth)
+        return [
+            point(settings.structure, search, [of], true)
+            for search, of in zip(searches, seen, strict=True)
+        ]
+
+    wanted = Requirements.of(settings)
+    chosen = tune(grid(settings, len(texts), K), measure, wanted).chosen
+    write_search(folder, chosen.search)
+    return {"recall@10": chosen.recall, "search": relevant(settings.structure, chosen.search)}

@@ -4,9 +4,10 @@ Run by that environment's Python, outside this project:
 
     python serve_peers.py txtai|chroma DIRECTORY ENCODER PORT
 
-`DIRECTORY` holds vectors.npy, texts.json; txtai is its API over FAISS, exact; Chroma is its server
-with HNSW as it comes, and the small application before it that a user writes, since its server does
-not encode. Both encode queries by sentence-transformers. Nothing of bixse is imported here.
+`DIRECTORY` holds vectors.npy, texts.json; txtai is its API over FAISS, exact up to 50,000 documents
+and then as it comes; Chroma is its server with HNSW as it comes, and the small application before
+it that a user writes, since its server does not encode. Both encode queries by
+sentence-transformers. Nothing of bixse is imported here.
 """
 
 import json
@@ -49,7 +50,9 @@ def txtai(directory: Path, encoder: str, port: int) -> None:
     if not saved.exists():
         vectors, texts = np.load(directory / "vectors.npy"), texts_of(directory)
         config = {"method": "external", "transform": "serve_peers.encode", "content": False}
-        embeddings = Embeddings({**config, "faiss": {"components": "IDMap,Flat"}})
+        if len(texts) <= 50_000:
+            config |= {"faiss": {"components": "IDMap,Flat"}}
+        embeddings = Embeddings(config)
         embeddings.index((f"{n:09d}", vectors[n], None) for n in range(len(texts)))
         embeddings.save(str(saved))
     (directory / "txtai.yml").write_text(f"path: {saved}\nwritable: false\nembeddings:\n")

@@ -2,7 +2,8 @@
 
     python -m benchmarks.serve_plain DIRECTORY ENCODER PORT THREADS
 
-`DIRECTORY` holds vectors.npy and texts.json. Prints `ready` when it answers.
+`DIRECTORY` holds texts.json and an index of one shard, as plain FAISS reads it. Prints `ready` when
+it answers.
 """
 
 import json
@@ -44,11 +45,16 @@ class Searcher:
     def __init__(self, directory: str) -> None:
         import faiss
 
-        vectors = np.load(Path(directory) / "vectors.npy")
         self.texts = json.loads((Path(directory) / "texts.json").read_text())
         faiss.omp_set_num_threads(1)
-        self.index = faiss.IndexFlatIP(vectors.shape[1])
-        self.index.add(vectors)
+        shard = Path(directory) / "index" / "shard-00000"
+        self.index = faiss.read_index(str(shard / "index.faiss"))
+        if (shard / "search.json").exists():
+            width = json.loads((shard / "search.json").read_text())
+            if isinstance(self.index, faiss.IndexHNSW):
+                self.index.hnsw.efSearch = width["ef_search"]
+            else:
+                self.index.nprobe = width["nprobe"]
 
     @ray.serve.batch(max_batch_size=32, batch_wait_timeout_s=0.001)
     async def __call__(self, vectors: list[Any]) -> list[Any]:
