@@ -50,6 +50,7 @@ def prepared(options: Options) -> Prepared:
     return Prepared(NAME, sources, options.split)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "objective, docs, noise", [("graded_bce", 1, 0.4), ("pairdistill", 4, 0.0)]
 )

@@ -67,6 +67,7 @@ def test_the_working_directory_is_shipped_without_what_git_ignores(head, submitt
     assert names.isdisjoint({".venv", ".git", "runs", ".mypy_cache", ".ruff_cache"})
 
 
+@pytest.mark.slow
 def test_the_serve_config_of_the_rayservice_answers_a_search(head, root, submitted, tmp_path):
     _, out = submitted
     config, url = local_serve_config(root, head, out, tmp_path)

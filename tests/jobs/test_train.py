@@ -273,6 +273,7 @@ def test_only_judged_documents_are_held(place: Path, tmp_path: Path) -> None:
     assert labels.query_text_Q.to_pylist() == QUERY_TEXTS[:2]
 
 
+@pytest.mark.slow
 def test_a_missing_start_is_one_sentence(place: Path, tmp_path: Path) -> None:
     judged, queries, corpus = inputs(place)
     shutil.copytree(place / "corpus", tmp_path / "not-an-encoder")

@@ -336,6 +336,7 @@ def test_the_modes_are_those_of_the_generation_served(changing, index, other_ind
     assert {"dense", "lexical"} <= set(hits[0])
 
 
+@pytest.mark.slow
 def test_a_killed_replica_comes_back_on_the_generation_that_is_served(changing, wait_until):
     expected = answer_of(changing)
     for name in ("Ledger", "shard-00001", "QueryEncoder", "Gateway", "Replica"):

@@ -156,6 +156,7 @@ def test_not_ready_while_the_canary_has_no_answer(served, wait_until):
     wait_until(lambda: served.client.get("/readyz").status_code == 200, 30)
 
 
+@pytest.mark.slow
 def test_a_killed_encoder_comes_back(served, wait_until):
     served.replica("QueryEncoder").kill()
     statuses = {served.search(query="x", timeout_ms=500).status_code}

@@ -278,7 +278,7 @@ def test_the_openapi_document_says_what_happens_without_scores(served):
 # ---- another reranker in a running application
 
 
-@pytest.fixture(scope="module", params=["replicate", pytest.param("shard", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["replicate", "shard"])
 def turning(request, tmp_path_factory, run_app, index, corpus, reranker):
     flags = {"reranker": reranker, "topology": request.param}
     if request.param == "replicate":
@@ -296,6 +296,7 @@ def order_of(served, reranker: Reranker) -> list[str]:
     return [hit.doc_id for hit in reranked(first, scores)[:5]]
 
 
+@pytest.mark.slow
 def test_another_reranker_needs_no_restart(
     turning, model, other_reranker, reranker, index, tmp_path
 ):
