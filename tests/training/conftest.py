@@ -1,9 +1,11 @@
-"""One thread: equal bit by bit from run to run, and fast beside other work."""
+"""One thread: equal bit by bit from run to run, and fast beside other work. And groups of ranks."""
 
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+from tests.training.rank_process import Ranks
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -12,3 +14,10 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def run_ranks() -> Iterator[Ranks]:
+    ranks = Ranks()
+    yield ranks
+    ranks.end()

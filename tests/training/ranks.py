@@ -1,20 +1,6 @@
-"""One rank of a process group, as a program: `python -m tests.training.ranks WHAT RANK WORLD DIR`.
-
-gradients   of every objective on every batch, in double precision -> DIR/gradients-WORLD
-sharded     the same of a model that is spread over the ranks -> DIR/sharded-WORLD
-cut         the same of one, two texts at a time -> DIR/cut-WORLD
-recomputed  the same with GradCache, two texts at a time -> DIR/recomputed-WORLD
-loop        training of DIR/encoder from its last checkpoint -> DIR/loop-WORLD
-dev         the same with an evaluation every third step -> DIR/dev-WORLD
-reranker    the same of a reranker that begins as DIR/encoder -> DIR/reranker-WORLD
-spread      the same of a model that is spread over the ranks -> DIR/spread-WORLD
-adapters    the same of a reranker's adapters and head -> DIR/adapters-WORLD
-mixed       the same on two sets of labels -> DIR/mixed-WORLD
-tuning      tuning of the language model DIR/llm from its last checkpoint -> DIR/tuning-WORLD
-"""
+"""What a rank of a process group computes, and one process alone: the same to rounding."""
 
 import math
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +10,6 @@ from unittest.mock import patch
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -381,41 +366,3 @@ def tuning(world: World, directory: Path, **changes: object) -> dict[str, Tensor
         for of, value in (("", found.answer_R), (" labels", found.label_RL))
     }
     return {**weights, **expected, "curve": torch.tensor(curve, dtype=torch.float64)}
-
-
-def main() -> None:
-    what, rank, size, directory = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
-    torch.set_num_threads(1)
-    store = f"file://{directory}/store-{what}-{size}"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size)
-    world = World(rank, size)
-    match what:
-        case "gradients":
-            found = gradients(world)
-        case "recomputed":
-            found = gradients(world, tokens=2)
-        case "sharded":
-            found = gradients(world, sharded=True)
-        case "cut":
-            found = gradients(world, tokens=2, sharded=True)
-        case "spread":
-            found = sharded(world, directory)
-        case "dev":
-            found = dev(world, directory)
-        case "reranker":
-            found = reranker(world, directory)
-        case "adapters":
-            found = adapters(world, directory)
-        case "mixed":
-            found = mixed(world, directory)
-        case "tuning":
-            found = tuning(world, directory)
-        case _:
-            found = loop(world, directory)
-    if rank == 0:
-        save_file(found, directory / f"{what}-{size}.safetensors")
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

@@ -17,7 +17,7 @@ from bixse.training.objective_settings import LCE
 from bixse.training.settings import LoRA, Training
 from tests.encoders import save_tiny_decoder, save_tiny_encoder, texts
 from tests.training import ranks
-from tests.training.test_gather import run_ranks
+from tests.training.rank_process import Ranks
 
 RERANKER = {"objective": LCE(), "docs_per_query": 4}
 
@@ -71,7 +71,9 @@ def test_resumed_equals_uninterrupted_bit_by_bit(kind: str, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_resumed_on_two_ranks_equals_uninterrupted_to_rounding(tmp_path: Path) -> None:
+def test_resumed_on_two_ranks_equals_uninterrupted_to_rounding(
+    tmp_path: Path, run_ranks: Ranks
+) -> None:
     for name in ("whole", "resumed"):
         save_tiny_encoder(tmp_path / name)
     whole = ranks.adapters(World(), tmp_path / "whole")

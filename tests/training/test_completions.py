@@ -17,7 +17,7 @@ from bixse.training.completions import (
 from bixse.training.gather import World
 from tests.conftest import save_tiny_llm
 from tests.training import ranks
-from tests.training.test_gather import run_ranks
+from tests.training.rank_process import Ranks
 
 WHOLE = World()
 
@@ -136,7 +136,7 @@ def test_resumed_equals_uninterrupted_bit_by_bit(
 
 @pytest.mark.slow
 def test_resumed_on_two_ranks_equals_uninterrupted_to_rounding(
-    whole: dict[str, torch.Tensor], tmp_path: Path
+    whole: dict[str, torch.Tensor], tmp_path: Path, run_ranks: Ranks
 ) -> None:
     interrupt(tmp_path, 8)
     resumed = run_ranks("tuning", 2, tmp_path)
@@ -144,7 +144,9 @@ def test_resumed_on_two_ranks_equals_uninterrupted_to_rounding(
         torch.testing.assert_close(resumed[name], value, atol=2e-4, rtol=1e-3, msg=name)
 
 
-def test_two_ranks_equal_one_to_rounding(whole: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_two_ranks_equal_one_to_rounding(
+    whole: dict[str, torch.Tensor], tmp_path: Path, run_ranks: Ranks
+) -> None:
     save_tiny_llm(tmp_path / "llm")
     found = run_ranks("tuning", 2, tmp_path)
     torch.testing.assert_close(found["curve"], whole["curve"], atol=1e-4, rtol=1e-3)

@@ -11,7 +11,7 @@ from bixse.training.objective_settings import LCE
 from bixse.training.settings import Training
 from tests.encoders import save_tiny_encoder
 from tests.training import ranks
-from tests.training.test_gather import run_ranks
+from tests.training.rank_process import Ranks
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,9 @@ def test_resumed_equals_uninterrupted_bit_by_bit(
         assert torch.equal(resumed[name], value), name
 
 
-def test_two_ranks_keep_the_same_step(whole: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_two_ranks_keep_the_same_step(
+    whole: dict[str, torch.Tensor], tmp_path: Path, run_ranks: Ranks
+) -> None:
     save_tiny_encoder(tmp_path)
     two = run_ranks("dev", 2, tmp_path)
     assert two["dev"][-1, 0] == whole["dev"][-1, 0]

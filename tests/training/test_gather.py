@@ -1,34 +1,26 @@
 """W ranks equal one: gradients of both sides, of scale and of bias, whatever the batch."""
 
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
+from functools import cache
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from tests.training import ranks
+from tests.training.rank_process import Ranks
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def run_ranks(what: str, world: int, directory: Path) -> dict[str, torch.Tensor]:
-    """Run a group of processes; what the first one saved."""
-    command = [sys.executable, "-m", "tests.training.ranks", what]
-    processes = [
-        subprocess.Popen([*command, str(rank), str(world), str(directory)], cwd=ROOT)
-        for rank in range(world)
-    ]
-    try:
-        assert [process.wait(280) for process in processes] == [0] * world
-    finally:
-        for process in processes:
-            process.kill()
-    return load_file(directory / f"{what}-{world}.safetensors")
+Found = dict[str, torch.Tensor]
 
 
-def naive(objective: str, kind: str) -> dict[str, torch.Tensor]:
+@pytest.fixture(scope="module")
+def of_ranks(
+    run_ranks: Ranks, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, int], Found]:
+    """What a group found; it runs once, for whoever asks."""
+    return cache(lambda what, world: run_ranks(what, world, tmp_path_factory.mktemp("ranks")))
+
+
+def naive(objective: str, kind: str) -> Found:
     """Loss and gradients by the formulae of methods 1.1 and 1.3, written out cell by cell."""
     settings, batch = ranks.OBJECTIVES[objective], ranks.batches()[kind]
     towers = ranks.TwoTowers()
@@ -69,15 +61,13 @@ def naive(objective: str, kind: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def one() -> dict[str, torch.Tensor]:
+def one() -> Found:
     return ranks.gradients(ranks.World())
 
 
 @pytest.mark.parametrize("kind", ranks.batches())
 @pytest.mark.parametrize("objective", ["graded_bce", "all", "threshold", "weighted"])
-def test_one_process_equals_the_formula(
-    objective: str, kind: str, one: dict[str, torch.Tensor]
-) -> None:
+def test_one_process_equals_the_formula(objective: str, kind: str, one: Found) -> None:
     expected = naive(objective, kind)
     assert len(expected) == (7 if objective == "graded_bce" else 5)
     for name, value in expected.items():
@@ -98,9 +88,9 @@ def test_one_process_equals_the_formula(
     ],
 )
 def test_ranks_equal_one_process(
-    what: str, world: int, one: dict[str, torch.Tensor], tmp_path: Path
+    what: str, world: int, one: Found, of_ranks: Callable[[str, int], Found]
 ) -> None:
-    found = run_ranks(what, world, tmp_path)
+    found = of_ranks(what, world)
     assert found.keys() >= one.keys()
     sides = ("encoder.towers.query.weight", "encoder.towers.document.weight", "log_scale", "bias")
     assert all(one[f"graded_bce/even/{name}"].abs().sum() > 1e-3 for name in sides)
@@ -120,8 +110,10 @@ def test_ranks_equal_one_process(
 
 
 @pytest.mark.parametrize("what", ["gradients", "recomputed"])
-def test_gradients_are_reduced_once_a_step(what: str, tmp_path: Path) -> None:
-    found = run_ranks(what, 2, tmp_path)
+def test_gradients_are_reduced_once_a_step(
+    what: str, of_ranks: Callable[[str, int], Found]
+) -> None:
+    found = of_ranks(what, 2)
     steps = [f"{name}/{kind}" for name in ("graded_bce", "all") for kind in ranks.batches()]
     for step in steps:
         parameters = [

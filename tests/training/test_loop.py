@@ -16,7 +16,7 @@ from bixse.training.objective_settings import GradedBCE, InfoNCE, Objective
 from bixse.training.settings import Training
 from tests.encoders import save_tiny_encoder
 from tests.training import ranks
-from tests.training.test_gather import run_ranks
+from tests.training.rank_process import Ranks
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_resumed_equals_uninterrupted_bit_by_bit(
 
 
 def test_resumed_on_two_ranks_equals_uninterrupted_to_rounding(
-    whole: dict[str, torch.Tensor], tmp_path: Path
+    whole: dict[str, torch.Tensor], tmp_path: Path, run_ranks: Ranks
 ) -> None:
     interrupt(tmp_path, 13)
     resumed = run_ranks("loop", 2, tmp_path)

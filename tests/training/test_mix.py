@@ -17,7 +17,7 @@ from bixse.training.objective_settings import LCE, GradedBCE, Objective
 from bixse.training.settings import Training
 from tests.encoders import save_tiny_encoder
 from tests.training import ranks
-from tests.training.test_gather import run_ranks
+from tests.training.rank_process import Ranks
 
 SETS = (ranks.labels(20, 12, seed=3), ranks.labels(11, 9, seed=8), ranks.labels(6, 30, seed=5))
 
@@ -138,7 +138,7 @@ def test_resumed_equals_uninterrupted_bit_by_bit(
 
 
 def test_two_ranks_equal_one_to_rounding_after_an_interruption_too(
-    whole: dict[str, torch.Tensor], tmp_path: Path
+    whole: dict[str, torch.Tensor], tmp_path: Path, run_ranks: Ranks
 ) -> None:
     interrupt(tmp_path, 13)
     resumed = run_ranks("mixed", 2, tmp_path)

@@ -18,7 +18,7 @@ from bixse.training.scoring import RerankerScoring
 from bixse.training.settings import Training
 from tests.encoders import save_tiny_cross_encoder, save_tiny_encoder, texts
 from tests.training import ranks
-from tests.training.test_gather import run_ranks
+from tests.training.rank_process import Ranks
 
 
 @pytest.mark.parametrize("kind", ranks.batches())
@@ -87,7 +87,7 @@ def test_resumed_equals_uninterrupted_bit_by_bit(
 
 @pytest.mark.slow
 def test_resumed_on_two_ranks_equals_uninterrupted_to_rounding(
-    whole: dict[str, torch.Tensor], tmp_path: Path
+    whole: dict[str, torch.Tensor], tmp_path: Path, run_ranks: Ranks
 ) -> None:
     interrupt(tmp_path, 7)
     resumed = run_ranks("reranker", 2, tmp_path)

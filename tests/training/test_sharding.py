@@ -9,7 +9,7 @@ from bixse.training.gather import World, cells_of
 from bixse.training.gradients import batch_gradients
 from tests.encoders import save_tiny_encoder
 from tests.training import ranks
-from tests.training.test_gather import run_ranks
+from tests.training.rank_process import Ranks
 
 
 def assert_close(found: dict[str, torch.Tensor], whole: dict[str, torch.Tensor]) -> None:
@@ -19,7 +19,9 @@ def assert_close(found: dict[str, torch.Tensor], whole: dict[str, torch.Tensor])
         torch.testing.assert_close(found[name], value, atol=exact, rtol=1e-3, msg=name)
 
 
-def test_a_run_goes_on_sharded_and_whole_again_to_the_same_weights(tmp_path: Path) -> None:
+def test_a_run_goes_on_sharded_and_whole_again_to_the_same_weights(
+    tmp_path: Path, run_ranks: Ranks
+) -> None:
     for name in ("whole", "moved"):
         save_tiny_encoder(tmp_path / name)
     whole, moved = ranks.dev(World(), tmp_path / "whole"), tmp_path / "moved"
