@@ -1,6 +1,7 @@
-"""A corpus in BEIR layout that is made on the spot."""
+"""A corpus in BEIR layout that is made on the spot, and the end of Ray."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,3 +30,12 @@ def write_beir(folder: Path, documents: int, queries: int = 40, seed: int = 1) -
 def beir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """3,000 documents, 40 queries, two splits."""
     return write_beir(tmp_path_factory.mktemp("beir"), documents=3000)
+
+
+@pytest.fixture(autouse=True, scope="package")
+def _ray_ends() -> Iterator[None]:
+    """The Ray that the stages start in this process takes part of a core for as long as it runs."""
+    yield
+    import ray
+
+    ray.shutdown()

@@ -16,8 +16,17 @@ from bixse.artifacts import MANIFEST, Artifact, Draft, begin, part_name
 from bixse.judging.prompts import ORDERS, PROMPTS
 from bixse.judging.settings import Judging, Pointwise
 from bixse.judging.tokens import PromptTokenizer
+from bixse.models.encoder import Encoder
 from bixse.models.settings import PACKAGED
-from bixse.records import CORPUS, JUDGMENTS, PAIRS, QRELS, QUERIES, document_text
+from bixse.records import (
+    CORPUS,
+    JUDGMENTS,
+    PAIRS,
+    QRELS,
+    QUERIES,
+    document_text,
+    embeddings_schema,
+)
 from bixse.retrieval.settings import Lexical
 from jobs.judge import judge, plan
 from jobs.loading import pin
@@ -111,9 +120,17 @@ def test_human_without_grades_says_what_to_set(
 def features_run(
     corpus: Artifact, queries: list[Artifact], pairs: Artifact, out: Path, **changes: Any
 ) -> Artifact:
-    from jobs.embed import embed
-
-    vectors = embed(corpus, PACKAGED, Placement(), str(out.parent / "vectors"))
+    # Embedded here: a worker would load the encoder, and another load it again to judge.
+    encoder, rows = Encoder.load(PACKAGED), corpus.table().to_pylist()
+    texts = [document_text(row["title"], row["text"]) for row in rows]
+    flat = pa.FixedSizeListArray.from_arrays(
+        pa.array(encoder.encode(texts, "document").ravel()), encoder.dim
+    )
+    draft = begin(str(out.parent / "vectors"), "embeddings", config={}, inputs={})
+    assert isinstance(draft, Draft)
+    ids = pa.array([row["doc_id"] for row in rows])
+    draft.write_part(0, pa.table([ids, flat], schema=embeddings_schema(encoder.dim)))
+    vectors = draft.finish(extra={"encoder": encoder.fingerprint})
     judging = Judging(judge="features", unit_pairs=10, **changes)
     return judge(pairs, queries, corpus, None, judging, Lexical(), vectors, Placement(), str(out))
 

@@ -44,18 +44,23 @@ def run(verb: str, *words: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def mixed(verb: str, place: Path, mix: Path) -> subprocess.CompletedProcess[str]:
-    return run(
-        verb, "bixse", "--data", place / "own", "--out", place / "out", "--json",
+def words(place: Path, mix: Path) -> list[str]:
+    line = [
+        "bixse", "--data", place / "own", "--out", place / "out", "--json",
         "--start", place / "start" / "encoder", "--training.mix", mix,
         "--training.batch-size", 8, "--training.epochs", 10, "--training.learning-rate", 1e-3,
-    )  # fmt: skip
+    ]  # fmt: skip
+    return list(map(str, line))
+
+
+def mixed(verb: str, place: Path, mix: Path) -> subprocess.CompletedProcess[str]:
+    return run(verb, *words(place, mix))
 
 
 @pytest.fixture(scope="module")
 def encoder(place: Path) -> Artifact:
-    done = mixed("train", place, place / "judged")
-    assert done.returncode == 0, done.stderr
+    # Here and not in a process of its own, which would start Ray again.
+    main("train", words(place, place / "judged"))
     return Artifact.open(str(place / "out" / "encoder"), "encoder")
 
 
@@ -94,8 +99,7 @@ def test_a_moved_run_is_the_same_and_another_is_refused(
     place: Path, encoder: Artifact, tmp_path: Path
 ) -> None:
     shutil.copytree(place / "judged", tmp_path / "moved")
-    again = mixed("train", place, tmp_path / "moved")
-    assert again.returncode == 0, again.stderr
+    main("train", words(place, tmp_path / "moved"))
     assert Artifact.open(encoder.url).manifest == encoder.manifest
     judge(write_beir(tmp_path / "data", documents=60, queries=48, seed=6), tmp_path / "judged")
     assert "was made with inputs.mix-0-corpus" in sentence(

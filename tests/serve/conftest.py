@@ -266,7 +266,7 @@ def reranker(tmp_path_factory: pytest.TempPathFactory, corpus: list[Document]) -
     return save_tiny_cross_encoder(place, logits=1, words=sorted(words | {"where", "does", "x"}))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def served(
     tmp_path_factory: pytest.TempPathFactory,
     index: Artifact,
@@ -274,7 +274,7 @@ def served(
     reranker: Path,
 ) -> Iterator[Served]:
     """An application with limits small enough to reach, and a reranker."""
-    flags = {"default-timeout-ms": 20_000, "max-in-flight": 8, "max-k": 50, "max-hits": 400}
+    flags = {"default-timeout-ms": 10_000, "max-in-flight": 8, "max-k": 50, "max-hits": 400}
     flags |= {"max-queries": 16, "max-body-bytes": 65536, "reranker": reranker}
     place = tmp_path_factory.mktemp("application")
     with run_application(place, index, corpus, **flags) as served:
