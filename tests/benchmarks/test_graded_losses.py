@@ -52,11 +52,7 @@ def prepared(options: Options) -> Prepared:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "objective, docs, noise",
-    [
-        ("graded_bce", 1, 0.4),
-        pytest.param("pairdistill", 4, 0.0, marks=pytest.mark.slow),
-    ],
+    "objective, docs, noise", [("graded_bce", 1, 0.4), ("pairdistill", 4, 0.0)]
 )
 def test_values_are_those_of_the_stages(
     options: Options, prepared: Prepared, objective: str, docs: int, noise: float
