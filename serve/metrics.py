@@ -46,7 +46,11 @@ class Metrics:
             "bixse_encode_seconds", "One call to the encoder.", buckets=_SECONDS, registry=r
         )
         self.shard_seconds = Histogram(
-            "bixse_shard_seconds", "One call to a shard.", ["shard"], buckets=_SECONDS, registry=r
+            "bixse_shard_seconds",
+            "One call to a slot of shards.",
+            ["shard"],
+            buckets=_SECONDS,
+            registry=r,
         )
         self.rerank_seconds = Histogram(
             "bixse_rerank_seconds", "One call to the reranker.", buckets=_SECONDS, registry=r
