@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bixse.training.loop import Seen
+    from bixse.training.seen import Seen
 
 
 class Count:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from bixse.place import Place
 
 if TYPE_CHECKING:
-    from bixse.training.loop import Seen
+    from bixse.training.seen import Seen
 
 _log = logging.getLogger(__name__)
 

@@ -28,7 +28,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bixse.artifacts import MANIFEST, Artifact, Draft, begin
-from bixse.models.encoder import Encoder, encoder_fingerprint, load_model, resolve
+from bixse.models.encoder import (
+    Encoder,
+    encoder_fingerprint,
+    load_model,
+    refuse_no_model,
+    resolve,
+)
 from bixse.models.reranker import load_reranker
 from bixse.place import Place
 from bixse.training.settings import Training
@@ -79,8 +85,8 @@ def train(
     reads a query of it, when a tracker, or what adapters need, is not installed, when there is
     nothing to learn from (no judgments, all of relevance 0, fewer than two rows), when a judgment
     names a query or document that is not there, when the objective reads preferences and there are
-    none, or the reverse, and as `refuse_repeated`, `labels_of`, `plan_of`, `begin` and
-    `load_model` (of a reranker: `load_reranker`).
+    none, or the reverse, and as `refuse_repeated`, `labels_of`, `plan_of`, `begin`,
+    `refuse_no_model` and `load_model` (of a reranker: `load_reranker`).
     Raises SystemExit on SIGTERM, with the steps so far saved.
     """
     if settings.objective.reads_preferences and preferences is None:
@@ -99,11 +105,13 @@ def train(
     kind = "reranker" if settings.objective.scores_pairs else "encoder"
     place = Place(_absolute(out))
     checkpoints = Place(f"{place.url}-checkpoints")
+    directory = resolve(start, kind)
+    refuse_no_model(directory, start)
     inputs = {
         "judgments": judgments.fingerprint,
         **{f"queries-{number}": part.fingerprint for number, part in enumerate(queries)},
         "corpus": corpus.fingerprint,
-        "start": encoder_fingerprint(resolve(start, kind)),
+        "start": encoder_fingerprint(directory),
     }
     if calibration is not None:
         inputs["calibration"] = calibration.fingerprint

@@ -14,15 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 from bixse.artifacts import Draft
 from bixse.training.allocator import CPU_ALLOCATOR
+from bixse.training.seen import Seen
 from jobs.following import Count, stop_on_sigterm
 from jobs.parts import start_ray
 from jobs.recipe import Placement
 
 if TYPE_CHECKING:
     from bixse.training.gather import World
-    from bixse.training.loop import Notice, Seen
+    from bixse.training.loop import Notice
 
 _TIMEOUT_S = 600
+_AT_HOME = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+}
+"""For a machine of our own: nobody takes it away, and one process can be asked often how it is."""
 _PREEMPTION_EVERY = 10
 """Steps between two questions whether Ray knows of a machine that will be taken away."""
 
@@ -55,6 +61,9 @@ def run_workers(
     that it was "stopped" as a value. Raises ValueError for the first, SystemExit for the second,
     RuntimeError when workers keep dying.
     """
+    if "RAY_ADDRESS" not in os.environ:
+        for name, value in _AT_HOME.items():
+            os.environ.setdefault(name, value)
     start_ray()
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
@@ -99,8 +108,6 @@ class Signals:
     """What a loop tells the driver after a step, and hears."""
 
     def __init__(self, count: Any, world: "World") -> None:
-        from bixse.training.loop import Seen
-
         self._count, self._world = count, world
         self._asked = itertools.count()
         self._stop = count.put.remote(Seen(0, [], []))

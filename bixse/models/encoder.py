@@ -31,6 +31,7 @@ _WINDOW = 1024
 """Texts tokenised at a time: memory follows neither their number nor the longest of all. The next
 are tokenised while the model reads these."""
 
+_SAY_WHAT_IT_IS = ("modules.json", "config.json", "adapter_config.json")
 _SHAPES_VECTORS = (".safetensors", ".bin", ".json", ".txt", ".model")
 _SHAPES_NOTHING = ("manifest.json", "begun.json", "scale_bias.json")
 
@@ -63,6 +64,15 @@ def resolve(start: str, kind: str = "encoder") -> Path:
         raise ValueError(
             f"no {kind} {start!r}: neither a directory nor a model that the hub gave ({reason})"
         ) from None
+
+
+def refuse_no_model(directory: Path, start: str) -> None:
+    """Raises ValueError when sentence-transformers would find no model in a directory.
+
+    In milliseconds, where loading one takes a worker that imports it all first.
+    """
+    if not any((directory / name).is_file() for name in _SAY_WHAT_IT_IS):
+        raise ValueError(f"{start} holds no model: none of {', '.join(_SAY_WHAT_IT_IS)} is there")
 
 
 def encoder_fingerprint(directory: Path) -> str:

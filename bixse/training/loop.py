@@ -30,6 +30,7 @@ from bixse.training.gradients import batch_cosines, batch_gradients, most
 from bixse.training.groups import Labels, count_groups, count_rows
 from bixse.training.order import Plan, Turns, rate_factor, share
 from bixse.training.scoring import EncoderScoring, Scoring, scoring_of
+from bixse.training.seen import Seen
 from bixse.training.settings import Training
 from bixse.training.sharding import Twin
 from bixse.training.update import optimizer_of, update
@@ -88,18 +89,6 @@ class Trained:
     """(step, score) of every evaluation; empty without any."""
     best_step: int
     """Steps behind the weights: those of the best evaluation, or all."""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What there is to see of a run after some steps."""
-
-    steps: int
-    lines: list[dict[str, float]]
-    """The `METRICS` of the steps since it was last shown; of a run that goes on, first of all its
-    steps so far."""
-    dev: list[tuple[int, float]]
-    """(step, score) of every evaluation so far."""
 
 
 def plan_of(labels: Labels, settings: Training) -> Plan:

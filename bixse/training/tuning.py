@@ -22,8 +22,9 @@ from bixse.training.completions import Completions, completion_gradients, expect
 from bixse.training.dev import Dev
 from bixse.training.gather import World
 from bixse.training.gradients import most
-from bixse.training.loop import Notice, Seen, Stopped, refuse_unequal
+from bixse.training.loop import Notice, Stopped, refuse_unequal
 from bixse.training.order import Plan, rate_factor
+from bixse.training.seen import Seen
 from bixse.training.settings import Tuning
 from bixse.training.update import refuse_infinite
 

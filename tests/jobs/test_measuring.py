@@ -174,7 +174,7 @@ def test_training_reads_no_dev_query(place: Path, tmp_path: Path) -> None:
 
 
 def test_the_line_of_the_driver() -> None:
-    from bixse.training.loop import Seen
+    from bixse.training.seen import Seen
 
     line = {"loss": 0.25, "excess": 0.125, "pairs": 100, "seconds": 0.1}
     assert note_of(Seen(0, [], [])) == ""

@@ -15,7 +15,7 @@ import pytest
 
 from bixse.artifacts import Artifact
 from bixse.place import Place
-from bixse.training.loop import Seen
+from bixse.training.seen import Seen
 from jobs import trackers
 from jobs.command import Run
 from jobs.recipe import Placement

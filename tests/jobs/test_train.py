@@ -273,10 +273,19 @@ def test_only_judged_documents_are_held(place: Path, tmp_path: Path) -> None:
     assert labels.query_text_Q.to_pylist() == QUERY_TEXTS[:2]
 
 
-@pytest.mark.slow
-def test_a_missing_start_is_one_sentence(place: Path, tmp_path: Path) -> None:
+def test_a_start_that_is_no_model_is_refused_before_ray_starts(place: Path, tmp_path: Path) -> None:
     judged, queries, corpus = inputs(place)
-    shutil.copytree(place / "corpus", tmp_path / "not-an-encoder")
+    start, out = str(place / "corpus"), str(tmp_path / "out")
+    with pytest.raises(ValueError, match=r"/corpus holds no model: none of modules.json, "):
+        train(judged, queries, corpus, SETTINGS, start, Placement(), out)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_start_that_a_worker_cannot_load_is_one_sentence(place: Path, tmp_path: Path) -> None:
+    judged, queries, corpus = inputs(place)
+    shutil.copytree(place / "start" / "encoder", tmp_path / "not-an-encoder")
+    next((tmp_path / "not-an-encoder").glob("*.safetensors")).unlink()
     with pytest.raises(ValueError, match=r"is not an encoder"):
         train(
             judged,

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import ssl
@@ -22,7 +23,7 @@ import pyarrow as pa
 import pytest
 
 from bixse.artifacts import Artifact, begin
-from bixse.models.encoder import Encoder
+from bixse.models.encoder import Encoder, resolve
 from bixse.models.settings import PACKAGED
 from bixse.records import CORPUS, Document, Hit, Kind, document_text
 from bixse.retrieval.lexical_shard import LEXICAL_DIR, Statistics, build_lexical, texts_of
@@ -212,6 +213,35 @@ def exact(
         build_shard(Path(local), table, vectors, Retrieval())
         shard = Shard.load(Path(local))
     return shard.search
+
+
+@pytest.fixture(scope="session")
+def other_encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The packaged encoder with its weights shaken: other vectors, another fingerprint."""
+    from safetensors.numpy import load_file, save_file
+
+    url = tmp_path_factory.mktemp("other") / "encoder"
+    shutil.copytree(resolve(PACKAGED), url)
+    weights = load_file(url / "model.safetensors")
+    draw = np.random.default_rng(0)
+    for name, tensor in weights.items():
+        if tensor.ndim == 2:
+            noise = draw.standard_normal(tensor.shape).astype(np.float32)
+            weights[name] = tensor + 0.2 * tensor.std() * noise
+    save_file(weights, url / "model.safetensors", metadata={"format": "pt"})
+    return str(url)
+
+
+@pytest.fixture(scope="session")
+def other_index(
+    tmp_path_factory: pytest.TempPathFactory, corpus: list[Document], other_encoder: str
+) -> Artifact:
+    """Half of the documents, other ids, the other encoder, three shards for two slots."""
+    encoder = Encoder.load(other_encoder)
+    documents = [Document(f"b-{d.doc_id}", d.title, d.text) for d in corpus[:90]]
+    vectors = encoder.encode([document_text(d.title, d.text) for d in documents], "document")
+    url = tmp_path_factory.mktemp("other") / "index"
+    return index_of(url, documents, vectors, encoder.fingerprint, shards=3)
 
 
 @contextmanager

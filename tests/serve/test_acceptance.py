@@ -1,4 +1,5 @@
-"""What a production endpoint must withstand: kills, overload, and whatever a schema allows.
+"""What a production endpoint must withstand: kills, overload, whatever a schema allows, and changes
+of what it serves.
 
 One application with its own encoder and shard replicas. Zero wrong answers throughout: an answer of
 full coverage is the exact one, one of partial coverage is part of it, and everything else is a
@@ -6,6 +7,7 @@ refusal with its reason.
 """
 
 import random
+import shutil
 import threading
 import time
 from collections import Counter
@@ -24,7 +26,11 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from bixse.artifacts import begin
+from bixse.models.settings import PACKAGED
+
 QUESTIONS = ("which animal sleeps in winter by the coast", "Where does the raven feed?", "x")
+QUESTION = QUESTIONS[0]
 K = 20
 REFUSALS = {429, 503, 504}
 
@@ -32,7 +38,7 @@ REFUSALS = {429, 503, 504}
 @pytest.fixture(scope="module")
 def tried(tmp_path_factory, run_app, index, corpus):
     place = tmp_path_factory.mktemp("tried")
-    with run_app(place, index, corpus, **{"max-in-flight": 4, "max-k": 200}) as served:
+    with run_app(place, index, corpus, **{"max-in-flight": 6, "max-k": 200}) as served:
         yield served
 
 
@@ -122,8 +128,8 @@ def test_five_times_the_load_is_shed_in_our_words_and_then_all_is_normal(tried, 
             while time.monotonic() < stop:
                 seen.append(client.post("/search", json={"query": "otter"}, timeout=60))
 
-    with ThreadPoolExecutor(20) as pool:
-        list(pool.map(load, range(20)))
+    with ThreadPoolExecutor(30) as pool:
+        list(pool.map(load, range(30)))
     statuses = Counter(reply.status_code for reply in seen)
     assert set(statuses) == {200, 429}
     for reply in seen:
@@ -168,3 +174,204 @@ def test_a_replica_dies_every_five_seconds_for_a_minute(tried, corpus, whole, wa
 def test_a_replica_dies_every_five_seconds_for_ten_minutes(tried, corpus, whole, wait_until):
     statuses = crash(tried, corpus, whole, wait_until, 600)
     assert statuses[200] > 0
+
+
+# ---- another index, encoder or both, in the running application
+
+
+@pytest.fixture(scope="module")
+def heldout(tmp_path_factory, corpus):
+    """Each question's answer is the document that it was made from."""
+    from bixse.records import JUDGMENTS, QUERIES
+
+    place = tmp_path_factory.mktemp("heldout")
+    rows = {"queries": [], "judgments": []}
+    for number, document in enumerate(corpus[:20]):
+        rows["queries"].append({"query_id": str(number), "text": document.text, "origin": "given"})
+        rows["judgments"].append(
+            {
+                "query_id": str(number),
+                "doc_id": document.doc_id,
+                "grade_probs": [0.0, 1.0],
+                "relevance": 1.0,
+                "judge": "human",
+                "prompt": "",
+                "origin": "human",
+            }
+        )
+    import pyarrow as pa
+
+    for kind, schema in (("queries", QUERIES), ("judgments", JUDGMENTS)):
+        draft = begin(str(place / kind), kind, config={}, inputs={})
+        draft.write_part(0, pa.Table.from_pylist(rows[kind], schema=schema))
+        draft.finish(rows=20)
+    return {f"gate-{kind}": place / kind for kind in rows}
+
+
+@pytest.fixture(scope="module", params=["shard", pytest.param("replicate", marks=pytest.mark.slow)])
+def changing(request, tmp_path_factory, run_app, index, corpus):
+    if request.param == "shard":
+        yield request.getfixturevalue("tried")
+        return
+    place = tmp_path_factory.mktemp(request.param)
+    with run_app(place, index, corpus, topology=request.param, replicas=2) as served:
+        yield served
+
+
+def answer_of(served) -> dict:
+    reply = served.search(query=QUESTION, k=5)
+    assert reply.status_code == 200, reply.text
+    body = reply.json()
+    return {
+        "hits": [(h["doc_id"], round(h["score"], 4)) for h in body["hits"]],
+        "fingerprint": body["index"]["fingerprint"],
+        "encoder": body["encoder"],
+    }
+
+
+def refused(reply: httpx.Response, because: str, param_free: int = 422) -> None:
+    assert reply.status_code == param_free, reply.text
+    error = reply.json()["error"]
+    assert error["type"] == "refused"
+    assert because in error["message"], error["message"]
+
+
+def test_whatever_does_not_do_is_refused_and_the_old_keeps_serving(
+    changing, index, other_index, corpus, vectors, encoder, make_index, tmp_path
+):
+    before = answer_of(changing)
+    refused(changing.change(index=str(tmp_path / "absent")), "no finished artefact")
+    # The packaged encoder did not make that index.
+    refused(changing.change(index=other_index.url), other_index.manifest.extra["encoder"])
+    poor = make_index(tmp_path / "poor", corpus, vectors, encoder.fingerprint, 2, recall=0.5)
+    refused(changing.change(index=poor.url), "recall@10 0.5000, below 0.9000")
+    odd = make_index(tmp_path / "odd", corpus, -vectors, encoder.fingerprint, 2)
+    refused(changing.change(index=odd.url), "canary")
+    for name, position in (
+        ("shard-00000/index.faiss", -1),
+        ("shard-00001/documents.arrow", 700),
+        ("manifest.json", 40),
+    ):
+        url = tmp_path / f"damaged-{name.replace('/', '-')}"
+        shutil.copytree(index.url, url)
+        data = bytearray((url / name).read_bytes())
+        data[position] ^= 1
+        (url / name).write_bytes(data)
+        refused(changing.change(index=str(url)), name)
+    refused(changing.change(rollback=True), "no previous generation")
+    assert answer_of(changing) == before
+    assert changing.search(query="x").json()["index"]["generation"] == 1
+    reply = changing.client.get("/admin/generation")
+    assert reply.status_code == 403, "a search key changes nothing"
+    assert changing.change(index=index.url, rollback=True).status_code == 422
+
+
+def test_twenty_swaps_under_fire(changing, index, other_index, other_encoder):
+    """Zero errors, and every answer is of exactly one generation, encoder and index together."""
+    known = {index.fingerprint: answer_of(changing)}
+    seen: list[tuple[int, dict]] = []
+    failed: list[str] = []
+    stop = threading.Event()
+
+    def load() -> None:
+        with httpx.Client(base_url=changing.url, headers=changing.client.headers) as client:
+            while not stop.is_set():
+                request = {"query": QUESTION, "k": 5}
+                reply = client.post("/search", json=request, timeout=60)
+                if reply.status_code != 200:
+                    failed.append(f"{reply.status_code} {reply.text}")
+                    continue
+                body = reply.json()
+                hits = [(h["doc_id"], round(h["score"], 4)) for h in body["hits"]]
+                found = {"hits": hits, "fingerprint": body["index"]["fingerprint"]}
+                seen.append((body["index"]["generation"], {**found, "encoder": body["encoder"]}))
+                if body["coverage"]["fraction"] != 1.0:
+                    failed.append(f"coverage {body['coverage']}")
+
+    threads = [threading.Thread(target=load) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for swap in range(20):
+            there = (other_index.url, other_encoder) if swap % 2 == 0 else (index.url, PACKAGED)
+            reply = changing.change(index=there[0], encoder=there[1])
+            assert reply.status_code == 200, reply.text
+            now = answer_of(changing)
+            assert now["fingerprint"] == reply.json()["current"]["fingerprint"], "at once"
+            known.setdefault(now["fingerprint"], now)
+            assert now == known[now["fingerprint"]]
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert failed == []
+    assert set(known) == {index.fingerprint, other_index.fingerprint}
+    assert {d.startswith("b-") for d, _ in known[other_index.fingerprint]["hits"]} == {True}
+    for _, answer in seen:
+        assert answer == known[answer["fingerprint"]]
+    # Each number stands for one index, from first to last.
+    by_number = {number: {a["fingerprint"] for n, a in seen if n == number} for number, _ in seen}
+    assert all(len(fingerprints) == 1 for fingerprints in by_number.values())
+    assert len(by_number) > 10
+
+
+def test_rolling_back_and_forth(changing, wait_until):
+    def generation() -> int:
+        return changing.search(query=QUESTION).json()["index"]["generation"]
+
+    now = generation()
+    reply = changing.change(rollback=True)
+    assert reply.status_code == 200, reply.text
+    body = reply.json()
+    assert body["previous"]["generation"] == now
+    assert generation() == body["current"]["generation"] == now - 1
+    assert changing.change(rollback=True).json()["current"]["generation"] == now
+    assert generation() == now
+    wait_until(lambda: changing.client.get("/readyz").status_code == 200, 30)
+    assert changing.client.get("/readyz").json()["generation"] == now
+
+
+def test_the_modes_are_those_of_the_generation_served(changing, index, other_index, other_encoder):
+    assert changing.change(index=other_index.url, encoder=other_encoder).status_code == 200
+    assert changing.search(query=QUESTION).json()["index"]["modes"] == ["dense"]
+    for mode in ("lexical", "hybrid"):
+        error = changing.search(query=QUESTION, mode=mode)
+        assert error.status_code == 422
+        assert error.json()["error"]["param"] == "mode"
+        assert "--retrieval.bm25" in error.json()["error"]["message"]
+    assert changing.change(index=index.url, encoder=PACKAGED).status_code == 200
+    hits = changing.search(query=QUESTION, mode="hybrid").json()["hits"]
+    assert {"dense", "lexical"} <= set(hits[0])
+
+
+def test_a_killed_replica_comes_back_on_the_generation_that_is_served(changing, wait_until):
+    expected = answer_of(changing)
+    for name in ("Ledger", "shard-00001", "QueryEncoder", "Gateway", "Replica"):
+        for process in changing.replicas(name)[:1]:
+            process.kill()
+
+    def whole() -> bool:
+        request = {"query": QUESTION, "k": 5, "allow_partial": False}
+        try:
+            reply = changing.client.post("/search", json=request, timeout=5)
+        except httpx.TimeoutException:
+            return False
+        return reply.status_code == 200 and answer_of(changing) == expected
+
+    wait_until(whole, 180)
+    for _ in range(5):
+        assert whole(), "and it stays"
+    wait_until(lambda: changing.change(rollback=True).status_code == 200, 60)
+
+
+@pytest.mark.slow
+def test_a_generation_that_ranks_worse_is_refused(
+    run_app, tmp_path, index, other_index, other_encoder, corpus, heldout
+):
+    """The other index has none of the judged documents: nDCG@10 would be 0."""
+    with run_app(tmp_path, index, corpus, topology="replicate", **heldout) as served:
+        before = answer_of(served)
+        reply = served.change(index=other_index.url, encoder=other_encoder)
+        refused(reply, "nDCG@10 would fall from 1.0000 to 0.0000")
+        assert answer_of(served) == before
+        assert served.change(index=index.url).status_code == 200

@@ -25,7 +25,7 @@ from bixse.training.completions import Completions
 from bixse.training.gather import World, cells_of
 from bixse.training.gradients import batch_gradients
 from bixse.training.groups import Labels, Preferred, group
-from bixse.training.loop import Notice, Run, Seen, train_loop
+from bixse.training.loop import Notice, Run, train_loop
 from bixse.training.objective_settings import (
     LCE,
     Combined,
@@ -43,6 +43,7 @@ from bixse.training.objective_settings import (
 )
 from bixse.training.order import share
 from bixse.training.scoring import EncoderScoring, RerankerScoring, Scoring
+from bixse.training.seen import Seen
 from bixse.training.settings import LoRA, Training, Tuning
 from bixse.training.sharding import spread, whole
 from bixse.training.tuning import TuningRun, tune_loop

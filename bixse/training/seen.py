@@ -1,0 +1,15 @@
+"""What a training run shows. Whoever is told of it need not import torch."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What there is to see of a run after some steps."""
+
+    steps: int
+    lines: list[dict[str, float]]
+    """The `METRICS` (bixse.training.loop) of the steps since it was last shown; of a run that goes
+    on, first of all its steps so far."""
+    dev: list[tuple[int, float]]
+    """(step, score) of every evaluation so far."""
