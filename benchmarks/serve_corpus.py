@@ -56,7 +56,6 @@ def made(rows: int, start: str, place: Path, structure: Whole) -> Corpus:
     texts = [" ".join([*words[at : at + 8], *rng.choice(words, 4)]) for at in starts.tolist()]
     asked = rng.integers(len(words) - 6, size=_ASKED + _TUNED_ON).tolist()
     queries = [" ".join([*words[at : at + 4], str(rng.choice(words))]) for at in asked]
-    print(f"encoding {rows} documents", file=sys.stderr, flush=True)
     encoder = Encoder.load(start, "cpu")
     if not (place / "vectors.npy").exists():
         print(f"encoding {rows} documents", file=sys.stderr, flush=True)
