@@ -12,6 +12,7 @@ from typing import Any, get_args
 import pyarrow as pa
 
 from bixse.records import CORPUS
+from bixse.retrieval.device import Device
 from bixse.retrieval.measuring import doc_ids_of, point, watch
 from bixse.retrieval.scoring import Vectors
 from bixse.retrieval.settings import Retrieval, Search, Structure
@@ -27,6 +28,7 @@ def compare(
     settings: Retrieval,
     rows: int,
     k: int,
+    device: Device | None = None,
 ) -> list[dict[str, Any]]:
     """A row a structure: its tuned search on the sample, or why it is out; one row is `chosen`.
 
@@ -37,8 +39,8 @@ def compare(
     points: dict[str, Point] = {}
     out: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        exact = _shard(Path(folder), doc_ids, vectors_ND, Retrieval(structure="exact"))
-        truth = doc_ids_of(exact.search(vectors_QD, k))
+        _build(Path(folder), doc_ids, vectors_ND, Retrieval(structure="exact"), device)
+        truth = doc_ids_of(Shard.load(Path(folder), device).search(vectors_QD, k))
     for structure in get_args(Structure):
         row: dict[str, Any] = {"structure": structure, "chosen": False}
         out.append(row)
@@ -51,7 +53,9 @@ def compare(
             asked = settings.replace(structure=structure, shards=1)
             on_sample = resolve(asked, *vectors_ND.shape)
             with tempfile.TemporaryDirectory() as folder:
-                shard = _shard(Path(folder), doc_ids, vectors_ND, on_sample)
+                _build(Path(folder), doc_ids, vectors_ND, on_sample, device)
+                # On the CPU: its work is what is compared.
+                shard = Shard.load(Path(folder))
                 found = _tuned(shard, on_sample, vectors_QD, truth, k, wanted)
         except ValueError as problem:
             row["out"] = str(problem)
@@ -71,11 +75,16 @@ def compare(
     return out
 
 
-def _shard(folder: Path, doc_ids: Sequence[str], vectors_ND: Vectors, settings: Retrieval) -> Shard:
+def _build(
+    folder: Path,
+    doc_ids: Sequence[str],
+    vectors_ND: Vectors,
+    settings: Retrieval,
+    device: Device | None,
+) -> None:
     empty = [""] * len(doc_ids)
     documents = pa.table({"doc_id": list(doc_ids), "title": empty, "text": empty}, schema=CORPUS)
-    build_shard(folder, documents, vectors_ND, settings)
-    return Shard.load(folder)
+    build_shard(folder, documents, vectors_ND, settings, device=device)
 
 
 def _tuned(

@@ -33,8 +33,9 @@ class ShardGroup:
         sizes = [shard.size for shard in shards]
         self._starts = np.cumsum([0, *sizes[:-1]])
         self.size, self.dim = sum(sizes), shards[0].dim
+        # A GPU compares the centroids anew sooner than they would come from here.
         self._one_scan = share_centroids([shard.index for shard in shards]) and all(
-            shard.width == shards[0].width for shard in shards
+            shard.width == shards[0].width and shard.copy is None for shard in shards
         )
 
     def search(

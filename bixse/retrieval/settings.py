@@ -9,6 +9,9 @@ from bixse.settings import Settings
 Structure = Literal["exact", "hnsw", "ivf_flat", "ivf_pq", "ivf_rabitq"]
 """How a shard is searched; `retrieval/structures.py` says what each is."""
 
+ON_GPU: frozenset[Structure] = frozenset({"exact", "ivf_flat"})
+"""Structures that are searched on a GPU; `retrieval/device.py` says why no other."""
+
 EXACT_BELOW = 50_000
 """Up to so many documents `auto` is exact: a scan takes milliseconds and nothing can be missed."""
 

@@ -31,10 +31,21 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from bixse.records import CORPUS, Document, Hit, Kind, Metadata, documents_at
+from bixse.retrieval.device import Device, searchable, takes
 from bixse.retrieval.metadata import METADATA_FILE, Fields, Kept, write_metadata
 from bixse.retrieval.scoring import ROUNDING, Rows, Vectors, best, falling, joined, near
 from bixse.retrieval.settings import Retrieval, Search
-from bixse.retrieval.structures import CODED, TRAINED, Scan, parameters, resolve, trained
+from bixse.retrieval.structures import (
+    CODED,
+    TRAINED,
+    Scan,
+    asked_search,
+    fill,
+    parameters,
+    read_index,
+    resolve,
+    trained,
+)
 
 INDEX_FILE = "index.faiss"
 VECTORS_FILE = "vectors.npy"
@@ -60,6 +71,7 @@ def build_shard(
     template: faiss.Index | None = None,
     metadata: Mapping[str, Metadata] | None = None,
     kinds: Mapping[str, Kind] | None = None,
+    device: Device | None = None,
 ) -> None:
     """Write a shard of documents in any order into an existing directory.
 
@@ -79,8 +91,8 @@ def build_shard(
     vectors = np.ascontiguousarray(vectors_ND[order], np.float32)
     if template is None:
         settings = resolve(settings, *vectors_ND.shape)
-        template = trained(settings, vectors[: settings.train_rows])
-    write_vectors(directory, vectors, settings, template)
+        template = trained(settings, vectors[: settings.train_rows], device)
+    write_vectors(directory, vectors, settings, template, device)
     table = documents.select(CORPUS.names).take(pa.array(order)).cast(CORPUS)
     write_documents(directory, table.to_batches(max_chunksize=4096))
     known = metadata or {}
@@ -90,14 +102,17 @@ def build_shard(
 
 
 def write_vectors(
-    directory: Path, vectors_ND: Vectors, settings: Retrieval, template: faiss.Index
+    directory: Path,
+    vectors_ND: Vectors,
+    settings: Retrieval,
+    template: faiss.Index,
+    device: Device | None = None,
 ) -> None:
     """Write the structure of vectors that stand in the order of `doc_id`, a block at a time.
 
     `vectors_ND` may be a memory-mapped array; `template` is trained and empty, and is filled.
     """
-    for block in _blocks(vectors_ND):
-        template.add(block)
+    fill(template, _blocks(vectors_ND), device)
     if settings.structure == "ivf_flat":
         lists: Any = template
         lists.make_direct_map(True)
@@ -116,13 +131,6 @@ def write_documents(directory: Path, batches: Iterable[pa.RecordBatch]) -> None:
 
 def write_search(directory: Path, search: Search) -> None:
     (directory / SEARCH_FILE).write_text(search.model_dump_json())
-
-
-def asked_search(settings: Retrieval) -> Search:
-    """The search parameters that the settings name, defaults where they name none."""
-    names = ("ef_search", "nprobe", "refine_factor")
-    asked = {name: getattr(settings, name) for name in names}
-    return Search(**{name: value for name, value in asked.items() if value is not None})
 
 
 def _write_stored(directory: Path, vectors_ND: Vectors, stored: str) -> None:
@@ -194,8 +202,10 @@ class Shard:
         stored_ND: npt.NDArray[Any] | None = None,
         scales_N: Vectors | None = None,
         fields: Fields | None = None,
+        device: Device | None = None,
     ) -> None:
         self.index = index
+        self.copy = device.copied(index) if device and searchable(index) else None
         self.fields = fields
         self.table = documents
         # In one piece: taking from the chunks of a mapped table copies all of them first. Large,
@@ -209,10 +219,10 @@ class Shard:
         self.dim = int(index.d)
 
     @classmethod
-    def load(cls, directory: Path) -> "Shard":
+    def load(cls, directory: Path, device: Device | None = None) -> "Shard":
         """Map a shard whose files have been verified (`Artifact.verify`).
 
-        Raises ValueError when its files disagree.
+        Raises ValueError when its files disagree, and as `Device.copied`.
         """
         index = read_index(directory / INDEX_FILE)
         documents = pa.ipc.open_file(pa.memory_map(str(directory / DOCUMENTS_FILE))).read_all()
@@ -232,7 +242,7 @@ class Shard:
         ):
             if held is not None and len(held) != index.ntotal:
                 raise ValueError(f"{directory} holds {index.ntotal} vectors and {len(held)} {name}")
-        return cls(index, documents, search, stored, scales, fields)
+        return cls(index, documents, search, stored, scales, fields, device)
 
     def search(
         self,
@@ -379,20 +389,10 @@ class Shard:
         self, vectors_QD: Vectors, k: int, fetch: int, width: Search, kept: Kept | None
     ) -> tuple[npt.NDArray[np.float32], Rows]:
         params = parameters(self.index, width, k, fetch, kept)
-        scores, rows = self.index.search(vectors_QD, fetch, params=params)
+        index = self.copy if self.copy is not None and takes(params, fetch) else self.index
+        scores, rows = index.search(vectors_QD, fetch, params=params)
         return scores, rows
 
 
 def _none(queries: int) -> tuple[Vectors, Rows]:
     return np.zeros((queries, 0), np.float32), np.zeros((queries, 0), np.int64)
-
-
-def read_index(path: Path) -> faiss.Index:
-    """A FAISS file, mapped and read only; it must have been verified."""
-    # A damaged header must not ask for more memory than the file can hold. FAISS counts in it the
-    # table of ivf_pq, nlist x M x 16 float32, whether it makes one or not: at most 16 times the
-    # centroids, which the file holds.
-    faiss.set_deserialization_vector_byte_limit(17 * path.stat().st_size)
-    flags = faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY
-    index: faiss.Index = faiss.read_index(str(path), flags)
-    return index

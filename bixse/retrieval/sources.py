@@ -29,6 +29,7 @@ from bixse.records import (
     Metadata,
     documents_at,
 )
+from bixse.retrieval.device import Device
 from bixse.retrieval.exact import vectors_of
 from bixse.retrieval.merge import merge
 from bixse.retrieval.metadata import write_metadata
@@ -134,7 +135,9 @@ def gather(source: Source, number: int, shards: int, dim: int, folder: Path) -> 
     )
 
 
-def exact_hits(gathered: Gathered, vectors_QD: Vectors, k: int) -> list[list[Hit]]:
+def exact_hits(
+    gathered: Gathered, vectors_QD: Vectors, k: int, device: Device | None = None
+) -> list[list[Hit]]:
     """The best `k` documents of each query by comparing all, ties by `doc_id`: the truth."""
     best: list[list[Hit]] = [[] for _ in vectors_QD]
     for start in range(0, len(gathered.doc_ids), _ROWS):
@@ -142,7 +145,7 @@ def exact_hits(gathered: Gathered, vectors_QD: Vectors, k: int) -> list[list[Hit
         index = faiss.IndexFlatIP(gathered.vectors_ND.shape[1])
         index.add(np.ascontiguousarray(gathered.vectors_ND[part]))
         ids = pa.table({"doc_id": gathered.doc_ids[part]})
-        found = Shard(index, ids).search(vectors_QD, k)
+        found = Shard(index, ids, device=device).search(vectors_QD, k)
         best = [merge(both, k) for both in zip(best, found, strict=True)]
     return best
 

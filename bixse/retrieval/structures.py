@@ -12,14 +12,16 @@ unit vectors. Shapes: N vectors, D dimensions.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
 import numpy.typing as npt
 
+from bixse.retrieval.device import Device
 from bixse.retrieval.metadata import Kept
 from bixse.retrieval.settings import EXACT_BELOW, Retrieval, Search
 
@@ -115,12 +117,55 @@ def empty(settings: Retrieval, dim: int) -> faiss.Index:
     return index
 
 
-def trained(settings: Retrieval, sample_ND: Vectors) -> faiss.Index:
+def trained(settings: Retrieval, sample_ND: Vectors, device: Device | None = None) -> faiss.Index:
     """An empty index whose centroids and codes are those of the sample."""
     index = empty(settings, sample_ND.shape[1])
-    if not index.is_trained:
-        index.train(np.ascontiguousarray(sample_ND, np.float32))
+    if index.is_trained:
+        return index
+    ivf = _ivf(index)
+    # FAISS does not own it: it is to live until the end.
+    nearest = None if device is None else device.copied(faiss.IndexFlatIP(ivf.d))
+    ivf.clustering_index = nearest
+    index.train(np.ascontiguousarray(sample_ND, np.float32))
+    ivf.clustering_index = None
     return index
+
+
+def fill(index: faiss.Index, blocks: Iterable[Vectors], device: Device | None = None) -> None:
+    """Add vectors, [any, D] at a time, to a trained index."""
+    ivf = None if device is None else _ivf(index)
+    if device is None or ivf is None:
+        for block in blocks:
+            index.add(block)
+        return
+    centroids = ivf.quantizer
+    # Rows ask the device for their list, and codes, one row at a time, memory for its centroid.
+    nearest = device.copied(centroids)
+    both = faiss.IndexRefine(nearest, centroids)
+    ivf.quantizer = both
+    try:
+        for block in blocks:
+            index.add(block)
+    finally:
+        ivf.quantizer = centroids
+
+
+def read_index(path: Path) -> faiss.Index:
+    """A FAISS file, mapped and read only; it must have been verified."""
+    # A damaged header must not ask for more memory than the file can hold. FAISS counts in it the
+    # table of ivf_pq, nlist x M x 16 float32, whether it makes one or not: at most 16 times the
+    # centroids, which the file holds.
+    faiss.set_deserialization_vector_byte_limit(17 * path.stat().st_size)
+    flags = faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY
+    index: faiss.Index = faiss.read_index(str(path), flags)
+    return index
+
+
+def asked_search(settings: Retrieval) -> Search:
+    """The search parameters that the settings name, defaults where they name none."""
+    names = ("ef_search", "nprobe", "refine_factor")
+    asked = {name: getattr(settings, name) for name in names}
+    return Search(**{name: value for name, value in asked.items() if value is not None})
 
 
 def parameters(
