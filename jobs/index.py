@@ -14,6 +14,7 @@ twice: vectors come from the base's shards, centroids from its `trained/`.
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,6 +41,8 @@ _KEPT = ("structure", "shards", "shard_rows", "hnsw_m", "ef_construction", "nlis
 """Settings that a new generation has from its base."""
 
 Vectors = np.ndarray[Any, Any]
+
+_log = logging.getLogger(__name__)
 
 
 def index(
@@ -122,7 +125,8 @@ def index(
     }
     if kinds := source.kinds():
         extra["metadata"] = kinds
-    return draft.finish(rows=rows, extra=extra)
+    used = any(shard["used_gpu"] for shard in built)
+    return draft.finish(rows=rows, device="cuda" if used else "cpu", extra=extra)
 
 
 def _check(
@@ -234,12 +238,14 @@ class _Run:
         self.source = source
         self.vectors_QD = vectors_QD
         self._asked = ray.put(vectors_QD)
-        self._options: dict[str, Any] = {"num_cpus": placement.cpus_per_actor, "max_retries": 3}
+        self._placement = placement
+        self._on_gpu = placement.gpus_per_actor > 0
 
     def compare(self, settings: Retrieval) -> list[dict[str, Any]]:
         """The structures on a sample, a row each, the chosen one marked."""
         rows: list[dict[str, Any]]
-        (rows,) = self._each(compare_structures, "compare", [(self.source, settings, self._asked)])
+        asked = (self.source, settings, self._asked, self._on_gpu)
+        (rows,) = self._each(compare_structures, "compare", [asked], self._on_gpu)
         return rows
 
     def train(self, settings: Retrieval) -> None:
@@ -251,16 +257,19 @@ class _Run:
             self.source.base.verify(under=name)
             self.draft.write_file(name, self.source.base.place.read(name))
             return
-        self._each(train_structure, "train", [(self.draft, self.source, settings)])
+        asked = (self.draft, self.source, settings, self._on_gpu)
+        self._each(train_structure, "train", [asked], self._on_gpu)
 
     def build(self, settings: Retrieval) -> list[dict[str, Any]]:
         shards = range(settings.shards or 1)
         dim = int(self.vectors_QD.shape[1])
-        return self._each(
-            build_one,
-            "index",
-            [(self.draft, self.source, number, dim, self._asked, settings) for number in shards],
-        )
+        asked = (dim, self._asked, settings, self._on_gpu)
+        todo = [(self.draft, self.source, number, *asked) for number in shards]
+        built = self._each(build_one, "index", todo, self._on_gpu)
+        made = [shard for shard in built if shard["used_gpu"] is not None]
+        if self._on_gpu and made and not any(shard["used_gpu"] for shard in made):
+            _log.warning("FAISS saw no GPU where the index was built: faiss-gpu is not there")
+        return built
 
     def tune(
         self, settings: Retrieval, built: Sequence[dict[str, Any]], rows: int
@@ -315,12 +324,16 @@ class _Run:
         self._each(build_words, "bm25", [(self.draft, name, whole, settings) for name in todo])
 
     def _each(
-        self, work: Callable[..., Any], label: str, arguments: Sequence[tuple[Any, ...]]
+        self,
+        work: Callable[..., Any],
+        label: str,
+        arguments: Sequence[tuple[Any, ...]],
+        on_gpu: bool = False,
     ) -> list[Any]:
         """The results of one task for each tuple of arguments, in their order."""
         import ray
 
-        task = ray.remote(**self._options)(work)
+        task = ray.remote(**task_options(self._placement, on_gpu))(work)
         pending = [task.remote(*each) for each in arguments]
         order = {reference: place for place, reference in enumerate(pending)}
         results: dict[int, Any] = {}
@@ -330,6 +343,12 @@ class _Run:
                 results |= {order[reference]: ray.get(reference) for reference in ready}
                 advance(len(ready))
         return [results[place] for place in range(len(results))]
+
+
+def task_options(placement: Placement, on_gpu: bool) -> dict[str, Any]:
+    """What Ray is asked for; only what FAISS does on a GPU waits for one."""
+    options: dict[str, Any] = {"num_cpus": placement.cpus_per_actor, "max_retries": 3}
+    return {**options, "num_gpus": placement.gpus_per_actor} if on_gpu else options
 
 
 def _hits(rankings: Sequence[Sequence[Sequence[Any]]]) -> list[list[Hit]]:

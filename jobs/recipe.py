@@ -43,7 +43,8 @@ class Placement(Settings):
     """Where the work runs; changes how long a run takes, never what it makes."""
 
     gpus_per_actor: float = Field(default=0.0, ge=0)
-    """GPUs of each encoding or judging actor and of each training worker; 0 runs on CPUs."""
+    """GPUs of each encoding or judging actor, of each training worker and of each task that trains
+    or builds an index; 0 runs on CPUs."""
     cpus_per_actor: float = Field(default=1.0, gt=0)
     """CPUs that Ray reserves for each actor."""
     judge_actors: int = Field(default=1, ge=1)

@@ -1,6 +1,7 @@
 """Tasks of `jobs.index`: train a structure, build a shard, measure it, compare structures.
 
-They return counts and measurements only.
+They return counts and measurements only. With `on_gpu`, which says that Ray gave a GPU to the task,
+they use it where FAISS sees it.
 """
 
 import json
@@ -24,27 +25,31 @@ Vectors = np.ndarray[Any, Any]
 
 
 def compare_structures(
-    source: Source, settings: Retrieval, vectors_QD: Vectors
+    source: Source, settings: Retrieval, vectors_QD: Vectors, on_gpu: bool
 ) -> list[dict[str, Any]]:
     from bixse.retrieval.comparing import compare
+    from bixse.retrieval.device import find
     from bixse.retrieval.sources import sample
 
     assert source.embeddings is not None
     doc_ids, vectors_ND = sample(source.embeddings, settings.tune_rows, "tune")
     rows = source.embeddings.manifest.rows
-    return compare(doc_ids, vectors_ND, vectors_QD, settings, rows, RECALL_AT)
+    device = find() if on_gpu else None
+    return compare(doc_ids, vectors_ND, vectors_QD, settings, rows, RECALL_AT, device)
 
 
-def train_structure(draft: Draft, source: Source, settings: Retrieval) -> int:
+def train_structure(draft: Draft, source: Source, settings: Retrieval, on_gpu: bool) -> int:
     import faiss
 
+    from bixse.retrieval.device import find
     from bixse.retrieval.sources import sample
     from bixse.retrieval.structures import trained
 
     assert source.embeddings is not None
     _, vectors_ND = sample(source.embeddings, settings.train_rows, "train")
     with tempfile.TemporaryDirectory() as folder:
-        faiss.write_index(trained(settings, vectors_ND), f"{folder}/index.faiss")
+        template = trained(settings, vectors_ND, find() if on_gpu else None)
+        faiss.write_index(template, f"{folder}/index.faiss")
         draft.add_directory(Path(folder), under="trained/")
     return len(vectors_ND)
 
@@ -56,11 +61,14 @@ def build_one(
     dim: int,
     vectors_QD: Vectors,
     settings: Retrieval,
+    on_gpu: bool,
 ) -> dict[str, Any]:
-    """Gather, build and write one shard, unless an earlier run has; its counts and its truth."""
+    """Gather, build and write one shard, unless an earlier run has; its counts and its truth, and
+    whether a GPU was used (None where there was nothing to do)."""
     # FAISS before torch would be loaded: one OpenMP runtime a process.
     import faiss
 
+    from bixse.retrieval.device import find
     from bixse.retrieval.shard import write_vectors
     from bixse.retrieval.sources import exact_hits, gather
     from bixse.retrieval.structures import empty
@@ -68,7 +76,8 @@ def build_one(
     name = shard_name(number)
     if draft.place.exists(f"{name}/{_BUILT}"):
         built: dict[str, Any] = json.loads(draft.place.read(f"{name}/{_BUILT}"))
-        return built
+        return {**built, "used_gpu": None}
+    device = find() if on_gpu else None
     with tempfile.TemporaryDirectory() as aside, tempfile.TemporaryDirectory() as folder:
         gathered = gather(source, number, settings.shards or 1, dim, Path(aside))
         if settings.structure in TRAINED:
@@ -76,7 +85,7 @@ def build_one(
             template = faiss.read_index(f"{aside}/trained.faiss")
         else:
             template = empty(settings, dim)
-        write_vectors(Path(folder), gathered.vectors_ND, settings, template)
+        write_vectors(Path(folder), gathered.vectors_ND, settings, template, device)
         for file in ("documents.arrow", "metadata.arrow"):
             if (Path(aside) / file).exists():
                 shutil.move(Path(aside) / file, folder)
@@ -88,13 +97,13 @@ def build_one(
             "deleted": gathered.deleted,
             "truth": [
                 [[hit.doc_id, hit.score, hit.rank] for hit in hits]
-                for hits in exact_hits(gathered, vectors_QD, RECALL_AT)
+                for hits in exact_hits(gathered, vectors_QD, RECALL_AT, device)
             ],
         }
         draft.add_directory(Path(folder), under=f"{name}/")
     # Last: the mark that the shard is whole.
     draft.write_file(f"{name}/{_BUILT}", json.dumps(built).encode())
-    return built
+    return {**built, "used_gpu": device is not None}
 
 
 def measure_one(

@@ -107,7 +107,7 @@ class Local:
 
     def __init__(self, args: ServeArgs) -> None:
         self.encoder = EncoderStore(args.encoder_cpus, args.query_precision)
-        self.shards = ShardStore(args.shard_cpus)
+        self.shards = ShardStore(args.shard_cpus, on_gpu=args.shard_gpus > 0)
 
     async def load(self, generation: Generation) -> None:
         """Raises ValueError as `EncoderStore.load` and `load_shard`."""

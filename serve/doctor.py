@@ -70,6 +70,7 @@ def examine(
         *_keys(args, environment),
         *_transport(args),
         *_token(environment),
+        *_gpus(args, versions),
         *_holes(versions),
     ]
     order: tuple[Level, ...] = ("fault", "warning", "port", "fine")
@@ -174,6 +175,13 @@ def _token(environment: Mapping[str, str]) -> list[Finding]:
         return [Finding("fault", "no Ray token for the cluster of RAY_ADDRESS: "
                         "ray get-auth-token --generate")]  # fmt: skip
     return [Finding("warning", "no Ray token yet: Ray makes one when it starts here")]
+
+
+def _gpus(args: ServeArgs, versions: Mapping[str, str]) -> list[Finding]:
+    if not args.shard_gpus or "faiss-gpu" in versions:
+        return []
+    sentence = "--shard-gpus, and no faiss-gpu here: a node without it refuses to load shards"
+    return [Finding("warning", sentence)]
 
 
 def _holes(versions: Mapping[str, str]) -> list[Finding]:

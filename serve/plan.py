@@ -4,6 +4,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bixse.artifacts import Artifact
+from bixse.retrieval.device import SCRATCH_BYTES
+from bixse.retrieval.settings import ON_GPU
 from serve.settings import ServeArgs, ServedIndex
 
 _RUNTIME_BYTES = 700 << 20
@@ -25,6 +27,8 @@ class Part:
     """While a new one of the same size is loaded beside it, and the one before is kept."""
     mapped_bytes: int
     """Stored fields on disk, mapped: they come and go with the page cache."""
+    gpu_bytes: int = 0
+    """GPU memory, about, of the shards of three generations and of FAISS's scratch for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,8 @@ class Plan:
     """Median of one search of the slowest shard, as measured when the index was built."""
     losses: tuple[str, ...]
     """What the loss of one node costs, and what does not."""
+    idle_gpus: str | None = None
+    """Why `--shard-gpus` would do nothing."""
 
 
 def plan(args: ServeArgs, encoder: Path, reranker: Path | None = None) -> Plan:
@@ -50,9 +56,10 @@ def plan(args: ServeArgs, encoder: Path, reranker: Path | None = None) -> Plan:
             if name.startswith(f"{shard}/") and name.endswith(".faiss") == vectors
         )
 
-    weights = _weights(encoder)
+    weights, structure = _weights(encoder), manifest.extra.get("structure")
+    searched = args.shard_gpus > 0 and structure in ON_GPU
     shards = {name: (of(name, True), of(name, False)) for name in index.shard_rows}
-    parts = _parts(args, weights, shards)
+    parts = _parts(args, weights, shards, searched)
     if reranker is not None:
         # One, whatever generation is served.
         held = _RUNTIME_BYTES + _weights(reranker)
@@ -64,6 +71,9 @@ def plan(args: ServeArgs, encoder: Path, reranker: Path | None = None) -> Plan:
         documents=sum(index.shard_rows.values()),
         search_ms=measured if isinstance(measured, int | float) else None,
         losses=tuple(_losses(args, index)),
+        idle_gpus=None
+        if searched or not args.shard_gpus
+        else f"--shard-gpus does nothing for {structure}: FAISS searches it on the CPU alone",
     )
 
 
@@ -75,6 +85,7 @@ def as_text(planned: Plan) -> str:
         lines.append(
             f"{part.replicas} x {part.name}: {part.cpus} CPU"
             + (f", {part.gpus:g} GPU" if part.gpus else "")
+            + (f" ({_gib(part.gpu_bytes)} of it for shards)" if part.gpu_bytes else "")
             + f", {_gib(part.bytes)} resident, {changing} while a generation changes, "
             f"{_gib(part.mapped_bytes)} mapped"
         )
@@ -85,6 +96,8 @@ def as_text(planned: Plan) -> str:
             f"search alone: {planned.search_ms:g} ms on one core when the index was built; the "
             "encoder comes on top"
         )
+    if planned.idle_gpus:
+        lines.append(planned.idle_gpus)
     return "\n".join([*lines, *planned.losses])
 
 
@@ -92,28 +105,46 @@ def as_json(planned: Plan) -> dict[str, object]:
     return asdict(planned)
 
 
-def _parts(args: ServeArgs, weights: int, shards: dict[str, tuple[int, int]]) -> list[Part]:
+def _parts(
+    args: ServeArgs, weights: int, shards: dict[str, tuple[int, int]], searched: bool
+) -> list[Part]:
     vectors = sum(size for size, _ in shards.values())
     stored = sum(size for _, size in shards.values())
     if args.topology == "replicate":
-        cpus = args.encoder_cpus + args.shard_cpus
-        one = weights + vectors
-        return [_part("replica", args.replicas, cpus, args.encoder_gpus, one, stored)]
+        cpus, gpus = args.encoder_cpus + args.shard_cpus, args.encoder_gpus + args.shard_gpus
+        one, on_gpu = weights + vectors, vectors if searched else None
+        return [_part("replica", args.replicas, cpus, gpus, one, stored, on_gpu)]
     return [
         _part("gateway", 1, 1, 0, 0, 0),
         _part("encoder", args.encoder_replicas, args.encoder_cpus, args.encoder_gpus, weights, 0),
         *(
-            _part(name, args.replicas_per_shard, args.shard_cpus, 0, size, fields)
+            _part(
+                name,
+                args.replicas_per_shard,
+                args.shard_cpus,
+                args.shard_gpus,
+                size,
+                fields,
+                size if searched else None,
+            )
             for name, (size, fields) in shards.items()
         ),
     ]
 
 
-def _part(name: str, replicas: int, cpus: int, gpus: float, held: int, mapped: int) -> Part:
+def _part(
+    name: str,
+    replicas: int,
+    cpus: int,
+    gpus: float,
+    held: int,
+    mapped: int,
+    on_gpu: int | None = None,
+) -> Part:
     # Current, previous and candidate; Python, torch and FAISS once.
-    return Part(
-        name, replicas, cpus, gpus, _RUNTIME_BYTES + held, _RUNTIME_BYTES + 3 * held, mapped
-    )
+    resident, changing = _RUNTIME_BYTES + held, _RUNTIME_BYTES + 3 * held
+    copied = 0 if on_gpu is None else 3 * (SCRATCH_BYTES + on_gpu)
+    return Part(name, replicas, cpus, gpus, resident, changing, mapped, copied)
 
 
 def _weights(model: Path) -> int:

@@ -87,6 +87,10 @@ class ServeArgs(Settings):
     """Copies of each shard; with two, the loss of one costs no coverage."""
     shard_cpus: int = Field(default=1, ge=1)
     """CPUs and threads of each shard replica."""
+    shard_gpus: float = Field(default=0.0, ge=0)
+    """GPUs of each shard replica, on which exact and ivf_flat are then searched; with `--topology
+    replicate` they come to those of the encoder. Needs faiss-gpu. All generations that are held
+    must fit: see `--plan`."""
     reranker: str | None = None
     """A trained cross-encoder, for requests that ask for `rerank`: a directory (on every node), the
     URL of an artefact of kind `reranker`, or a hub id. It is a deployment of its own in both

@@ -4,6 +4,7 @@ Shapes: Q queries, D dimensions.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import numpy as np
 from bixse.artifacts import Artifact, ArtifactError
 from bixse.place import Place
 from bixse.records import Hit
+from bixse.retrieval.device import Device, find
 from bixse.retrieval.group import ShardGroup
 from bixse.retrieval.lexical_shard import LEXICAL_DIR, LEXICAL_FILE, LexicalShard
 from bixse.retrieval.metadata import Kept
@@ -27,12 +29,17 @@ if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
 
-def load_shard(url: str, fingerprint: str, name: str) -> tuple[Shard, LexicalShard | None]:
+_logger = logging.getLogger("bixse")
+
+
+def load_shard(
+    url: str, fingerprint: str, name: str, device: Device | None = None
+) -> tuple[Shard, LexicalShard | None]:
     """Read the shard `name` of an index, its files checked against the manifest first; and its
     lexical part, if it has one.
 
     Raises ArtifactError naming the file that is missing or damaged, or when the index at `url` is
-    not the one with `fingerprint`.
+    not the one with `fingerprint`; ValueError as `Shard.load`.
     """
     index = Artifact.open(url, "index", verify=False)
     if index.fingerprint != fingerprint:
@@ -42,7 +49,7 @@ def load_shard(url: str, fingerprint: str, name: str) -> tuple[Shard, LexicalSha
     # Of a remote index this shard is copied; what is read is what must be right.
     directory = index.local_directory(under=f"{name}/")
     Artifact(Place(str(directory)), index.manifest).verify(under=f"{name}/")
-    shard, lexical = Shard.load(directory / name), None
+    shard, lexical = Shard.load(directory / name, device), None
     if f"{name}/{LEXICAL_DIR}/{LEXICAL_FILE}" in index.manifest.files:
         lexical = LexicalShard.load(directory / name / LEXICAL_DIR, shard)
     return shard, lexical
@@ -78,8 +85,10 @@ class _Loaded:
 class ShardStore:
     """Loaded shards of some generations. One search at a time, on `threads` threads of FAISS."""
 
-    def __init__(self, threads: int, slot: int = 0, slots: int = 1) -> None:
-        self._slot, self._slots = slot_name(slot), slots
+    def __init__(
+        self, threads: int, slot: int = 0, slots: int = 1, *, on_gpu: bool = False
+    ) -> None:
+        self._slot, self._slots, self._on_gpu = slot_name(slot), slots, on_gpu
         self._held: dict[int, _Loaded] = {}
         # OpenMP keeps its number of threads by thread: it must be set on the one that searches.
         self._thread = ThreadPoolExecutor(
@@ -87,12 +96,22 @@ class ShardStore:
         )
 
     def load(self, generation: Generation) -> None:
-        """Load the shards of this slot. Raises ArtifactError as `load_shard`."""
+        """Load the shards of this slot.
+
+        Raises ArtifactError and ValueError as `load_shard`, and ValueError when FAISS sees no GPU
+        that it should use.
+        """
         index = generation.index
         names = shards_by_slot(list(index.shard_rows), self._slots).get(self._slot, [])
         if not names:
             return
-        loaded = [load_shard(index.url, index.fingerprint, name) for name in names]
+        # Of this generation alone: another is searched, or forgotten, on another thread meanwhile.
+        device = _gpu() if self._on_gpu else None
+        loaded = [load_shard(index.url, index.fingerprint, name, device) for name in names]
+        stay = [name for name, (shard, _) in zip(names, loaded, strict=True) if shard.copy is None]
+        if device is not None and stay:
+            kind = type(loaded[0][0].index).__name__
+            _logger.warning("%s on the CPU: FAISS searches no %s on a GPU", ", ".join(stay), kind)
         probes = []
         for shard, _ in loaded:
             probe_1D = shard.vectors(np.zeros(1, np.int64))
@@ -150,10 +169,10 @@ class ShardServer:
     """One slot of shards, a deployment that follows the ledger."""
 
     async def __init__(  # type: ignore[misc]  # Ray Serve awaits it.
-        self, ledger: "DeploymentHandle[Any]", slot: int, slots: int, threads: int
+        self, ledger: "DeploymentHandle[Any]", slot: int, slots: int, threads: int, on_gpu: bool
     ) -> None:
-        """Raises ArtifactError as `load_shard`."""
-        self._store = store = ShardStore(threads, slot, slots)
+        """Raises as `ShardStore.load`."""
+        self._store = store = ShardStore(threads, slot, slots, on_gpu=on_gpu)
 
         async def load(generation: Generation) -> None:
             await asyncio.to_thread(store.load, generation)
@@ -171,6 +190,16 @@ class ShardServer:
 
     async def check_health(self) -> None:
         await self._store.check_health()
+
+
+def _gpu() -> Device:
+    device = find()
+    if device is None:
+        raise ValueError(
+            "--shard-gpus asks for a GPU and FAISS sees none here: install faiss-gpu in place of "
+            "faiss-cpu (pip install -e '.[gpu]'), or leave it out"
+        )
+    return device
 
 
 def _search(group: ShardGroup, vectors_QD: Vectors, wanted: Sequence[Wanted]) -> list[FoundInSlot]:

@@ -61,7 +61,7 @@ def _replicate(args: ServeArgs, first: Generations) -> ray.serve.Application:
         num_replicas=args.replicas,
         ray_actor_options={
             "num_cpus": args.encoder_cpus + args.shard_cpus,
-            "num_gpus": args.encoder_gpus,
+            "num_gpus": args.encoder_gpus + args.shard_gpus,
         },
         max_ongoing_requests=_TAKES_ALL,
         max_queued_requests=args.max_in_flight,
@@ -85,7 +85,7 @@ def _shard(args: ServeArgs, first: Generations) -> ray.serve.Application:
     shard = _deployment(ShardServer).options(
         num_replicas=args.replicas_per_shard,
         max_ongoing_requests=2 * CALLS_A_REPLICA * args.replicas_per_shard,
-        ray_actor_options={"num_cpus": args.shard_cpus},
+        ray_actor_options={"num_cpus": args.shard_cpus, "num_gpus": args.shard_gpus},
     )
     gateway = _deployment(Gateway).options(
         # One: limits, batches and metrics are those of the process that holds them.
@@ -100,7 +100,7 @@ def _shard(args: ServeArgs, first: Generations) -> ray.serve.Application:
         ledger,
         encoder.bind(ledger, args.encoder_cpus, args.query_precision),
         [
-            shard.options(name=name).bind(ledger, slot, count, args.shard_cpus)
+            shard.options(name=name).bind(ledger, slot, count, args.shard_cpus, args.shard_gpus > 0)
             for slot, name in enumerate(slots)
         ],
         *_reranker(args, ledger),

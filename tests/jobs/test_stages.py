@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import jobs.index as index_module
 from bixse.artifacts import Artifact, ArtifactError
 from bixse.candidates.settings import Pools
 from bixse.models.encoder import Encoder
@@ -21,7 +22,7 @@ from bixse.retrieval.settings import Lexical, Retrieval
 from bixse.retrieval.shard import Shard
 from bixse.retrieval.sources import shard_of
 from jobs.embed import embed
-from jobs.index import index
+from jobs.index import index, task_options
 from jobs.ingest import Ingested, ingest
 from jobs.pair import pair
 from jobs.recipe import Ingest, Placement
@@ -201,6 +202,36 @@ def test_codes_are_trained_once_tuned_and_built_once(
     before = (out / "shard-00000" / "index.faiss").stat().st_mtime_ns
     assert made().fingerprint == first.fingerprint
     assert (out / "shard-00000" / "index.faiss").stat().st_mtime_ns == before
+
+
+def test_only_what_faiss_does_on_a_gpu_waits_for_one(
+    data: Ingested,
+    encoder: str,
+    embeddings: Artifact,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    asked: list[float] = []
+
+    def without(placement: Placement, on_gpu: bool) -> dict[str, Any]:
+        """As asked, on a machine that has none to give."""
+        options = task_options(placement, on_gpu)
+        asked.append(options.pop("num_gpus", 0))
+        return options
+
+    monkeypatch.setattr(index_module, "task_options", without)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    wanted = Retrieval(structure="ivf_flat", nlist=16, nprobe=4, truth_queries=5)
+    placement = Placement(gpus_per_actor=0.5)
+    out = str(tmp_path / "index")
+    made = index(embeddings, data.corpus, [], encoder, wanted, placement, out)
+    assert asked == [0.5, 0.5, 0], "train, index, tune"
+    assert made.manifest.device == "cpu"
+    assert "FAISS saw no GPU where the index was built" in caplog.text
+    same = index(embeddings, data.corpus, [], encoder, wanted, PLACEMENT, str(tmp_path / "same"))
+    assert same.fingerprint == made.fingerprint
+    assert asked[3:] == [0, 0, 0]
 
 
 def test_a_generation_leaves_out_what_is_deleted(

@@ -51,6 +51,12 @@ def test_rays_token(tmp_path):
     assert any("no Ray token for the cluster" in f for f in sentences("fault", elsewhere))
 
 
+def test_shards_on_a_gpu_need_its_faiss():
+    assert any("--shard-gpus" in w for w in sentences("warning", shard_gpus=1))
+    assert sentences("warning", versions={**NOW, "faiss-gpu": "1.15.1"}, shard_gpus=1) == []
+    assert sentences("warning") == []
+
+
 @pytest.mark.parametrize("hole", HOLES, ids=lambda hole: f"{hole.package}-{hole.source}")
 def test_each_known_hole_is_found_below_its_fix_and_not_from_it_on(hole):
     fixed = ".".join(map(str, hole.fixed))
