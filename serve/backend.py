@@ -129,7 +129,10 @@ class Local:
         self, generation: Generation, role: Role, texts: list[str], deadline: float
     ) -> EncodedBatch:
         left = deadline - asyncio.get_running_loop().time()
-        return await self.encoder.encode(generation.number, texts, role, left)
+        try:
+            return await self.encoder.encode(generation.number, texts, role, left)
+        except NotHeld as error:
+            raise Unavailable("the encoder is not running") from error
 
     async def search(
         self,

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from serve.query_encoder import encode_now
+from serve.encoder_process import encode_now
 
 
 def test_vectors_do_not_depend_on_the_company(encoder):
