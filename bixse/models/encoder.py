@@ -195,8 +195,8 @@ class Encoder:
         self._rounded = True
 
     def _turn(self) -> None:
-        """Lay weights out as they are multiplied. BLAS would turn them over at each call, which is a
-        seventh of the time of a query alone, and nothing of a large batch's."""
+        """Lay weights out as they are multiplied. BLAS would turn them over at each call: a seventh
+        of the time of a query alone, nothing of a large batch's."""
         import torch
 
         for module in self.model.modules():
