@@ -142,24 +142,26 @@ class Front:
 
     async def _gate(self, candidate: Generation) -> str | None:
         """Why a loaded generation must not be turned to."""
-        problem = recall_problem(candidate.index, self._args.least_recall)
+        args = self._args
+        problem = recall_problem(candidate.index, args.least_recall)
         if problem is not None:
             return problem
         lane = self._lane(candidate)
         problem = await lane.canary()
-        queries, judgments = self._args.gate_queries, self._args.gate_judgments
+        queries, judgments = args.gate_queries, args.gate_judgments
         if problem is not None or queries is None or judgments is None:
             return problem
         with self.pinned() as current:
             try:
-                most = self._args.max_queries
-                now = await heldout_ndcg(current, queries, judgments, most)
-                then = await heldout_ndcg(lane, queries, judgments, most)
+                most = max(1, min(args.max_queries, args.max_hits // args.gate_rerank))
+                asked = (queries, judgments, most, args.gate_rerank)
+                now = await heldout_ndcg(current, *asked)
+                then = await heldout_ndcg(lane, *asked)
             except TimeoutError:
                 return "the held-out queries were not all answered in time"
             except ValueError as error:
                 return str(error)
-        return ndcg_problem(now, then, self._args.gate_ndcg_drop)
+        return ndcg_problem(now, then, args.gate_ndcg_drop)
 
     async def _ask_ledger(self, method: str, *ask: Any) -> Outcome:
         try:

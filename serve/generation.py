@@ -150,8 +150,28 @@ def recall_problem(index: ServedIndex, least: float) -> str | None:
     return None
 
 
-def ndcg_problem(now: float, then: float, most_lost: float) -> str | None:
-    """Why nDCG@10 on the held-out judgments, `now` served and `then` if changed, does not do."""
-    if then < now - most_lost:
-        return f"nDCG@10 would fall from {now:.4f} to {then:.4f}, by more than {most_lost:g}"
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """nDCG@10 of one generation on the held-out judgments."""
+
+    found: float
+    """Of what the search finds: what requests without `rerank` get."""
+    reranked: float | None = None
+    """Of that in the reranker's order; None where there is no reranker."""
+
+
+def ndcg_problem(now: HeldOut, then: HeldOut, most_lost: float) -> str | None:
+    """Why what is measured, `now` served and `then` if changed, does not do.
+
+    Each of the two orders must hold its own: a request chooses which it gets.
+    """
+    orders = [("", now.found, then.found)]
+    if now.reranked is not None and then.reranked is not None:
+        orders.append((" of reranked hits", now.reranked, then.reranked))
+    for order, before, after in orders:
+        if after < before - most_lost:
+            return (
+                f"nDCG@10{order} would fall from {before:.4f} to {after:.4f}, by more than "
+                f"{most_lost:g}"
+            )
     return None

@@ -2,9 +2,11 @@
 
 import asyncio
 from collections import defaultdict
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bixse.artifacts import Artifact, ArtifactError
+from serve.generation import HeldOut
 from serve.messages import RefusedText, Wanted
 
 if TYPE_CHECKING:
@@ -32,29 +34,51 @@ def read_judged(queries: str, judgments: str) -> tuple[dict[str, str], dict[str,
     return texts, dict(judged)
 
 
-async def heldout_ndcg(lane: "Lane", queries: str, judgments: str, batch: int) -> float:
-    """Mean nDCG@10 over the judged queries.
+async def heldout_ndcg(
+    lane: "Lane", queries: str, judgments: str, batch: int, depth: int
+) -> HeldOut:
+    """Mean nDCG@10 over the judged queries; where the generation has a reranker, of its order of
+    the first `depth` hits too.
 
-    Raises ArtifactError as `read_judged`, TimeoutError, Unavailable; a ranking that lacks a shard
-    is no measurement and raises TimeoutError too.
+    Raises ArtifactError as `read_judged`, and when the reranker gives no scores; TimeoutError,
+    Unavailable. A ranking that lacks a shard is no measurement and raises TimeoutError too.
     """
     from bixse.evaluation.metrics import ndcg
 
     texts, judged = await asyncio.to_thread(read_judged, queries, judgments)
-    ids, total = sorted(texts), 0.0
+    ids, found, reranked = sorted(texts), 0.0, 0.0
+    reranks = lane.generation.reranker is not None
+    wanted = Wanted(depth, True) if reranks else Wanted(_K, False)
     for start in range(0, len(ids), batch):
         some = ids[start : start + batch]
-        deadline = asyncio.get_running_loop().time() + _WITHIN_S
         try:
-            answer = await lane.search([texts[i] for i in some], Wanted(_K, False), deadline)
+            answer = await lane.search([texts[i] for i in some], wanted, _deadline())
         except RefusedText as error:
-            raise ArtifactError(
-                f"query {some[error.position]} of {queries} cannot be encoded: {error.reason}"
-            ) from None
+            raise _unreadable(some[error.position], queries, error) from None
         if answer.coverage.degraded:
             raise TimeoutError
-        total += sum(
-            ndcg(found.hits, judged[query_id], _K)
-            for query_id, found in zip(some, answer.results, strict=True)
-        )
-    return total / len(ids)
+        for query_id, one in zip(some, answer.results, strict=True):
+            found += ndcg(one.hits, judged[query_id], _K)
+            if not reranks:
+                continue
+            alone = replace(answer, results=[one])
+            try:
+                # One at a time: requests of others want the reranker meanwhile.
+                second = await lane.rerank([texts[query_id]], alone, _K, _deadline())
+            except RefusedText as error:
+                raise _unreadable(query_id, queries, error) from None
+            if second.reranker is None:
+                reason = second.coverage.degraded[-1].reason
+                raise ArtifactError(
+                    f"the reranker gave no scores for query {query_id} of {queries} ({reason})"
+                )
+            reranked += ndcg(second.results[0].hits, judged[query_id], _K)
+    return HeldOut(found / len(ids), reranked / len(ids) if reranks else None)
+
+
+def _deadline() -> float:
+    return asyncio.get_running_loop().time() + _WITHIN_S
+
+
+def _unreadable(query_id: str, queries: str, error: RefusedText) -> ArtifactError:
+    return ArtifactError(f"query {query_id} of {queries} cannot be read: {error.reason}")

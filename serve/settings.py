@@ -130,7 +130,11 @@ class ServeArgs(Settings):
     gate_judgments: str | None = None
     """URL of a `judgments` artefact, held out from training."""
     gate_ndcg_drop: float = Field(default=0.02, ge=0, le=1)
-    """Most nDCG@10 on those judgments that a new generation may lose against the one served."""
+    """Most nDCG@10 on those judgments that a new generation may lose against the one served: of
+    what it finds and, with `--reranker`, of what that makes of it."""
+    gate_rerank: int = Field(default=50, ge=10)
+    """Hits of each held-out query that the reranker reads for that: the `rerank` of your requests.
+    It reads them one query at a time, beside those requests."""
 
     @model_validator(mode="after")
     def _tls_is_whole(self) -> "ServeArgs":

@@ -25,7 +25,7 @@ import pytest
 from bixse.artifacts import Artifact, begin
 from bixse.models.encoder import Encoder, resolve
 from bixse.models.settings import PACKAGED
-from bixse.records import CORPUS, Document, Hit, Kind, document_text
+from bixse.records import CORPUS, JUDGMENTS, QUERIES, Document, Hit, Kind, document_text
 from bixse.retrieval.lexical_shard import LEXICAL_DIR, Statistics, build_lexical, texts_of
 from bixse.retrieval.settings import Lexical, Retrieval
 from bixse.retrieval.shard import DOCUMENTS_FILE, Shard, build_shard
@@ -294,6 +294,48 @@ def reranker(tmp_path_factory: pytest.TempPathFactory, corpus: list[Document]) -
     words = {w for d in corpus for w in re.findall(r"\w+|[^\w\s]", f"{d.title} {d.text}".lower())}
     place = tmp_path_factory.mktemp("reranker")
     return save_tiny_cross_encoder(place, logits=1, words=sorted(words | {"where", "does", "x"}))
+
+
+@pytest.fixture(scope="session")
+def other_reranker(tmp_path_factory: pytest.TempPathFactory, reranker: Path) -> str:
+    """The reranker with the weights of its head turned round: nearly the reverse order."""
+    from safetensors.numpy import load_file, save_file
+
+    url = tmp_path_factory.mktemp("other") / "reranker"
+    shutil.copytree(reranker, url)
+    weights = load_file(url / "model.safetensors")
+    weights["classifier.weight"] = -weights["classifier.weight"]
+    save_file(weights, url / "model.safetensors", metadata={"format": "pt"})
+    return str(url)
+
+
+def save_heldout(place: Path, texts: dict[str, str]) -> dict[str, Path]:
+    """doc_id -> the text of a question whose only answer it is, as the flags of the gate."""
+    rows = {"queries": [], "judgments": []}
+    for number, (doc_id, text) in enumerate(texts.items()):
+        rows["queries"].append({"query_id": str(number), "text": text, "origin": "given"})
+        rows["judgments"].append(
+            {
+                "query_id": str(number),
+                "doc_id": doc_id,
+                "grade_probs": [0.0, 1.0],
+                "relevance": 1.0,
+                "judge": "human",
+                "prompt": "",
+                "origin": "human",
+            }
+        )
+    for kind, schema in (("queries", QUERIES), ("judgments", JUDGMENTS)):
+        draft = begin(str(place / kind), kind, config={}, inputs={})
+        assert not isinstance(draft, Artifact)
+        draft.write_part(0, pa.Table.from_pylist(rows[kind], schema=schema))
+        draft.finish(rows=len(texts))
+    return {f"gate-{kind}": place / kind for kind in rows}
+
+
+@pytest.fixture(scope="session")
+def make_heldout() -> Callable[..., dict[str, Path]]:
+    return save_heldout
 
 
 @pytest.fixture(scope="package")

@@ -26,7 +26,6 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from bixse.artifacts import begin
 from bixse.models.settings import PACKAGED
 
 QUESTIONS = ("which animal sleeps in winter by the coast", "Where does the raven feed?", "x")
@@ -180,32 +179,9 @@ def test_a_replica_dies_every_five_seconds_for_ten_minutes(tried, corpus, whole,
 
 
 @pytest.fixture(scope="module")
-def heldout(tmp_path_factory, corpus):
+def heldout(tmp_path_factory, corpus, make_heldout):
     """Each question's answer is the document that it was made from."""
-    from bixse.records import JUDGMENTS, QUERIES
-
-    place = tmp_path_factory.mktemp("heldout")
-    rows = {"queries": [], "judgments": []}
-    for number, document in enumerate(corpus[:20]):
-        rows["queries"].append({"query_id": str(number), "text": document.text, "origin": "given"})
-        rows["judgments"].append(
-            {
-                "query_id": str(number),
-                "doc_id": document.doc_id,
-                "grade_probs": [0.0, 1.0],
-                "relevance": 1.0,
-                "judge": "human",
-                "prompt": "",
-                "origin": "human",
-            }
-        )
-    import pyarrow as pa
-
-    for kind, schema in (("queries", QUERIES), ("judgments", JUDGMENTS)):
-        draft = begin(str(place / kind), kind, config={}, inputs={})
-        draft.write_part(0, pa.Table.from_pylist(rows[kind], schema=schema))
-        draft.finish(rows=20)
-    return {f"gate-{kind}": place / kind for kind in rows}
+    return make_heldout(tmp_path_factory.mktemp("heldout"), {d.doc_id: d.text for d in corpus[:20]})
 
 
 @pytest.fixture(scope="module", params=["shard", pytest.param("replicate", marks=pytest.mark.slow)])

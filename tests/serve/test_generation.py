@@ -7,6 +7,7 @@ import pytest
 
 from serve.generation import (
     Generations,
+    HeldOut,
     Report,
     failure,
     ndcg_problem,
@@ -82,8 +83,13 @@ def test_gates():
     assert recall_problem(index_named("a", 0.95), 0.9) is None
     assert "below 0.9000" in recall_problem(index_named("a", 0.85), 0.9)
     assert "does not say" in recall_problem(index_named("a", None), 0.0)
-    assert ndcg_problem(0.50, 0.49, 0.02) is None
-    assert "from 0.5000 to 0.4700" in ndcg_problem(0.50, 0.47, 0.02)
+    assert ndcg_problem(HeldOut(0.50), HeldOut(0.49), 0.02) is None
+    assert "from 0.5000 to 0.4700" in ndcg_problem(HeldOut(0.50), HeldOut(0.47), 0.02)
+    now = HeldOut(0.50, 0.60)
+    assert ndcg_problem(now, HeldOut(0.49, 0.59), 0.02) is None
+    said = ndcg_problem(now, HeldOut(0.55, 0.40), 0.02)
+    assert said.startswith("nDCG@10 of reranked hits would fall from 0.6000 to 0.4000")
+    assert "nDCG@10 would fall" in ndcg_problem(now, HeldOut(0.40, 0.60), 0.02)
 
 
 def test_a_new_ledger_is_told_by_its_followers_what_held():

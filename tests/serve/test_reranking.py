@@ -38,19 +38,6 @@ def model(reranker) -> Reranker:
     return Reranker.load(str(reranker), "cpu")
 
 
-@pytest.fixture(scope="module")
-def other_reranker(tmp_path_factory, reranker) -> str:
-    """The reranker with the weights of its head turned round: nearly the reverse order."""
-    from safetensors.numpy import load_file, save_file
-
-    url = tmp_path_factory.mktemp("other") / "reranker"
-    shutil.copytree(reranker, url)
-    weights = load_file(url / "model.safetensors")
-    weights["classifier.weight"] = -weights["classifier.weight"]
-    save_file(weights, url / "model.safetensors", metadata={"format": "pt"})
-    return str(url)
-
-
 def hits_and_documents(*doc_ids: str) -> Found:
     hits = [Hit(doc_id, 0.9 - 0.1 * n, n + 1) for n, doc_id in enumerate(doc_ids)]
     return Found(hits, [Document(doc_id, "", f"text of {doc_id}") for doc_id in doc_ids])
