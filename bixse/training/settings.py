@@ -50,8 +50,8 @@ class Training(Settings):
     query_tokens: int = Field(default=64, ge=4)
     """Longest query; the rest is cut."""
     document_tokens: int = Field(default=256, ge=4)
-    """Longest document; the rest is cut. A reranker reads both in `query_tokens` more, and cuts
-    the longer of the two first."""
+    """Longest document; the rest is cut. A reranker reads both in `query_tokens` more, cuts the
+    longer of the two first, and is saved to read no more from then on."""
     mix: tuple[str, ...] = ()
     """The `--out` (directories or URLs) of other runs, whose judgments are trained on beside this
     run's own: each batch is of one run, each run has its rows' share of the batches and a bias of

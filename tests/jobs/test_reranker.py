@@ -5,10 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from bixse.models.reranker import Reranker, load_reranker
+from bixse.reading.chunks import Texts, tokenise
+from bixse.training.gather import World
 from bixse.training.loop import Trained
 from bixse.training.objective_settings import LCE, PairBCE
+from bixse.training.scoring import RerankerScoring
 from bixse.training.settings import Training
 from jobs.recipes.bixse import bixse
 from jobs.recipes.reranking import lce
@@ -44,6 +48,37 @@ def test_sentence_transformers_loads_what_is_saved(
     wanted = ours if isinstance(objective, LCE) else 1 / (1 + np.exp(-ours))
     np.testing.assert_allclose(theirs, wanted, atol=1e-6)
     assert theirs.std() > 0.01
+
+
+def test_what_is_saved_reads_as_much_as_in_training(tmp_path: Path) -> None:
+    """Texts are cut at the same token when it is served; a start of a lower limit keeps that."""
+    from sentence_transformers import CrossEncoder
+
+    start = str(save_tiny_cross_encoder(tmp_path / "start", logits=1))
+    settings = Training(
+        objective=LCE(), docs_per_query=2, query_tokens=6, document_tokens=12, precision="float32"
+    )
+    trained = Trained(1.0, 0.0, (), [{"step": 1, "loss": 0.5, "seconds": 2.0}], [], 1)
+    query, *documents = texts(24, seed=1, longest=40)
+    pairs = [(query, document) for document in documents]
+    model = load_reranker(start, "cpu").eval()
+    module = RerankerScoring(model, settings.objective, World(), settings.precision)
+    read = tokenise(model, [Texts(pairs, "pair", module.longest(settings), len(pairs))])
+    wanted = module.ordered(torch.cat(list(module.made(read))), read.sides[0]).detach().squeeze(1)
+
+    export(model, settings, trained, tmp_path / "reranker")
+    saved = Reranker.load(str(tmp_path / "reranker"), "cpu")
+    np.testing.assert_allclose(saved.score(query, documents), wanted, atol=1e-5)
+    plain = CrossEncoder(str(tmp_path / "reranker"), device="cpu")
+    np.testing.assert_allclose(plain.predict(pairs), wanted, atol=1e-5)
+    assert max(saved.lengths(pairs)) == 18
+    whole = Reranker.load(start, "cpu")
+    assert max(whole.lengths(pairs)) > 18
+    assert np.abs(whole.score(query, documents) - wanted.numpy()).max() > 0.01
+
+    longer = Training(**{**settings.model_dump(), "document_tokens": 48})
+    export(load_reranker(str(tmp_path / "reranker"), "cpu"), longer, trained, tmp_path / "again")
+    assert max(Reranker.load(str(tmp_path / "again"), "cpu").lengths(pairs)) == 18
 
 
 @pytest.mark.slow
