@@ -10,6 +10,9 @@ that a slow one holds up nothing, and one that fails is left out from then on wi
 A run that goes on after an interruption is the same run there: its id is kept beside the
 checkpoints until the model is finished. What the loop shows of it first is all its steps so far
 (`Seen.lines`); a tracker takes those that it lacks, so that no step stands twice and none is lost.
+
+With `training.mix` a step's loss stands under its set's number too (`set_1/loss`); the parameter
+`sets.1` says which run that is.
 """
 
 import importlib.util
@@ -35,6 +38,9 @@ _log = logging.getLogger(__name__)
 
 DEV = "dev_ndcg_at_10"
 """MLflow allows no @ in a name."""
+
+_OF_A_SET = ("loss", "excess", "bias")
+"""What compares within a set of labels only."""
 
 _RUN = "tracked.json"
 _PROJECT = "bixse"
@@ -289,6 +295,9 @@ def _steps(seen: "Seen", last: int) -> dict[int, dict[str, float]]:
         step = int(line["step"])
         if step > last:
             steps[step] = {name: value for name, value in line.items() if name != "step"}
+            if "set" in line:
+                under = f"set_{int(line['set'])}"
+                steps[step] |= {f"{under}/{name}": line[name] for name in _OF_A_SET if name in line}
     for step, score in seen.dev:
         if step > last:
             steps.setdefault(step, {})[DEV] = score

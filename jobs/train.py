@@ -156,6 +156,9 @@ def train(
     run = Run(settings, labels, checkpoints, fingerprint, tuple(others))
     note, rows = Note(), turns.rows / turns.steps_per_epoch
     told = {**draft.config, "inputs": inputs}
+    if mix:
+        whose = [judgments.url, *(other.judgments.url for other in mix)]
+        told["sets"] = {str(number): url for number, url in enumerate(whose)}
     with (
         progress("train", int(turns.steps * rows), note) as advance,
         tracked(track, checkpoints, run.fingerprint, place.url, told) as tell,

@@ -174,7 +174,7 @@ def train_loop(
     dev = Dev()
     history = state.load(run.checkpoints, run.fingerprint, module, optimizer, METRICS, dev)
     refuse_unequal(len(history), world)
-    on_step(_seen(history, dev, 0))
+    on_step(_seen(history, dev, turns, 0))
     longest = module.longest(settings)
     longest = min(longest, model.max_seq_length or longest)
     compile_ = compiles(model, settings, turns.steps)
@@ -190,11 +190,8 @@ def train_loop(
     if merge is not None:
         merge()
     best = len(history) if dev.best_step is None else dev.best_step
-    curve = [_named(line) for line in history]
-    if run.mix:
-        curve = [{**line, "set": turns.turn(step)[0]} for step, line in enumerate(curve)]
     bias, *mix_bias = (module.biases(number)[0].item() for number in range(len(run.sets)))
-    return Trained(module.scale, bias, tuple(mix_bias), curve, dev.scores, best)
+    return Trained(module.scale, bias, tuple(mix_bias), _lines(history, turns, 0), dev.scores, best)
 
 
 def _steps(
@@ -216,7 +213,7 @@ def _steps(
     told = Notice.NONE
     if _due(0, settings, turns) and measure is not None and not dev.scores:
         dev.add(0, measure(), module)
-        on_step(_seen(history, dev, len(history)))
+        on_step(_seen(history, dev, turns, len(history)))
     if dev.is_over(settings.patience):
         return
     started = time.perf_counter()
@@ -255,7 +252,7 @@ def _steps(
         due = last or len(history) % settings.checkpoint_every == 0 or heard > told
         if due and (world.rank == 0 or module.sharded):
             save(history, dev, world.rank)
-        on_step(_seen(history, dev, len(history) - 1))
+        on_step(_seen(history, dev, turns, len(history) - 1))
         if last:
             return
         if heard is Notice.STOP:
@@ -269,13 +266,18 @@ def _due(steps: int, settings: Training, turns: Turns) -> bool:
     return every is not None and (steps % every == 0 or steps == turns.steps)
 
 
-def _seen(history: list[list[float]], dev: Dev, since: int) -> Seen:
-    return Seen(len(history), [_named(line) for line in history[since:]], list(dev.scores))
+def _seen(history: list[list[float]], dev: Dev, turns: Turns, since: int) -> Seen:
+    return Seen(len(history), _lines(history, turns, since), list(dev.scores))
 
 
-def _named(line: list[float]) -> dict[str, float]:
-    named = dict(zip(METRICS, line, strict=True))
-    return {name: int(value) if name in _COUNTS else value for name, value in named.items()}
+def _lines(history: list[list[float]], turns: Turns, since: int) -> list[dict[str, float]]:
+    """The steps after the first `since` by name; of several sets the number of each one's too."""
+    lines = []
+    for step, line in enumerate(history[since:], since):
+        named = dict(zip(METRICS, line, strict=True))
+        named = {name: int(value) if name in _COUNTS else value for name, value in named.items()}
+        lines.append(named if len(turns.plans) == 1 else {**named, "set": turns.turn(step)[0]})
+    return lines
 
 
 @torch.no_grad()

@@ -9,7 +9,8 @@ class Seen:
 
     steps: int
     lines: list[dict[str, float]]
-    """The `METRICS` (bixse.training.loop) of the steps since it was last shown; of a run that goes
-    on, first of all its steps so far."""
+    """The `METRICS` (bixse.training.loop) of the steps since it was last shown, and of a run on
+    several sets of labels the number of each step's `set`; of a run that goes on, first of all its
+    steps so far."""
     dev: list[tuple[int, float]]
     """(step, score) of every evaluation so far."""

@@ -172,6 +172,33 @@ def test_wandb_writes_every_step_of_a_run_offline(
     assert curve == [(step, pytest.approx(1 / step)) for step in range(1, 13)]
 
 
+def test_each_set_of_a_mix_has_a_loss_of_its_own(tmp_path: Path) -> None:
+    """Which set has its turn is drawn: odd steps of the first, the others of the second."""
+
+    def of_mix(step: int) -> dict[str, float]:
+        return {**line(step), "set": 1 - step % 2}
+
+    config = {**CONFIG, "sets": {"0": "runs/own/judgments", "1": "runs/other/judgments"}}
+    place = Place(f"{tmp_path}/out-checkpoints")
+    with tracked(["tensorboard"], place, "f", f"{tmp_path}/out", config) as tell:
+        tell(Seen(6, [of_mix(step) for step in range(1, 7)], []))
+    curves, params = event_files(tmp_path)
+    assert curves.keys() == {"loss", "pairs", "set", "set_0/loss", "set_1/loss"}
+    assert [step for step, _ in curves["loss"]] == [1, 2, 3, 4, 5, 6]
+    assert curves["set_0/loss"] == [(step, pytest.approx(1 / step)) for step in (1, 3, 5)]
+    assert curves["set_1/loss"] == [(step, pytest.approx(1 / step)) for step in (2, 4, 6)]
+    assert '"sets.1": "runs/other/judgments"' in params
+
+
+@pytest.mark.usefixtures("mlflow_at")
+def test_mlflow_takes_the_losses_of_sets(tmp_path: Path) -> None:
+    place = Place(f"{tmp_path}/out-checkpoints")
+    with tracked(["mlflow"], place, "f", f"{tmp_path}/out", CONFIG) as tell:
+        tell(Seen(1, [{**line(1), "set": 1}], []))
+    curves, _ = mlflow_store(tmp_path)
+    assert curves["loss"] == curves["set_1/loss"] == [(1, 1.0)]
+
+
 def test_a_new_run_at_the_same_place_is_another(tmp_path: Path) -> None:
     told("tensorboard", tmp_path, 0, 3)
     Place(f"{tmp_path}/out-checkpoints").clear()

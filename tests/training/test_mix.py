@@ -14,6 +14,7 @@ from bixse.training.gather import World, cells_of
 from bixse.training.gradients import batch_gradients
 from bixse.training.loop import Run, Trained, train_loop, turns_of
 from bixse.training.objective_settings import LCE, GradedBCE, Objective
+from bixse.training.seen import Seen
 from bixse.training.settings import Training
 from tests.encoders import save_tiny_encoder
 from tests.training import ranks
@@ -109,6 +110,20 @@ def test_every_set_learns_and_the_curve_says_whose_a_step_was(tmp_path: Path) ->
         excess = [line["excess"] for line in curve if line["set"] == number]
         epoch = len(excess) // 8
         assert sum(excess[-epoch:]) < 0.9 * sum(excess[:epoch]), number
+
+
+def test_what_is_shown_says_whose_a_step_was(tmp_path: Path) -> None:
+    """While it trains, and of the steps that an interrupted run has behind it."""
+    save_tiny_encoder(tmp_path)
+    settings = Training(batch_size=16, max_steps=8, precision="float32")
+    run = Run(settings, SETS[0], Place(str(tmp_path / "made")), "run", SETS[1:])
+    for shows in ([0] + [1] * 8, [8]):
+        shown: list[Seen] = []
+        model = load_model(str(tmp_path / "encoder"), "cpu")
+        history = train_loop(run, model, World(), shown.append).history
+        assert [len(seen.lines) for seen in shown] == shows
+        assert [line for seen in shown for line in seen.lines] == history
+    assert {line["set"] for line in history} == {0, 1, 2}
 
 
 @pytest.fixture(scope="module")
