@@ -1,16 +1,18 @@
 """Other runs' judgments, trained on beside a recipe's own: `training.mix`.
 
 A run is the directory that its `--out` named. Of what stands there training reads what that run
-would train on: the last of its judgments, and the queries and documents that they name. Its
-preferences and the calibration map that it may have trained through are not read.
+would train on: the last of its judgments, and the queries and documents that they name, through
+the calibration map that its own model was trained through, if any. Of a run that has trained none,
+judgments are read as stored. Its preferences are not read.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bixse.artifacts import Artifact
+from bixse.artifacts import BEGUN, MANIFEST, Artifact
 from bixse.evaluation.leakage import find_leaks
 from bixse.place import Place
 from bixse.training.settings import Training
@@ -33,6 +35,7 @@ class Supervision:
     """The given ones, then what was made."""
     corpus: Artifact
     documents: Artifact | None
+    calibration: Artifact | None = None
 
     def inputs(self, name: str) -> dict[str, str]:
         """Fingerprints of what training reads."""
@@ -43,6 +46,8 @@ class Supervision:
         }
         if self.documents is not None:
             found[f"{name}-documents"] = self.documents.fingerprint
+        if self.calibration is not None:
+            found[f"{name}-calibration"] = self.calibration.fingerprint
         return found
 
 
@@ -50,8 +55,8 @@ def open_run(url: str) -> Supervision:
     """What stands in a run's directory, or at its URL.
 
     Raises ValueError when there are no judgments, when one of the artefacts is unfinished or
-    damaged, and when a query of the run's own dev or test split was judged: it is kept to measure
-    by.
+    damaged, when the map that the run trained through stands elsewhere, and when a query of its own
+    dev or test split was judged: it is kept to measure by.
     """
     judgments = next((name for name in _JUDGMENTS if _is_there(url, name)), None)
     if judgments is None:
@@ -69,6 +74,7 @@ def open_run(url: str) -> Supervision:
             (given, *(queries for queries in more if queries is not None)),
             Artifact.open(f"{url}/corpus", "corpus"),
             made("documents", "documents"),
+            _calibration(url),
         )
         qrels = Artifact.open(f"{url}/qrels", "qrels")
     except ValueError as error:
@@ -83,7 +89,12 @@ def labels_of(run: Supervision, settings: Training, aside: Path) -> "Labels":
 
     try:
         labels = read_labels(
-            run.judgments, run.queries, run.corpus, documents=run.documents, aside=aside
+            run.judgments,
+            run.queries,
+            run.corpus,
+            run.calibration,
+            documents=run.documents,
+            aside=aside,
         )
         plan_of(labels, settings)
     except ValueError as error:
@@ -122,6 +133,34 @@ def _refusal(url: str, sentence: str) -> ValueError:
 def _is_there(url: str, name: str) -> bool:
     """Finished or begun."""
     return bool(Place(f"{url}/{name}").names())
+
+
+def _calibration(url: str) -> Artifact | None:
+    """The map that a run's model was trained through, or begun to be.
+
+    Raises ValueError when another, or none, stands in the run's directory.
+    """
+    wanted = None
+    for kind in ("encoder", "reranker"):
+        place = Place(f"{url}/{kind}")
+        if place.exists(MANIFEST):
+            inputs = Artifact.open(place.url, kind, verify=False).manifest.inputs
+        elif place.exists(BEGUN):
+            inputs = json.loads(place.read(BEGUN))["inputs"]
+        else:
+            continue
+        wanted = inputs.get("calibration", wanted)
+    if wanted is None:
+        return None
+    at = f"{url}/calibration"
+    found = Artifact.open(at, "calibration") if _is_there(url, "calibration") else None
+    if found is None or found.fingerprint != wanted:
+        stands = "nothing" if found is None else f"map {found.fingerprint}"
+        raise ValueError(
+            f"trained through calibration map {wanted}, and {stands} stands at {at}: copy the "
+            "map's directory there"
+        )
+    return found
 
 
 def _texts(artifacts: Sequence[Artifact], query_ids: set[str]) -> Iterator[tuple[str, str]]:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from bixse.artifacts import Artifact
+from bixse.artifacts import Artifact, begin
+from bixse.judging.calibration import FILE, KIND, Calibration, Isotonic, signers
+from bixse.records import JUDGMENTS
 from bixse.training.objective_settings import Combined, GradedBCE, PreferenceKL
 from bixse.training.settings import Training
 from jobs.mix import labels_of, open_run, refuse_held_out, refuse_repeated
@@ -17,6 +19,7 @@ from jobs.verbs import main
 from tests.encoders import save_tiny_encoder
 from tests.jobs.conftest import write_beir
 from tests.jobs.test_bad_input import sentence
+from tests.jobs.test_trackers import event_files
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -49,6 +52,7 @@ def words(place: Path, mix: Path) -> list[str]:
         "bixse", "--data", place / "own", "--out", place / "out", "--json",
         "--start", place / "start" / "encoder", "--training.mix", mix,
         "--training.batch-size", 8, "--training.epochs", 10, "--training.learning-rate", 1e-3,
+        "--track", "tensorboard",
     ]  # fmt: skip
     return list(map(str, line))
 
@@ -93,6 +97,11 @@ def test_both_sets_teach(place: Path, encoder: Artifact) -> None:
     # Momentum goes on while the other set has its turn.
     assert scale_bias["bias"] == pytest.approx(biases[0], abs=1e-2)
     assert scale_bias["mix_bias"] == [pytest.approx(biases[1], abs=1e-2)]
+    curves, params = event_files(place / "out")
+    for number in (0, 1):
+        shown = [(line["step"], line["loss"]) for line in curve if line["set"] == number]
+        assert curves[f"set_{number}/loss"] == [(step, pytest.approx(loss)) for step, loss in shown]
+    assert f'"sets.1": "{other.url}"' in params
 
 
 def test_a_moved_run_is_the_same_and_another_is_refused(
@@ -148,6 +157,44 @@ def test_a_later_stage_s_judgments_and_made_queries_are_read(place: Path, tmp_pa
     assert found.judgments.url.endswith("/judgments-verified")
     assert [queries.url.rpartition("/")[2] for queries in found.queries] == ["queries", "synthetic"]
     assert len(found.inputs("mix-3")) == 4
+
+
+def test_a_run_s_judgments_are_read_through_the_map_it_trained_through(
+    place: Path, tmp_path: Path
+) -> None:
+    run_ = tmp_path / "run"
+    shutil.copytree(place / "judged", run_)
+    stored = open_run(str(run_))
+    scale = stored.judgments.manifest.extra["scale"]["values"]
+
+    def save_map(top: float) -> Artifact:
+        """Puts `top` in place of the highest relevance."""
+        shutil.rmtree(run_ / "calibration", ignore_errors=True)
+        signed = signers(stored.judgments.table(JUDGMENTS.names))
+        map_ = Isotonic(judged=(0.0, 1.0), human=(0.0, top))
+        made = Calibration(map=map_, signed=signed, scale=scale, pairs=2, queries=1)
+        draft = begin(str(run_ / "calibration"), KIND, config={"top": top}, inputs={})
+        draft.write_file(FILE, made.model_dump_json().encode())
+        return draft.finish(rows=2)
+
+    calibration = save_map(0.5)
+    before = labels_of(open_run(str(run_)), Training(), tmp_path)
+    assert open_run(str(run_)).calibration is None, "a map that no model was trained through"
+
+    inputs = {"calibration": calibration.fingerprint}
+    draft = begin(str(run_ / "encoder"), "encoder", config={}, inputs=inputs)
+    for _ in ("begun", "finished"):
+        found = open_run(str(run_))
+        assert found.inputs("mix-0")["mix-0-calibration"] == calibration.fingerprint
+        after = labels_of(found, Training(), tmp_path)
+        assert after.relevance_P == pytest.approx(before.relevance_P / 2)
+        draft.finish(rows=1)
+    assert after.relevance_P.max() > 0
+
+    other = save_map(0.25)
+    refused(run_, f"through calibration map {calibration.fingerprint}, and map {other.fingerprint}")
+    shutil.rmtree(run_ / "calibration")
+    refused(run_, "and nothing stands at .*/calibration: copy the map's directory there")
 
 
 def test_what_teaches_nothing_is_refused_by_name(place: Path, tmp_path: Path) -> None:
