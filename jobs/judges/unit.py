@@ -185,18 +185,22 @@ class _Budgeted:
     def _once_more(self, pair: Asked, well: Asked | None) -> Answers:
         """Of a pair that the judge failed on alone: an answer, or a rejection where it fails again
         and still answers `well`. Raises what it failed with where the judge is what is broken."""
-        try:
-            return self._judge()([pair])
-        except (ValueError, OSError):
-            raise
-        except Exception as error:
-            # Only of a judge that answers another pair is it known that this pair is the reason.
-            if well is None:
+        assert self._trying is not None
+        # Noted until `well` is answered: a worker that dies of what the pair left dies of the pair.
+        with self._trying.pair(pair) as fatal:
+            try:
+                return Answers([fatal]) if fatal else self._judge()([pair])
+            except (ValueError, OSError):
                 raise
-            spent = self._judge()([well]).usage
-            said = (str(error).strip() or type(error).__name__).splitlines()[0]
-            reason = f"the judge failed twice on this pair alone: {said}"
-            return Answers([Rejection(reason, query_id=pair.query_id, doc_id=pair.doc_id)], spent)
+            except Exception as error:
+                # Only of a judge that answers another pair is it known that this one is the reason.
+                if well is None:
+                    raise
+                spent = self._judge()([well]).usage
+                said = (str(error).strip() or type(error).__name__).splitlines()[0]
+                reason = f"the judge failed twice on this pair alone: {said}"
+                refused = Rejection(reason, query_id=pair.query_id, doc_id=pair.doc_id)
+                return Answers([refused], spent)
 
     def _within_budget(
         self, asked: Sequence[Asked], ask: Callable[[Sequence[Asked]], Answers]

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -110,9 +111,41 @@ class PoisonedJudge(LengthJudge):
         return super().__call__(asked)
 
 
-def test_a_pair_that_kills_every_judge_is_rejected_and_the_rest_judged(tmp_path: Path) -> None:
-    """Once with its unit, twice by itself; the other units' grades are as ever."""
-    texts = {f"d{n}": "poison" if n == 6 else "word " * n for n in range(12)}
+class RelapsingJudge(PoisonedJudge):
+    """Fails on that passage, and dies when it is asked it alone once more.
+
+    Of `poison twice` it fails then too, and dies of whatever comes next.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._failed = 0
+
+    def __call__(self, asked: Sequence[Asked]) -> Answers:
+        passages = " ".join(pair.passage for pair in asked)
+        if "poison" in passages:
+            self._failed += len(asked) == 1
+            if len(asked) > 1 or self._failed <= 1 + ("twice" in passages):
+                raise RuntimeError("device-side assert")
+        elif self._failed == 2:
+            asked = [replace(asked[0], passage="poison")]
+        return super().__call__(asked)
+
+
+@pytest.mark.parametrize(
+    ("kind", "poison", "deaths"),
+    [
+        # Once with its unit, twice by itself.
+        (PoisonedJudge, "poison", ["4", "1", "1"]),
+        pytest.param(RelapsingJudge, "poison", ["1", "1"], marks=pytest.mark.slow),
+        (RelapsingJudge, "poison twice", ["1", "1"]),
+    ],
+)
+def test_a_pair_that_kills_every_judge_is_rejected_and_the_rest_judged(
+    tmp_path: Path, kind: type[PoisonedJudge], poison: str, deaths: list[str]
+) -> None:
+    """The other units' grades are as ever."""
+    texts = {f"d{n}": poison if n == 6 else "word " * n for n in range(12)}
     corpus, queries = (
         corpus_of(tmp_path / "corpus", texts),
         queries_of(tmp_path / "q", {"q": "tea"}),
@@ -123,7 +156,7 @@ def test_a_pair_that_kills_every_judge_is_rejected_and_the_rest_judged(tmp_path:
     given = artifact(tmp_path / "pairs", "pairs", rows, PAIRS)
     draft = begin(str(tmp_path / "out"), "judgments", config={}, inputs={})
     assert isinstance(draft, Draft)
-    judge = replace(judge_of(tmp_path / "log"), build=PoisonedJudge)
+    judge = replace(judge_of(tmp_path / "log"), build=kind)
     store, trying = str(tmp_path / "labels"), str(tmp_path / "trying")
     run_units(
         draft, row_units(given, 4), JudgeUnit, (queries, corpus, judge, store, None, trying),
@@ -136,7 +169,7 @@ def test_a_pair_that_kills_every_judge_is_rejected_and_the_rest_judged(tmp_path:
         "d6": "the judge died 2 times while it was asked this pair alone",
     }
     assert made.table()["doc_id"].to_pylist() == [d for d in texts if d not in ("d0", "d6")]
-    assert (tmp_path / "log-deaths").read_text().split() == ["4", "1", "1"]
+    assert (tmp_path / "log-deaths").read_text().split() == deaths
     assert 1 + DEATHS <= RESTARTS  # Or it would not have come to the rejection.
     # A death may come while another thread writes its note: what is half-written counts for none.
     left = [path.name for path in Path(trying).iterdir() if path.suffix != ".tmp"]
