@@ -150,10 +150,9 @@ class ServeArgs(Settings):
         if self.profile == "fast":
             wanted |= {
                 "RAY_SERVE_ENABLE_HA_PROXY": "1",
+                # One event loop a replica, health checks included: what blocks is on threads and in
+                # processes of our own.
                 "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-                # Throughput-optimised Ray would run encoder and search on the event loop of its
-                # health checks; ours run on threads of their own anyway.
-                "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "1",
                 "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(int(self.max_timeout_ms / 1e3) + 30),
                 # The program that starts all is not in a loop when it asks the ledger to drain.
                 ROUTER_LOOP: "1",
