@@ -127,20 +127,24 @@ def summary(turns: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
 def take_turn(options: Options, system: System) -> dict[str, float]:
     import torch
 
-    from bixse.models.encoder import Encoder
+    from bixse.models.encoder import Encoder, load_model
     from bixse.precision import autocast
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    # In bfloat16 on a GPU, for both.
-    encoder = Encoder.load(options.start, options.device)
     texts = documents_of(options)
+    if system == "bixse":
+        encoder = Encoder.load(options.start, options.device)
+    else:
+        # As `Encoder.load` has it, without what it changes for speed.
+        model = load_model(options.start, options.device)
+        model = model.bfloat16() if options.device == "cuda" else model.float()
 
     def encode(some: Sequence[str]) -> np.ndarray[Any, Any]:
         if system == "bixse":
             return encoder.encode(some, "document")
-        with autocast(encoder.model.device):
-            return encoder.model.encode_document(
+        with autocast(model.device):
+            return model.encode_document(
                 list(some),
                 batch_size=int(system.removeprefix("batch-")),
                 normalize_embeddings=True,

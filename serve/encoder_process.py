@@ -119,7 +119,7 @@ def _end(process: "subprocess.Popen[bytes]", socket: "AnyConnection") -> None:
 def encode_now(encoder: Encoder, texts: Sequence[str], role: Role) -> EncodedBatch:
     """Encode in this process. A batch that fails is halved until the guilty are alone."""
     try:
-        return EncodedBatch(encoder.encode(texts, role), _count_tokens(encoder, texts))
+        return EncodedBatch(encoder.encode(texts, role), _count_tokens(encoder, texts, role))
     except (ValueError, TypeError, IndexError) as error:
         if len(texts) == 1:
             void_1D = np.zeros((1, encoder.dim), np.float32)
@@ -134,9 +134,15 @@ def encode_now(encoder: Encoder, texts: Sequence[str], role: Role) -> EncodedBat
     )
 
 
-def _count_tokens(encoder: Encoder, texts: Sequence[str]) -> list[int]:
+def _count_tokens(encoder: Encoder, texts: Sequence[str], role: Role) -> list[int]:
     """Tokens that the model reads of each text, after truncation, without its prompt."""
+    from bixse.reading.ragged import Ragged
+    from bixse.reading.tokenising import tokenised
+
     model = encoder.model
+    read = tokenised(model, texts, role, prompt=None, max_tokens=None)
+    if isinstance(read, Ragged):
+        return [int(length) for length in read.length_N]
     ids = model.tokenizer(list(texts), truncation=True, max_length=model.max_seq_length)
     return [len(row) for row in ids["input_ids"]]
 
