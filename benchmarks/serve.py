@@ -2,18 +2,18 @@
 
     python -m benchmarks.serve --json                    # 100,000 documents, 3 rounds
     python -m benchmarks.serve --quick --json            # 20,000, one round, about five minutes
-    python -m benchmarks.serve --rows 1000000 --rounds 1 --corpus-dir DIR --peers-dir DIR2
+    python -m benchmarks.serve --rows 1000000 --encoded 100000 --structure ivf_flat --corpus-dir DIR
 
-Documents are made of the words of Python's documentation and encoded once; queries are others of
-their kind. Every system encodes each query with the same weights and gives ten documents. The limit
-is this process: batches of `clients` queries through `Encoder` and `Shard`, no HTTP. Up to 50,000
-documents search is exact, but for Chroma's HNSW. Beyond, bixse, the limit and plain Ray Serve share
-one FAISS graph tuned to recall@10 .95 (or `--structure`), txtai and Chroma take what they take by
-themselves, and the recall of each is given. In a round
-each server is started, warmed, asked by `clients` clients and by one, in a closed loop from a
-process of its own, and stopped; medians over the rounds. Recall is against exact search by vectors
-in float32. Load, servers and their proxies share the machine's cores: `load_cores` says how much of
-one the load took.
+Documents are made of the words of Python's documentation and encoded once (with `--encoded`, the
+first so many: vectors of the others are made up around theirs); queries are others of their kind.
+Every system encodes each query with the same weights and gives ten documents. The limit is this
+process: batches of `clients` queries through `Encoder` and `Shard`, no HTTP. Up to 50,000 documents
+search is exact, but for Chroma's HNSW. Beyond, bixse, the limit and plain Ray Serve share one FAISS
+index (a graph, or `--structure`) tuned to recall@10 .95, txtai and Chroma take what they take by
+themselves, and the recall of each is given. In a round each server is started, warmed, asked by
+`clients` clients and by one, in a closed loop from a process of its own, and stopped; medians over
+the rounds. Recall is against exact search by vectors in float32. Load, servers and their proxies
+share the machine's cores: `load_cores` says how much of one the load took.
 """
 
 import json
@@ -52,6 +52,8 @@ class Options:
 
     rows: int = 100_000
     """Documents."""
+    encoded: int | None = None
+    """Documents that are encoded, all when unset: a million take two cores about an hour."""
     encoder: str = PACKAGED
     """Encoder of every system."""
     threads: int = 2
@@ -89,7 +91,7 @@ def main() -> None:
         place.mkdir(parents=True, exist_ok=True)
         few = options.rows <= EXACT_BELOW
         structure = options.structure or ("exact" if few else "hnsw")
-        corpus = made(options.rows, options.encoder, place, structure)
+        corpus = made(options.rows, options.encoder, place, structure, options.encoded)
         peers = Path(options.peers_dir or Path(folder) / "peers").resolve()
         peers.mkdir(parents=True, exist_ok=True)
         turns: dict[str, list[dict[str, float]]] = {}

@@ -43,9 +43,12 @@ class Corpus:
     truth: list[frozenset[str]]
 
 
-def made(rows: int, start: str, place: Path, structure: Whole) -> Corpus:
+def made(
+    rows: int, start: str, place: Path, structure: Whole, encoded: int | None = None
+) -> Corpus:
     """Documents, their vectors, an index of one shard, queries and the truth.
 
+    The first `encoded` documents are encoded, or all; vectors of the others lie around theirs.
     What stands at `place` from an earlier call is taken as it is.
     """
     from pydoc_data.topics import topics
@@ -58,9 +61,11 @@ def made(rows: int, start: str, place: Path, structure: Whole) -> Corpus:
     queries = [" ".join([*words[at : at + 4], str(rng.choice(words))]) for at in asked]
     encoder = Encoder.load(start, "cpu")
     if not (place / "vectors.npy").exists():
-        print(f"encoding {rows} documents", file=sys.stderr, flush=True)
+        first = texts[:encoded]
+        print(f"encoding {len(first)} documents", file=sys.stderr, flush=True)
         (place / "texts.json").write_text(json.dumps(texts))
-        np.save(place / "encoded.npy", encoder.encode(texts, "document"))
+        vectors_ND = encoder.encode(first, "document")
+        np.save(place / "encoded.npy", _with_neighbours(vectors_ND, rows, rng))
         (place / "encoded.npy").rename(place / "vectors.npy")
     vectors_ND = np.load(place / "vectors.npy")
     vectors_QD = encoder.encode(queries, "query")
@@ -69,6 +74,7 @@ def made(rows: int, start: str, place: Path, structure: Whole) -> Corpus:
     found = flat.search(vectors_QD, K)[1].tolist()
     truth = [frozenset(f"{row:09d}" for row in row_numbers) for row_numbers in found]
     config = {"rows": rows, "encoder": encoder.fingerprint, "structure": structure}
+    config |= {} if encoded is None else {"encoded": encoded}
     index = begin(str(place / "index"), "index", config=config, inputs={})
     if not isinstance(index, Artifact):
         print(f"building {structure} over {rows} documents", file=sys.stderr, flush=True)
@@ -83,6 +89,17 @@ def made(rows: int, start: str, place: Path, structure: Whole) -> Corpus:
             index.add_directory(Path(local), under="shard-00000/")
         index = index.finish(rows=rows, extra=extra)
     return Corpus(place, index, queries[:_ASKED], truth[:_ASKED])
+
+
+def _with_neighbours(vectors_ND: np.ndarray, rows: int, rng: np.random.Generator) -> np.ndarray:
+    """As many vectors as `rows`: those beyond the given ones are these again, moved by a third."""
+    count, dim = vectors_ND.shape
+    every = vectors_ND[np.arange(rows) % count]
+    for start in range(count, rows, count):
+        moved = every[start : start + count]
+        moved += rng.standard_normal(moved.shape, np.float32) / np.float32(3 * dim**0.5)
+        moved /= np.linalg.norm(moved, axis=1, keepdims=True)
+    return every
 
 
 def _shard(

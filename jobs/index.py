@@ -263,11 +263,13 @@ class _Run:
     def build(self, settings: Retrieval) -> list[dict[str, Any]]:
         shards = range(settings.shards or 1)
         dim = int(self.vectors_QD.shape[1])
-        asked = (dim, self._asked, settings, self._on_gpu)
+        # The CPU builds a graph: no GPU is kept waiting for it.
+        on_gpu = self._on_gpu and settings.structure != "hnsw"
+        asked = (dim, self._asked, settings, on_gpu)
         todo = [(self.draft, self.source, number, *asked) for number in shards]
-        built = self._each(build_one, "index", todo, self._on_gpu)
+        built = self._each(build_one, "index", todo, on_gpu)
         made = [shard for shard in built if shard["used_gpu"] is not None]
-        if self._on_gpu and made and not any(shard["used_gpu"] for shard in made):
+        if on_gpu and made and not any(shard["used_gpu"] for shard in made):
             _log.warning("FAISS saw no GPU where the index was built: faiss-gpu is not there")
         return built
 
