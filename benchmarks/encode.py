@@ -3,9 +3,10 @@
     python -m benchmarks.encode --quick --json
     python -m benchmarks.encode --data ../shared/data/cranfield --start DIR --device cuda
 
-The same model, texts and precision for both: bfloat16 where the device has instructions for it
-(weights in bfloat16 on a GPU). bixse is `Encoder.encode`; sentence-transformers its
-`encode_document`, which sorts by length, at the fastest of four batch sizes. Each turn is a process
+The same model and texts for both, in bfloat16 where the device has instructions for it. bixse is
+`Encoder.encode`, on a CPU with weights and sums in float32; sentence-transformers its
+`encode_document`, which sorts by length, at the fastest of several settings: the batch size, and on
+a CPU weights in float32 (`batch-…`) or, less exact, in bfloat16 (`half-…`). Each turn is a process
 of its own; loading and the first batch do not count. Texts are those of `benchmarks.train`.
 
 It needs neither Ray nor vLLM nor FAISS.
@@ -17,6 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,10 +33,11 @@ from benchmarks.train import turn_of
 from bixse.models.settings import PACKAGED
 
 System = Literal[
-    "bixse", "batch-8", "batch-16", "batch-32", "batch-64", "batch-128", "batch-256", "batch-512",
+    "bixse", "batch-8", "batch-16", "batch-32", "batch-64", "half-16", "half-32",
+    "batch-128", "batch-256", "batch-512",
 ]  # fmt: skip
 RIVALS: dict[str, tuple[System, ...]] = {
-    "cpu": ("batch-8", "batch-16", "batch-32", "batch-64"),
+    "cpu": ("batch-8", "batch-16", "batch-32", "batch-64", "half-16", "half-32"),
     "cuda": ("batch-64", "batch-128", "batch-256", "batch-512"),
 }
 
@@ -138,15 +141,16 @@ def take_turn(options: Options, system: System) -> dict[str, float]:
     else:
         # As `Encoder.load` has it, without what it changes for speed.
         model = load_model(options.start, options.device)
-        model = model.bfloat16() if options.device == "cuda" else model.float()
+        half = options.device == "cuda" or system.startswith("half")
+        model = model.bfloat16() if half else model.float()
 
     def encode(some: Sequence[str]) -> np.ndarray[Any, Any]:
         if system == "bixse":
             return encoder.encode(some, "document")
-        with autocast(model.device):
+        with nullcontext() if half else autocast(model.device):
             return model.encode_document(
                 list(some),
-                batch_size=int(system.removeprefix("batch-")),
+                batch_size=int(system.split("-")[1]),
                 normalize_embeddings=True,
                 show_progress_bar=False,
             )

@@ -8,9 +8,10 @@ from bixse.retrieval.device import SCRATCH_BYTES
 from bixse.retrieval.settings import ON_GPU
 from serve.settings import ServeArgs, ServedIndex
 
-_RUNTIME_BYTES = 700 << 20
-"""Of a replica before it holds anything: Python, Ray, torch, FAISS. One that held MiniLM twice had
-825 MiB resident, 180 MiB of them weights; a gateway takes less."""
+_REPLICA_BYTES = 400 << 20
+"""Of a replica before it holds anything: Python, Ray, FAISS."""
+_MODEL_BYTES = 700 << 20
+"""Of a process that runs a model, beside its weights: Python, torch, transformers, a batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ def plan(args: ServeArgs, encoder: Path, reranker: Path | None = None) -> Plan:
     parts = _parts(args, weights, shards, searched)
     if reranker is not None:
         # One, whatever generation is served.
-        held = _RUNTIME_BYTES + _weights(reranker)
+        held = _MODEL_BYTES + _weights(reranker)
         cpus, gpus = args.reranker_cpus, args.reranker_gpus
         parts.append(Part("reranker", args.reranker_replicas, cpus, gpus, held, held, 0))
     measured = manifest.extra.get("latency_ms")
@@ -110,13 +111,14 @@ def _parts(
 ) -> list[Part]:
     vectors = sum(size for size, _ in shards.values())
     stored = sum(size for _, size in shards.values())
+    encoder = _MODEL_BYTES + weights
     if args.topology == "replicate":
         cpus, gpus = args.encoder_cpus + args.shard_cpus, args.encoder_gpus + args.shard_gpus
-        one, on_gpu = weights + vectors, vectors if searched else None
+        one, on_gpu = encoder + vectors, vectors if searched else None
         return [_part("replica", args.replicas, cpus, gpus, one, stored, on_gpu)]
     return [
         _part("gateway", 1, 1, 0, 0, 0),
-        _part("encoder", args.encoder_replicas, args.encoder_cpus, args.encoder_gpus, weights, 0),
+        _part("encoder", args.encoder_replicas, args.encoder_cpus, args.encoder_gpus, encoder, 0),
         *(
             _part(
                 name,
@@ -141,8 +143,8 @@ def _part(
     mapped: int,
     on_gpu: int | None = None,
 ) -> Part:
-    # Current, previous and candidate; Python, torch and FAISS once.
-    resident, changing = _RUNTIME_BYTES + held, _RUNTIME_BYTES + 3 * held
+    # Current, previous and candidate; Python, Ray and FAISS once.
+    resident, changing = _REPLICA_BYTES + held, _REPLICA_BYTES + 3 * held
     copied = 0 if on_gpu is None else 3 * (SCRATCH_BYTES + on_gpu)
     return Part(name, replicas, cpus, gpus, resident, changing, mapped, copied)
 

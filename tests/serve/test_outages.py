@@ -156,6 +156,24 @@ def test_not_ready_while_the_canary_has_no_answer(served, wait_until):
     wait_until(lambda: served.client.get("/readyz").status_code == 200, 30)
 
 
+def test_an_encoder_that_dies_is_started_again_in_its_replica(served, wait_until):
+    def ask() -> httpx.Response:
+        return served.search(query=QUESTIONS[0], k=20, timeout_ms=2000, include_text=False)
+
+    before, replica, statuses = ask().json()["hits"], served.replica("QueryEncoder"), []
+    (encoder,) = replica.children()
+    encoder.kill()
+
+    def answers() -> bool:
+        statuses.append(ask().status_code)
+        return statuses[-1] == 200
+
+    wait_until(answers, 60)
+    assert set(statuses) <= {200, 503, 504}
+    assert_same(ask().json()["hits"], before)
+    assert served.replica("QueryEncoder") == replica
+
+
 @pytest.mark.slow
 def test_a_killed_encoder_comes_back(served, wait_until):
     served.replica("QueryEncoder").kill()
