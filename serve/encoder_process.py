@@ -41,7 +41,7 @@ class EncoderProcess:
         self._process, self._socket, self.fingerprint = _started(self._asked)
 
     @property
-    def pid(self) -> int:
+    def process_id(self) -> int:
         return self._process.pid
 
     def encode(self, texts: Sequence[str], role: Role) -> EncodedBatch:

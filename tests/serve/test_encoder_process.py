@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,17 +54,17 @@ def test_vectors_are_those_of_the_encoder_here(process, start):
 
 def test_it_dies_under_a_batch_and_the_next_is_answered(process, start):
     before = process.encode(SOME, "query").vectors
-    pid = process.pid
-    psutil.Process(pid).suspend()
-    threading.Timer(0.3, os.kill, (pid, signal.SIGKILL)).start()
+    before_it_died = process.process_id
+    psutil.Process(before_it_died).suspend()
+    threading.Timer(0.3, os.kill, (before_it_died, signal.SIGKILL)).start()
     with pytest.raises(NotHeld, match="died, with -9"):
         process.encode(SOME, "query")
     assert np.array_equal(process.encode(SOME, "query").vectors, before)
-    assert process.pid != pid
+    assert process.process_id != before_it_died
 
     # It may not come back as another: its vectors would not be those of the index.
-    os.kill(process.pid, signal.SIGKILL)
-    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    os.kill(process.process_id, signal.SIGKILL)
+    os.waitid(os.P_PID, process.process_id, os.WEXITED | os.WNOWAIT)
     settings, moved = start / "sentence_bert_config.json", start / "aside"
     settings.rename(moved)
     try:
@@ -77,12 +78,14 @@ def test_it_dies_under_a_batch_and_the_next_is_answered(process, start):
 def test_it_ends_with_the_one_that_started_it(start):
     program = (
         "import sys, time; from serve.encoder_process import EncoderProcess;"
-        "print(EncoderProcess(sys.argv[1], 1).pid, flush=True); time.sleep(600)"
+        "held = EncoderProcess(sys.argv[1], 1);"
+        "print(held.process_id, flush=True); time.sleep(600)"
     )
     command = [sys.executable, "-c", program, str(start)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         encoder = psutil.Process(int(parent.stdout.readline()))
-        assert encoder.is_running()
+        time.sleep(1)
+        assert encoder.status() != psutil.STATUS_ZOMBIE
         parent.kill()
     encoder.wait(20)
