@@ -4,12 +4,12 @@
     python -m benchmarks.filtered --rows 100000 --dim 384 --shares 0.4 0.2 0.1 0.05
     python -m benchmarks.filtered --quick --json
 
-One shard a structure, searched among a random part of its rows in three ways: `alike` asks FAISS
-for the rows kept and looks no further than without a filter, `wider` looks at more in proportion,
-as `structures.parameters` has it, `all` compares every row kept, as `Shard` does for few. Recall@10
-is against exact search of the subset; milliseconds are the median of a query alone. Vectors are
-made up around topics, of which filters know nothing, or, with `--by-topic`, keep some whole: most
-queries then have their nearest documents filtered out.
+One shard a structure, searched among a part of its rows in four ways: `alike` asks FAISS for the
+rows kept and looks no further than without a filter, `wider` looks at more in proportion to the
+rows, `all` compares every row kept, and `served` is what `Shard` does (`retrieval/widening.py`).
+Recall@10 is against exact search of the subset; milliseconds are the median and the mean of a
+query alone. Vectors are made up around topics, of which filters know nothing, or, with
+`--by-topic`, keep some whole: most queries then have their nearest documents filtered out.
 """
 
 import json
@@ -20,6 +20,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import faiss
 import numpy as np
@@ -28,10 +29,12 @@ import tyro
 
 from bixse.records import CORPUS
 from bixse.retrieval import shard as shard_module
+from bixse.retrieval.building import build_shard
 from bixse.retrieval.metadata import Kept
 from bixse.retrieval.scoring import Vectors
 from bixse.retrieval.settings import Retrieval, Structure
-from bixse.retrieval.shard import Shard, build_shard
+from bixse.retrieval.shard import Shard
+from bixse.retrieval.widening import ALL, widths
 
 K = 10
 TOPICS = 200
@@ -84,12 +87,12 @@ def main() -> None:
                 {"structure": structure, "kept": share, "way": way}
                 | _measured(loaded, vectors, queries, draws < share, way)
                 for share in options.shares
-                for way in ("alike", "wider", "all")
+                for way in ("alike", "wider", "all", "served")
             ]
     for row in [] if options.json else results:
         print(
             f"{row['structure']:<9} {row['kept']:<6} {row['way']:<6} "
-            f"recall {row['recall']:.3f}  {row['ms']:.2f} ms"
+            f"recall {row['recall']:.3f}  {row['ms']:.2f} ms, mean {row['mean_ms']:.2f}"
         )
     if options.json:
         json.dump({"rows": options.rows, "results": results}, sys.stdout)
@@ -101,31 +104,30 @@ def _documents(rows: int) -> pa.Table:
 
 
 def _settings(structure: Structure) -> Retrieval:
-    return Retrieval(structure=structure, hnsw_m=16, ef_construction=80, ef_search=32, nprobe=8)
+    return Retrieval(
+        structure=structure, hnsw_m=16, ef_construction=80, ef_search=32, nprobe=8, refine_factor=16
+    )
 
 
 def _measured(
     loaded: Shard, vectors_ND: Vectors, queries_QD: Vectors, mask_N: Any, way: str
 ) -> dict[str, float]:
     kept = Kept.of(mask_N)
-    # `alike` says that all rows are kept where the width is decided.
-    shown = replace(kept, size=kept.count) if way == "alike" else kept
-    few = shard_module.FEW
-    shard_module.FEW = len(vectors_ND) if way == "all" else 0
+    fixed = {"alike": 1.0, "wider": kept.size / kept.count, "all": ALL}.get(way)
     scores_QN = np.where(mask_N, queries_QD @ vectors_ND.T, -np.inf)
     found, milliseconds = 0, []
-    try:
+    chosen = widths if fixed is None else lambda *_: np.array([fixed], np.float32)
+    with mock.patch.object(shard_module, "widths", chosen):
         for query, scores_N in zip(queries_QD, scores_QN, strict=True):
             true = set(np.argpartition(-scores_N, K)[:K].tolist())
             started = time.perf_counter()
-            rows, _ = loaded.search_rows(query[None], K, kept=shown)
+            rows, _ = loaded.search_rows(query[None], K, kept=kept)
             milliseconds.append((time.perf_counter() - started) * 1e3)
             found += len(true & set(rows[0].tolist()))
-    finally:
-        shard_module.FEW = few
     return {
         "recall": found / (K * len(queries_QD)),
         "ms": round(statistics.median(milliseconds), 3),
+        "mean_ms": round(statistics.mean(milliseconds), 3),
     }
 
 

@@ -35,11 +35,12 @@ import tyro
 
 from bixse.artifacts import Artifact
 from bixse.records import CORPUS, Hit
+from bixse.retrieval.building import build_shard
 from bixse.retrieval.exact import vectors_of
 from bixse.retrieval.group import ShardGroup
 from bixse.retrieval.measuring import point, watch
 from bixse.retrieval.settings import Retrieval, Search, Structure
-from bixse.retrieval.shard import Shard, build_shard
+from bixse.retrieval.shard import Shard
 from bixse.retrieval.structures import CODED, Counter, empty, parameters, resolve, trained, work
 from bixse.retrieval.tuning import Point, Requirements, grid, tune
 

@@ -19,9 +19,10 @@ import pyarrow as pa
 from bixse.artifacts import Artifact, begin
 from bixse.models.encoder import Encoder
 from bixse.records import CORPUS
+from bixse.retrieval.building import build_shard, write_search
 from bixse.retrieval.measuring import point, watch
 from bixse.retrieval.settings import Retrieval, Search
-from bixse.retrieval.shard import Shard, build_shard, write_search
+from bixse.retrieval.shard import Shard
 from bixse.retrieval.structures import resolve
 from bixse.retrieval.tuning import Point, Requirements, grid, relevant, tune
 

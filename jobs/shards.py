@@ -68,8 +68,8 @@ def build_one(
     # FAISS before torch would be loaded: one OpenMP runtime a process.
     import faiss
 
+    from bixse.retrieval.building import write_vectors
     from bixse.retrieval.device import find
-    from bixse.retrieval.shard import write_vectors
     from bixse.retrieval.sources import exact_hits, gather
     from bixse.retrieval.structures import empty
 

@@ -12,11 +12,12 @@ from typing import Any, get_args
 import pyarrow as pa
 
 from bixse.records import CORPUS
+from bixse.retrieval.building import build_shard
 from bixse.retrieval.device import Device
 from bixse.retrieval.measuring import doc_ids_of, point, watch
 from bixse.retrieval.scoring import Vectors
 from bixse.retrieval.settings import Retrieval, Search, Structure
-from bixse.retrieval.shard import Shard, build_shard
+from bixse.retrieval.shard import Shard
 from bixse.retrieval.structures import resident_bytes, resolve
 from bixse.retrieval.tuning import Point, Requirements, choose, grid, relevant, tune
 

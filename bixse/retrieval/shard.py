@@ -19,8 +19,9 @@ Shapes: Q queries, K hits, D dimensions, N documents, F rows that FAISS gives a 
 of a query. A row -1 is none.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,22 +31,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from bixse.records import CORPUS, Document, Hit, Kind, Metadata, documents_at
+from bixse.records import CORPUS, Document, Hit, documents_at
 from bixse.retrieval.device import Device, searchable, takes
-from bixse.retrieval.metadata import METADATA_FILE, Fields, Kept, write_metadata
+from bixse.retrieval.metadata import METADATA_FILE, Fields, Kept
 from bixse.retrieval.scoring import ROUNDING, Rows, Vectors, best, falling, joined, near
-from bixse.retrieval.settings import Retrieval, Search
-from bixse.retrieval.structures import (
-    CODED,
-    TRAINED,
-    Scan,
-    asked_search,
-    fill,
-    parameters,
-    read_index,
-    resolve,
-    trained,
-)
+from bixse.retrieval.settings import Search
+from bixse.retrieval.structures import Scan, parameters, read_index
+from bixse.retrieval.widening import ALL, widths
 
 INDEX_FILE = "index.faiss"
 VECTORS_FILE = "vectors.npy"
@@ -55,106 +47,14 @@ SEARCH_FILE = "search.json"
 
 _BLOCK = 8192
 
-FEW = 20_000
-"""Up to so many rows that a filter keeps, all are compared with the query: about 1 ms for each
-1,000 of 384 numbers, on one core. Of 100,000 rows HNSW is faster where more than about 3,000 are
-kept, IVF from 2,000 on; but they look near the query only. Where a filter keeps whole topics, and
-seldom the query's, HNSW found .2 of the best 10, IVF .7 to .8, at any share kept
-(`benchmarks.filtered --by-topic`): right is worth 20 ms."""
+_FAR = 8
+"""How many times more candidates of codes are scored again where all rows kept are compared: of
+whole topics that are not the query's, recall@10 of product codes rose from .71 to 1
+(`benchmarks.filtered --by-topic`)."""
 
 
-def build_shard(
-    directory: Path,
-    documents: pa.Table,
-    vectors_ND: Vectors,
-    settings: Retrieval,
-    template: faiss.Index | None = None,
-    metadata: Mapping[str, Metadata] | None = None,
-    kinds: Mapping[str, Kind] | None = None,
-    device: Device | None = None,
-) -> None:
-    """Write a shard of documents in any order into an existing directory.
-
-    `metadata` of documents by `doc_id`, in fields of these `kinds`.
-
-    A `template` is an empty index trained with these settings; without one the structure is decided
-    by, and trained on, these vectors alone.
-    Raises ValueError when vectors and documents differ in number, a `doc_id` stands twice, or there
-    are too few vectors to train on.
-    """
-    if len(vectors_ND) != documents.num_rows:
-        raise ValueError(f"{documents.num_rows} documents with {len(vectors_ND)} vectors")
-    doc_ids = np.asarray(documents["doc_id"].to_pylist(), dtype=object)
-    order = np.argsort(doc_ids, kind="stable")
-    if (doc_ids[order][1:] == doc_ids[order][:-1]).any():
-        raise ValueError("a doc_id stands twice in one shard")
-    vectors = np.ascontiguousarray(vectors_ND[order], np.float32)
-    if template is None:
-        settings = resolve(settings, *vectors_ND.shape)
-        template = trained(settings, vectors[: settings.train_rows], device)
-    write_vectors(directory, vectors, settings, template, device)
-    table = documents.select(CORPUS.names).take(pa.array(order)).cast(CORPUS)
-    write_documents(directory, table.to_batches(max_chunksize=4096))
-    known = metadata or {}
-    write_metadata(directory, [known.get(doc_id) for doc_id in doc_ids[order]], kinds or {})
-    if settings.structure in TRAINED or settings.structure == "hnsw":
-        write_search(directory, asked_search(settings))
-
-
-def write_vectors(
-    directory: Path,
-    vectors_ND: Vectors,
-    settings: Retrieval,
-    template: faiss.Index,
-    device: Device | None = None,
-) -> None:
-    """Write the structure of vectors that stand in the order of `doc_id`, a block at a time.
-
-    `vectors_ND` may be a memory-mapped array; `template` is trained and empty, and is filled.
-    """
-    fill(template, _blocks(vectors_ND), device)
-    if settings.structure == "ivf_flat":
-        lists: Any = template
-        lists.make_direct_map(True)
-    faiss.write_index(template, str(directory / INDEX_FILE))
-    if settings.structure in CODED:
-        _write_stored(directory, vectors_ND, settings.stored)
-
-
-def write_documents(directory: Path, batches: Iterable[pa.RecordBatch]) -> None:
-    """Write the stored fields; the batches must be in the order of `doc_id`."""
-    path = str(directory / DOCUMENTS_FILE)
-    with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, CORPUS) as writer:
-        for batch in batches:
-            writer.write_batch(batch)
-
-
-def write_search(directory: Path, search: Search) -> None:
-    (directory / SEARCH_FILE).write_text(search.model_dump_json())
-
-
-def _write_stored(directory: Path, vectors_ND: Vectors, stored: str) -> None:
-    shape = vectors_ND.shape
-    npy: Any = np.lib.format
-    out = npy.open_memmap(directory / VECTORS_FILE, "w+", dtype=stored, shape=shape)
-    scales = np.zeros(len(vectors_ND) if stored == "int8" else 0, np.float32)
-    start = 0
-    for block in _blocks(vectors_ND):
-        end = start + len(block)
-        if stored == "int8":
-            # Each row by its own largest number, so that nothing is clipped.
-            scales[start:end] = np.abs(block).max(axis=1) / 127
-            block = np.rint(block / np.maximum(scales[start:end, None], np.float32(1e-30)))
-        out[start:end] = block
-        start = end
-    out.flush()
-    if stored == "int8":
-        np.save(directory / SCALES_FILE, scales)
-
-
-def _blocks(vectors_ND: Vectors) -> Iterator[Vectors]:
-    for start in range(0, len(vectors_ND), _BLOCK):
-        yield np.ascontiguousarray(vectors_ND[start : start + _BLOCK], np.float32)
+Ask = Callable[[Vectors, int], tuple[Vectors, Rows]]
+"""Queries and how many candidates to fetch, to float32 scores, falling, and rows, [Q, F]."""
 
 
 class Ranking(NamedTuple):
@@ -211,7 +111,7 @@ class Shard:
         # In one piece: taking from the chunks of a mapped table copies all of them first. Large,
         # since all ids together may be more than 2 GiB.
         self._doc_ids = documents["doc_id"].cast(pa.large_string()).combine_chunks()
-        self._store = getattr(index, "storage", index)
+        self._store = faiss.downcast_index(getattr(index, "storage", index))
         self._stored_ND = stored_ND
         self._scales_N = scales_N
         self.width = search or Search()
@@ -337,16 +237,62 @@ class Shard:
         fetch = k + 2 + k // 16
         if self._stored_ND is not None:
             fetch = max(fetch, k * width.refine_factor)
-        size = self.size if kept is None else kept.count
-        if kept is not None and size <= max(FEW, fetch):
-            return self._among(vectors_QD, k, kept.rows)
-        fetch = min(size, fetch)
+        fetch = min(fetch, self.size if kept is None else kept.count)
         if fetch == 0:
             return _none(len(vectors_QD))
-        if scan is None:
-            scores_QF, rows_QF = self._ask(vectors_QD, k, fetch, width, kept)
-        else:
-            scores_QF, rows_QF = scan.of(self.index, fetch)
+        if kept is not None:
+            return self._of_kept(vectors_QD, k, fetch, width, kept)
+        found = None if scan is None else scan.of(self.index, fetch)
+        return self._whole(vectors_QD, k, fetch, self.size, partial(self._ask, k, width), found)
+
+    def _of_kept(
+        self, vectors_QD: Vectors, k: int, fetch: int, width: Search, kept: Kept
+    ) -> tuple[Vectors, Rows]:
+        """As `candidates`, among the rows kept, each query as wide as it needs."""
+        wider_Q = widths(self.index, vectors_QD, width, kept, fetch)
+        found = []
+        for wider in np.unique(wider_Q).tolist():
+            (some,) = np.nonzero(wider_Q == wider)
+            if wider == ALL and not self._compares(kept):
+                found.append((some, *self._among(vectors_QD[some], k, kept.rows)))
+                continue
+            # Far from the query codes tell neighbours apart less well.
+            more = _FAR if wider == ALL and self._stored_ND is not None else 1
+            wanted = min(fetch * more, kept.count)
+            ask = partial(self._ask_kept, k, width, kept, wider)
+            found.append((some, *self._whole(vectors_QD[some], k, wanted, kept.count, ask)))
+        # All of them: ties of the k-th may stand in the last column.
+        shape = len(vectors_QD), max((rows.shape[1] for _, _, rows in found), default=0)
+        scores_QF, rows_QF = np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int64)
+        for some, scores, rows in found:
+            scores_QF[some, : scores.shape[1]] = scores
+            rows_QF[some, : rows.shape[1]] = rows
+        return scores_QF, rows_QF
+
+    def _compares(self, kept: Kept) -> bool:
+        """Whether FAISS had better compare these rows than `_among`.
+
+        Vectors in one piece it reads where they stand. In lists it looks at every row whether it is
+        kept, 6 ns each, and compares the kept in 200 ns, `_among` in 700. What codes find is not
+        exact, but their whole vectors are on disk.
+        """
+        if isinstance(self._store, faiss.IndexFlat):
+            return True
+        if self._stored_ND is not None:
+            return not kept.few
+        return kept.count * 100 > kept.size
+
+    def _whole(
+        self,
+        vectors_QD: Vectors,
+        k: int,
+        fetch: int,
+        size: int,
+        ask: Ask,
+        found: tuple[Vectors, Rows] | None = None,
+    ) -> tuple[Vectors, Rows]:
+        """As `candidates`, of `size` rows that may be found by asking, or `found` already."""
+        scores_QF, rows_QF = found or ask(vectors_QD, fetch)
         if self._stored_ND is not None:
             return falling(vectors_QD, rows_QF, self._stored_ND, self.vectors)
         # A tie at the k-th place must be whole before `doc_id` can decide it.
@@ -355,7 +301,7 @@ class Shard:
             tied_Q = (rows_QF[:, -1] >= 0) & (scores_QF[:, -1] >= least_Q)
             for query in np.flatnonzero(tied_Q).tolist():
                 vector_1D = vectors_QD[query : query + 1]
-                whole = self._whole_tie(vector_1D, k, fetch, width, kept)
+                whole = _whole_tie(vector_1D, k, fetch, size, ask)
                 (rows_K,), (scores_K,) = best(vector_1D, whole[None], self.vectors, k)
                 rows_QF[query], scores_QF[query] = -1, -np.inf
                 rows_QF[query, : len(rows_K)] = rows_K
@@ -373,25 +319,30 @@ class Shard:
             found.append((scores_QF, np.where(places_QF < 0, -1, block[places_QF])))
         return joined(found)
 
-    def _whole_tie(
-        self, vector_1D: Vectors, k: int, fetch: int, width: Search, kept: Kept | None
-    ) -> Rows:
-        """Rows of one query that hold its best `k`, where more than `fetch` may share the k-th."""
-        size = self.size if kept is None else kept.count
-        while True:
-            fetch = min(size, fetch * 4)
-            (scores,), (rows,) = self._ask(vector_1D, k, fetch, width, kept)
-            may = (rows >= 0) & (scores >= scores[k - 1] - np.float32(ROUNDING))
-            if fetch == size or not may[-1]:
-                return np.asarray(rows[may], np.int64)
-
-    def _ask(
-        self, vectors_QD: Vectors, k: int, fetch: int, width: Search, kept: Kept | None
-    ) -> tuple[npt.NDArray[np.float32], Rows]:
-        params = parameters(self.index, width, k, fetch, kept)
+    def _ask(self, k: int, width: Search, vectors_QD: Vectors, fetch: int) -> tuple[Vectors, Rows]:
+        params = parameters(self.index, width, k, fetch)
         index = self.copy if self.copy is not None and takes(params, fetch) else self.index
-        scores, rows = index.search(vectors_QD, fetch, params=params)
-        return scores, rows
+        scores_QF, rows_QF = index.search(vectors_QD, fetch, params=params)
+        return scores_QF, rows_QF
+
+    def _ask_kept(
+        self, k: int, width: Search, kept: Kept, wider: float, vectors_QD: Vectors, fetch: int
+    ) -> tuple[Vectors, Rows]:
+        index = self._store if wider == ALL else self.index
+        params = parameters(index, width, k, fetch, kept, wider)
+        scores_QF, rows_QF = index.search(vectors_QD, fetch, params=params)
+        return scores_QF, rows_QF
+
+
+def _whole_tie(vector_1D: Vectors, k: int, fetch: int, size: int, ask: Ask) -> Rows:
+    """Rows of one query that hold its best `k` of `size`, where more than `fetch` may share the
+    k-th."""
+    while True:
+        fetch = min(size, fetch * 4)
+        (scores,), (rows,) = ask(vector_1D, fetch)
+        may = (rows >= 0) & (scores >= scores[k - 1] - np.float32(ROUNDING))
+        if fetch == size or not may[-1]:
+            return np.asarray(rows[may], np.int64)
 
 
 def _none(queries: int) -> tuple[Vectors, Rows]:

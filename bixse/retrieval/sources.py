@@ -29,12 +29,13 @@ from bixse.records import (
     Metadata,
     documents_at,
 )
+from bixse.retrieval.building import write_documents
 from bixse.retrieval.device import Device
 from bixse.retrieval.exact import vectors_of
 from bixse.retrieval.merge import merge
 from bixse.retrieval.metadata import write_metadata
 from bixse.retrieval.scoring import Vectors
-from bixse.retrieval.shard import Shard, write_documents
+from bixse.retrieval.shard import Shard
 
 _ROWS = 4096
 

@@ -169,24 +169,32 @@ def asked_search(settings: Retrieval) -> Search:
 
 
 def parameters(
-    index: faiss.Index, search: Search, k: int, fetch: int, kept: Kept | None = None
+    index: faiss.Index,
+    search: Search,
+    k: int,
+    fetch: int,
+    kept: Kept | None = None,
+    wider: float = 1.0,
 ) -> Any:
     """The FAISS search parameters for the best `fetch` candidates of a ranking of `k`.
 
-    Of the rows `kept` only. A search that looks at so many rows without a filter looks at more with
-    one, so that among them are as many that may be found.
+    Of the rows `kept` only, looking at `wider` times as many as without a filter, so that among
+    them are as many that may be found (`retrieval/widening.py`).
     """
     # faiss' type stubs know neither these classes nor what they take.
     make: Any = faiss
-    only = {} if kept is None else {"sel": make.IDSelectorBitmap(kept.bits)}
-    wider = 1.0 if kept is None else kept.size / kept.count
-    if isinstance(index, faiss.IndexHNSW):
-        ef_search = min(index.ntotal, math.ceil(max(search.ef_search, fetch) * wider))
-        return make.SearchParametersHNSW(efSearch=ef_search, **only)
     ivf = _ivf(index)
+    only = {}
+    if kept is not None:
+        # Row numbers spare a flat index to look at the others; lists would search them for each.
+        alone = kept.few and isinstance(index, faiss.IndexFlat)
+        only["sel"] = make.IDSelectorArray(kept.rows) if alone else make.IDSelectorBitmap(kept.bits)
+    if isinstance(index, faiss.IndexHNSW):
+        ef_search = min(float(index.ntotal), max(search.ef_search, fetch) * wider)
+        return make.SearchParametersHNSW(efSearch=math.ceil(ef_search), **only)
     if ivf is None:
         return make.SearchParameters(**only) if only else None
-    nprobe = min(math.ceil(_nprobe(search, k) * wider), ivf.nlist)
+    nprobe = math.ceil(min(_nprobe(search, k) * wider, ivf.nlist))
     found = make.SearchParametersIVF(nprobe=nprobe, **only)
     if isinstance(index, faiss.IndexPreTransform):
         return make.SearchParametersPreTransform(index_params=found)

@@ -8,13 +8,14 @@ import faiss
 import numpy as np
 import pytest
 
-import bixse.retrieval.shard as shard_module
+from bixse.retrieval import metadata
+from bixse.retrieval.building import build_shard
 from bixse.retrieval.comparing import compare
 from bixse.retrieval.device import MOST, SCRATCH_BYTES, Device, find, searchable, takes
 from bixse.retrieval.filters import Filter
 from bixse.retrieval.group import ShardGroup
 from bixse.retrieval.settings import ON_GPU, Retrieval, Search, Structure
-from bixse.retrieval.shard import INDEX_FILE, Shard, build_shard
+from bixse.retrieval.shard import INDEX_FILE, Shard
 from bixse.retrieval.sources import Source, exact_hits, gather
 from bixse.retrieval.structures import empty, fill, parameters, resolve, trained
 from tests.retrieval.devices import StandIn
@@ -47,8 +48,8 @@ def built(folder: Path, structure: str, count: int = 1, device: Device | None = 
         place.mkdir(parents=True)
         ids, own = DOC_IDS[number::count], VECTORS[number::count]
         copy = faiss.clone_index(template)
-        metadata = {doc_id: COLOURS[doc_id] for doc_id in ids}
-        build_shard(place, table(ids), own, wanted, copy, metadata, {"colour": "text"}, device)
+        known = {doc_id: COLOURS[doc_id] for doc_id in ids}
+        build_shard(place, table(ids), own, wanted, copy, known, {"colour": "text"}, device)
         places.append(place)
     return places
 
@@ -104,7 +105,7 @@ def test_more_than_faiss_selects_stays(tmp_path: Path, structure: str) -> None:
 def test_filters_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, structure: str, few: int
 ) -> None:
-    monkeypatch.setattr(shard_module, "FEW", few)
+    monkeypatch.setattr(metadata, "FEW", few)
     places, there = built(tmp_path, structure, 2), StandIn()
     on_cpu = ShardGroup([Shard.load(place) for place in places])
     on_gpu = ShardGroup([Shard.load(place, there.device) for place in places])

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from bixse.records import Metadata
+from bixse.retrieval.building import build_shard
 from bixse.retrieval.filters import Filter
 from bixse.retrieval.group import ShardGroup
 from bixse.retrieval.merge import merge
 from bixse.retrieval.settings import Retrieval, Search, Structure
-from bixse.retrieval.shard import Shard, build_shard
+from bixse.retrieval.shard import Shard
 from bixse.retrieval.structures import Counter, resolve, share_centroids, trained
 from tests.retrieval.made import clustered, table
 

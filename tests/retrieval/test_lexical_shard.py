@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bixse.records import CORPUS, Hit
+from bixse.retrieval.building import build_shard
 from bixse.retrieval.lexical import LexicalIndex
 from bixse.retrieval.lexical_shard import LexicalShard, Statistics, build_lexical, texts_of
 from bixse.retrieval.merge import ranked
 from bixse.retrieval.settings import Lexical, Retrieval
-from bixse.retrieval.shard import DOCUMENTS_FILE, Shard, build_shard
+from bixse.retrieval.shard import DOCUMENTS_FILE, Shard
 from bixse.retrieval.sources import shard_of
 
 WORDS = [f"{a}{b}" for a in ("kel", "mor", "tan", "vil", "sun") for b in ("da", "fex", "lup")]

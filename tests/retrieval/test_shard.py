@@ -7,9 +7,10 @@ import pyarrow as pa
 import pytest
 
 from bixse.records import CORPUS, Hit
+from bixse.retrieval.building import build_shard
 from bixse.retrieval.merge import merge
 from bixse.retrieval.settings import Retrieval
-from bixse.retrieval.shard import Shard, build_shard
+from bixse.retrieval.shard import Shard
 
 
 def unit(rows: np.ndarray) -> np.ndarray:

@@ -11,8 +11,9 @@ import pytest
 
 from bixse.artifacts import Artifact, Draft, begin
 from bixse.records import Kind, Metadata
+from bixse.retrieval.building import write_vectors
 from bixse.retrieval.settings import Retrieval
-from bixse.retrieval.shard import INDEX_FILE, Shard, write_vectors
+from bixse.retrieval.shard import INDEX_FILE, Shard
 from bixse.retrieval.sources import (
     Source,
     exact_hits,

@@ -9,9 +9,10 @@ import pytest
 from bixse.artifacts import Artifact, ArtifactError, Draft, begin
 from bixse.place import Place
 from bixse.records import Hit
+from bixse.retrieval.building import build_shard
 from bixse.retrieval.merge import merge
 from bixse.retrieval.settings import Retrieval, Search
-from bixse.retrieval.shard import Shard, build_shard
+from bixse.retrieval.shard import Shard
 from bixse.retrieval.structures import empty, resident_bytes, resolve, trained, work
 from serve.shard import load_shard
 from tests.retrieval.made import clustered, table

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bixse.retrieval.building import build_shard
 from bixse.retrieval.comparing import compare
 from bixse.retrieval.measuring import point, watch
 from bixse.retrieval.settings import Retrieval, Search
-from bixse.retrieval.shard import Shard, build_shard
+from bixse.retrieval.shard import Shard
 from bixse.retrieval.structures import resolve
 from bixse.retrieval.tuning import (
     Point,

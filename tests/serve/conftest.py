@@ -26,9 +26,10 @@ from bixse.artifacts import Artifact, begin
 from bixse.models.encoder import Encoder, resolve
 from bixse.models.settings import PACKAGED
 from bixse.records import CORPUS, JUDGMENTS, QUERIES, Document, Hit, Kind, document_text
+from bixse.retrieval.building import build_shard
 from bixse.retrieval.lexical_shard import LEXICAL_DIR, Statistics, build_lexical, texts_of
 from bixse.retrieval.settings import Lexical, Retrieval
-from bixse.retrieval.shard import DOCUMENTS_FILE, Shard, build_shard
+from bixse.retrieval.shard import DOCUMENTS_FILE, Shard
 from tests.encoders import save_tiny_cross_encoder
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bixse.records import CORPUS, Document, Hit
+from bixse.retrieval.building import build_shard
 from bixse.retrieval.settings import Retrieval
-from bixse.retrieval.shard import Shard, build_shard
+from bixse.retrieval.shard import Shard
 from serve.fanout import (
     Answer,
     Missing,

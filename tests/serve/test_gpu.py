@@ -12,9 +12,9 @@ import serve.shard
 from bixse.artifacts import begin
 from bixse.models.encoder import resolve
 from bixse.models.settings import PACKAGED
+from bixse.retrieval.building import build_shard
 from bixse.retrieval.device import SCRATCH_BYTES, Device
 from bixse.retrieval.settings import Retrieval
-from bixse.retrieval.shard import build_shard
 from serve.generation import Generation
 from serve.messages import Wanted
 from serve.plan import as_text, plan
