@@ -60,6 +60,9 @@ class Answers:
 
     verdicts: Sequence[Verdict]
     usage: Usage = Usage()
+    unreadable: Sequence[str] = ()
+    """Why, of each pair whose answer was no grade; pairs that were never asked are not among them.
+    """
 
 
 class PairJudge(Protocol):

@@ -12,7 +12,7 @@ which is LightBlue's reading of five digits (lightblue-tech/lb-reranker), genera
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from bixse.judging.prompts import ORDERS, Prompt
 from bixse.records import Judgment, Rejection
@@ -71,12 +71,17 @@ def disagreement(answers: Sequence[Sequence[float]]) -> float | None:
     return max(spread)
 
 
-def refuse_unreadable(verdicts: Sequence[Judgment | Rejection]) -> None:
-    """Raises ValueError when none of many answers was a grade: a broken judge, not hard pairs."""
-    rejected = [verdict for verdict in verdicts if isinstance(verdict, Rejection)]
-    if len(rejected) == len(verdicts) >= BROKEN:
+def unreadable(verdicts: Iterable[Judgment | Rejection]) -> list[str]:
+    """Why, of each answer that was no grade."""
+    return [verdict.reason for verdict in verdicts if isinstance(verdict, Rejection)]
+
+
+def refuse_unreadable(reasons: Sequence[str]) -> None:
+    """Raises ValueError for many answers that were no grade, where no other answer was one: a
+    broken judge, not hard pairs."""
+    if len(reasons) >= BROKEN:
         raise ValueError(
-            f"none of {len(verdicts)} answers was a grade ({rejected[0].reason}): the judge "
+            f"none of {len(reasons)} answers was a grade ({reasons[0]}): the judge "
             "does not answer or does not follow the prompt; choose another model"
         )
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from bixse.judging.asked import Answers, Asked, Cost, Usage
 from bixse.judging.endpoint import Unreadable, read, request, verdict
-from bixse.judging.pointwise import refuse_unreadable
+from bixse.judging.pointwise import unreadable
 from bixse.judging.prompts import ORDERS, PROMPTS
 from bixse.judging.settings import ChatEndpoint
 from jobs.endpoint import Endpoint, check_endpoint, endpoint_name
@@ -64,9 +64,8 @@ class ChatJudge:
             verdict(pair.query_id, pair.doc_id, found, *self._signature)
             for pair, found in zip(asked, by_pair, strict=True)
         ]
-        refuse_unreadable(verdicts)
         usage = sum((r.usage for r in replies if not isinstance(r, Unreadable)), Usage())
-        return Answers(verdicts, usage)
+        return Answers(verdicts, usage, unreadable(verdicts))
 
 
 class ChatPlan:

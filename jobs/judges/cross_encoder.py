@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from bixse.judging.asked import Answers, Asked, Cost, Usage
 from bixse.judging.cross_encoder import PairTokenizer, classes, scale_of, verdict
-from bixse.judging.pointwise import refuse_unreadable, too_long
+from bixse.judging.pointwise import too_long, unreadable
 from bixse.judging.settings import CrossEncoder
 from jobs.judges.seam import Judge
 from jobs.loading import pin
@@ -62,7 +62,6 @@ class CrossEncoderJudge:
             )
             for row, of_pair in logits.items()
         }  # fmt: skip
-        refuse_unreadable(list(read.values()))
         verdicts = [
             read[row]
             if row in read
@@ -70,7 +69,8 @@ class CrossEncoderJudge:
             for row, pair in enumerate(asked)
         ]
         tokens = sum(len(pairs[row].ids) for row in fitting)
-        return Answers(verdicts, Usage(len(fitting), tokens, seconds=seconds))
+        usage = Usage(len(fitting), tokens, seconds=seconds)
+        return Answers(verdicts, usage, unreadable(read.values()))
 
 
 class CrossEncoderPlan:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from bixse.judging.asked import Answers, Asked, Cost
-from bixse.judging.pointwise import judgment, refuse_unreadable, too_long
+from bixse.judging.pointwise import judgment, too_long, unreadable
 from bixse.judging.prompts import ORDERS, PROMPTS
 from bixse.judging.settings import Pointwise
 from bixse.judging.tokens import PromptTokenizer
@@ -66,13 +66,12 @@ class GenerativeJudge:
             row: judgment(asked[row].query_id, asked[row].doc_id, found, *self._signature)
             for row, found in answers_of.items()
         }
-        refuse_unreadable(list(read.values()))
         limit = self._prompts.limit
         verdicts = [
             read[row] if row in read else too_long(pair.query_id, pair.doc_id, lengths[row], limit)
             for row, pair in enumerate(asked)
         ]
-        return Answers(verdicts, replies.usage)
+        return Answers(verdicts, replies.usage, unreadable(read.values()))
 
 
 class GenerativePlan:

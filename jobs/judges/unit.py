@@ -11,6 +11,7 @@ import pyarrow as pa
 from bixse.artifacts import Artifact
 from bixse.judging.asked import Answers, Asked, PairJudge, Usage, Verdict
 from bixse.judging.labels import Label, Labels, label_key
+from bixse.judging.pointwise import refuse_unreadable
 from bixse.records import JUDGMENTS, Judgment, Rejection, document_text
 from jobs.judges.seam import Judge
 from jobs.judges.trying import Trying
@@ -52,9 +53,11 @@ class JudgeUnit:
 
     def __call__(self, rows: pa.Table) -> Made:
         asked = asked_pairs(rows, self._queries, self._texts)
+        verdicts: Sequence[Verdict]
         if self._known is None:
-            verdicts, usage = self._ask(asked)
-            counts = _counts(len(verdicts), 0, usage)
+            answers = self._ask(asked)
+            _refuse(answers, [])
+            verdicts, counts = answers.verdicts, _counts(len(answers.verdicts), 0, answers.usage)
             if len(verdicts) < len(asked):
                 raise Unfinished(counts)
         else:
@@ -73,12 +76,13 @@ class JudgeUnit:
         for key, label, pair in zip(keys, found, asked, strict=True):
             if label is None:
                 firsts.setdefault(key, pair)
-        answers, usage = self._ask(list(firsts.values()))
-        fresh = dict(zip(firsts, answers, strict=False))
+        answers = self._ask(list(firsts.values()))
+        _refuse(answers, found)
+        fresh = dict(zip(firsts, answers.verdicts, strict=False))
         known.labels.add(
             [Label.of(key, new) for key, new in fresh.items() if isinstance(new, Judgment)]
         )
-        counts = _counts(len(fresh), len(asked) - len(firsts), usage)
+        counts = _counts(len(fresh), len(asked) - len(firsts), answers.usage)
         if len(fresh) < len(firsts):
             raise Unfinished({**counts, "known": 0})
         verdicts = [
@@ -100,6 +104,15 @@ def asked_pairs(rows: pa.Table, queries: QueryTexts, texts: Texts) -> list[Asked
             query_ids, queries.get(query_ids), documents, strict=True
         )
     ]
+
+
+def _refuse(answers: Answers, known: Sequence[Label | None]) -> None:
+    """Raises ValueError as `refuse_unreadable`, of a unit without a grade.
+
+    Labels count: rejections are not filed, so that a unit may ask nothing but hard pairs.
+    """
+    if not any(known) and not any(isinstance(one, Judgment) for one in answers.verdicts):
+        refuse_unreadable(answers.unreadable)
 
 
 def _counts(new: int, known: int, usage: Usage) -> dict[str, float]:
@@ -139,7 +152,7 @@ class _Budgeted:
     def __init__(self, judge: _Once, budget: Any, trying: Trying | None) -> None:
         self._judge, self._budget, self._trying = judge, budget, trying
 
-    def __call__(self, asked: Sequence[Asked]) -> tuple[list[Verdict], Usage]:
+    def __call__(self, asked: Sequence[Asked]) -> Answers:
         if self._trying is None or not asked:
             return self._within_budget(asked, self._together)
         with self._trying.unit(asked) as died:
@@ -162,7 +175,7 @@ class _Budgeted:
         assert self._trying is not None
         found: dict[int, Verdict] = {}
         failed: list[int] = []
-        usage = Usage()
+        usage, unreadable = Usage(), list[str]()
         for row, pair in enumerate(asked):
             with self._trying.pair(pair) as fatal:
                 try:
@@ -175,12 +188,14 @@ class _Budgeted:
                     continue
             (found[row],) = answers.verdicts
             usage += answers.usage
+            unreadable += answers.unreadable
         well = next((asked[row] for row, one in found.items() if isinstance(one, Judgment)), None)
         for row in failed:
             answers = self._once_more(asked[row], well)
             (found[row],) = answers.verdicts
             usage += answers.usage
-        return Answers([found[row] for row in range(len(asked))], usage)
+            unreadable += answers.unreadable
+        return Answers([found[row] for row in range(len(asked))], usage, unreadable)
 
     def _once_more(self, pair: Asked, well: Asked | None) -> Answers:
         """Of a pair that the judge failed on alone: an answer, or a rejection where it fails again
@@ -204,9 +219,9 @@ class _Budgeted:
 
     def _within_budget(
         self, asked: Sequence[Asked], ask: Callable[[Sequence[Asked]], Answers]
-    ) -> tuple[list[Verdict], Usage]:
+    ) -> Answers:
         verdicts: list[Verdict] = []
-        usage = Usage()
+        usage, unreadable = Usage(), list[str]()
         while len(verdicts) < len(asked):
             rest = asked[len(verdicts) :]
             allowed = self._take(len(rest))
@@ -215,9 +230,10 @@ class _Budgeted:
             answers = ask(rest[:allowed])
             verdicts += answers.verdicts
             usage += answers.usage
+            unreadable += answers.unreadable
             if self._budget is not None:
                 self._budget.settle.remote(allowed)
-        return verdicts, usage
+        return Answers(verdicts, usage, unreadable)
 
     def _take(self, wanted: int) -> int:
         if self._budget is None:

@@ -10,6 +10,7 @@ import pytest
 
 from bixse.artifacts import Artifact
 from bixse.judging.asked import Answers, Asked, Cost, Usage
+from bixse.judging.pointwise import BROKEN, unreadable
 from bixse.records import CORPUS, QUERIES, Judgment, Rejection
 from bixse.scale import UMBRELA
 from jobs.judges.budget import FIRST, Budget
@@ -31,7 +32,8 @@ class LengthJudge:
     def __call__(self, asked: Sequence[Asked]) -> Answers:
         with open(self._log, "a") as handle:
             handle.writelines(f"{pair.query}\t{pair.passage}\n" for pair in asked)
-        return Answers([self._verdict(pair) for pair in asked], Usage(requests=len(asked)))
+        verdicts = [self._verdict(pair) for pair in asked]
+        return Answers(verdicts, Usage(requests=len(asked)), unreadable(verdicts))
 
     def _verdict(self, pair: Asked) -> Judgment | Rejection:
         if not pair.passage:
@@ -103,6 +105,24 @@ def test_only_new_pairs_are_asked(tmp_path: Path, worker: Any) -> None:
     assert len(asked_in(tmp_path / "log")) == 10
     assert again.slice(0, 9) == first
     assert again["query_id"].to_pylist() == [query_id for query_id, _ in pairs]
+
+
+def test_hard_pairs_alone_are_asked_again_without_blaming_the_judge(tmp_path: Path) -> None:
+    """Rejections are not filed: what a second job asks of a unit may be nothing else."""
+    corpus = corpus_of(tmp_path / "corpus", {"easy": "word", "empty": ""})
+    # Equal texts are one question.
+    queries = queries_of(tmp_path / "queries", {f"q{n}": f"query {n}" for n in range(BROKEN)})
+    hard = [(f"q{n}", "empty") for n in range(BROKEN)]
+
+    def worker() -> JudgeUnit:
+        return JudgeUnit(queries, corpus, judge_of(tmp_path / "log"), str(tmp_path / "labels"))
+
+    with pytest.raises(ValueError, match=f"none of {BROKEN} answers was a grade .nothing to read"):
+        worker()(rows(*hard))
+    for known in (0, 1):
+        kept, rejected, counts = worker()(rows(("q0", "easy"), *hard))
+        assert (kept.num_rows, len(rejected)) == (1, BROKEN)
+        assert counts["known"] == known
 
 
 def test_equal_texts_under_other_ids_are_known(tmp_path: Path, worker: Any) -> None:

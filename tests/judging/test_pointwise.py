@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bixse.judging.pointwise import BROKEN, Logprobs, judgment, refuse_unreadable
+from bixse.judging.pointwise import BROKEN, Logprobs, judgment, refuse_unreadable, unreadable
 from bixse.judging.prompts import PROMPTS
 from bixse.records import Judgment, Rejection
 
@@ -59,10 +59,10 @@ def test_one_unreadable_order_is_a_rejection(second: Logprobs, reason: str) -> N
 
 def test_a_judge_that_never_grades_is_refused() -> None:
     grade, none = judge(logs(0.1, 0.1, 0.2, 0.4)), judge(logs(0.1, 0.1, 0.1, 0.1))
-    refuse_unreadable([none] * (BROKEN - 1))
-    refuse_unreadable([none] * BROKEN + [grade])
+    assert unreadable([none, grade, none]) == unreadable([none] * 2)
+    refuse_unreadable(unreadable([none] * (BROKEN - 1)))
     with pytest.raises(ValueError, match=r"none of 32 answers was a grade \(grade mass 0\.4 is"):
-        refuse_unreadable([none] * BROKEN)
+        refuse_unreadable(unreadable([none] * BROKEN))
 
 
 @given(
