@@ -4,9 +4,9 @@
     python -m benchmarks.filtered --rows 100000 --dim 384 --shares 0.4 0.2 0.1 0.05
     python -m benchmarks.filtered --quick --json
 
-One shard a structure, searched among a part of its rows in four ways: `alike` asks FAISS for the
-rows kept and looks no further than without a filter, `wider` looks at more in proportion to the
-rows, `all` compares every row kept, and `served` is what `Shard` does (`retrieval/widening.py`).
+One shard a structure, searched among a part of its rows in three ways: `faiss` is FAISS's own
+filtered search, as wide as without a filter (hnsw and ivf_flat), `all` compares every row kept, and
+`served` is what `Shard` does (`retrieval/neighbours.py`).
 Recall@10 is against exact search of the subset; milliseconds are the median and the mean of a
 query alone. Vectors are made up around topics, of which filters know nothing, or, with
 `--by-topic`, keep some whole: most queries then have their nearest documents filtered out.
@@ -17,6 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from bixse.retrieval.metadata import Kept
 from bixse.retrieval.scoring import Vectors
 from bixse.retrieval.settings import Retrieval, Structure
 from bixse.retrieval.shard import Shard
-from bixse.retrieval.widening import ALL, widths
+from bixse.retrieval.structures import parameters
 
 K = 10
 TOPICS = 200
@@ -87,7 +88,8 @@ def main() -> None:
                 {"structure": structure, "kept": share, "way": way}
                 | _measured(loaded, vectors, queries, draws < share, way)
                 for share in options.shares
-                for way in ("alike", "wider", "all", "served")
+                for way in ("faiss", "all", "served")
+                if way != "faiss" or structure in ("hnsw", "ivf_flat")
             ]
     for row in [] if options.json else results:
         print(
@@ -113,17 +115,26 @@ def _measured(
     loaded: Shard, vectors_ND: Vectors, queries_QD: Vectors, mask_N: Any, way: str
 ) -> dict[str, float]:
     kept = Kept.of(mask_N)
-    fixed = {"alike": 1.0, "wider": kept.size / kept.count, "all": ALL}.get(way)
+    width = loaded.width
+
+    def rows_of(query_1D: Vectors) -> Any:
+        if way != "faiss":
+            return loaded.search_rows(query_1D, K, width, kept)[0]
+        params = parameters(loaded.index, width, K, K)
+        known: Any = faiss  # faiss' type stubs lack it.
+        params.sel = known.IDSelectorBitmap(kept.bits)
+        return loaded.index.search(query_1D, K, params=params)[1]
+
     scores_QN = np.where(mask_N, queries_QD @ vectors_ND.T, -np.inf)
     found, milliseconds = 0, []
-    chosen = widths if fixed is None else lambda *_: np.array([fixed], np.float32)
-    with mock.patch.object(shard_module, "widths", chosen):
+    never = mock.patch.object(shard_module, "neighbour_counts", return_value=[])
+    with never if way == "all" else nullcontext():
         for query, scores_N in zip(queries_QD, scores_QN, strict=True):
             true = set(np.argpartition(-scores_N, K)[:K].tolist())
             started = time.perf_counter()
-            rows, _ = loaded.search_rows(query[None], K, kept=kept)
+            (rows,) = rows_of(query[None])
             milliseconds.append((time.perf_counter() - started) * 1e3)
-            found += len(true & set(rows[0].tolist()))
+            found += len(true & set(rows.tolist()))
     return {
         "recall": found / (K * len(queries_QD)),
         "ms": round(statistics.median(milliseconds), 3),

@@ -34,10 +34,10 @@ import pyarrow as pa
 from bixse.records import CORPUS, Document, Hit, documents_at
 from bixse.retrieval.device import Device, searchable, takes
 from bixse.retrieval.metadata import METADATA_FILE, Fields, Kept
+from bixse.retrieval.neighbours import kept_of, neighbour_counts
 from bixse.retrieval.scoring import ROUNDING, Rows, Vectors, best, falling, joined, near
 from bixse.retrieval.settings import Search
-from bixse.retrieval.structures import Scan, parameters, read_index
-from bixse.retrieval.widening import ALL, widths
+from bixse.retrieval.structures import Scan, parameters, read_index, widening
 
 INDEX_FILE = "index.faiss"
 VECTORS_FILE = "vectors.npy"
@@ -248,26 +248,42 @@ class Shard:
     def _of_kept(
         self, vectors_QD: Vectors, k: int, fetch: int, width: Search, kept: Kept
     ) -> tuple[Vectors, Rows]:
-        """As `candidates`, among the rows kept, each query as wide as it needs."""
-        wider_Q = widths(self.index, vectors_QD, width, kept, fetch)
-        found = []
-        for wider in np.unique(wider_Q).tolist():
-            (some,) = np.nonzero(wider_Q == wider)
-            if wider == ALL and not self._compares(kept):
-                found.append((some, *self._among(vectors_QD[some], k, kept.rows)))
-                continue
-            # Far from the query codes tell neighbours apart less well.
-            more = _FAR if wider == ALL and self._stored_ND is not None else 1
-            wanted = min(fetch * more, kept.count)
-            ask = partial(self._ask_kept, k, width, kept, wider)
-            found.append((some, *self._whole(vectors_QD[some], k, wanted, kept.count, ask)))
-        # All of them: ties of the k-th may stand in the last column.
+        """As `candidates`, among the rows kept: of the query's neighbours, or all compared."""
+        left, found = np.arange(len(vectors_QD)), []
+        coded, flat = self._stored_ND is not None, isinstance(self.index, faiss.IndexFlat)
+        near = [] if kept.few or flat else neighbour_counts(fetch, self.size)
+        for neighbours in near:
+            if not len(left):
+                break
+            vectors = vectors_QD[left]
+            wide = widening(self.index, width)
+            answer = self._ask(neighbours, wide, vectors, neighbours)
+            enough, scores, rows = kept_of(*answer, kept, fetch, k, whole=not coded)
+            if self._stored_ND is not None:
+                scores, rows = falling(vectors[enough], rows, self._stored_ND, self.vectors)
+            found.append((left[enough], scores, rows))
+            left = left[~enough]
+        if len(left):
+            found.append((left, *self._all_kept(vectors_QD[left], k, fetch, width, kept)))
+        # All columns: ties of the k-th may stand in the last.
         shape = len(vectors_QD), max((rows.shape[1] for _, _, rows in found), default=0)
         scores_QF, rows_QF = np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int64)
         for some, scores, rows in found:
             scores_QF[some, : scores.shape[1]] = scores
             rows_QF[some, : rows.shape[1]] = rows
         return scores_QF, rows_QF
+
+    def _all_kept(
+        self, vectors_QD: Vectors, k: int, fetch: int, width: Search, kept: Kept
+    ) -> tuple[Vectors, Rows]:
+        """As `candidates`, by comparing all rows kept."""
+        if not self._compares(kept):
+            return self._among(vectors_QD, k, kept.rows)
+        # Far from the query codes tell neighbours apart less well.
+        more = 1 if self._stored_ND is None else _FAR
+        wanted = min(fetch * more, kept.count)
+        ask = partial(self._ask_kept, k, width, kept)
+        return self._whole(vectors_QD, k, wanted, kept.count, ask)
 
     def _compares(self, kept: Kept) -> bool:
         """Whether FAISS had better compare these rows than `_among`.
@@ -326,11 +342,10 @@ class Shard:
         return scores_QF, rows_QF
 
     def _ask_kept(
-        self, k: int, width: Search, kept: Kept, wider: float, vectors_QD: Vectors, fetch: int
+        self, k: int, width: Search, kept: Kept, vectors_QD: Vectors, fetch: int
     ) -> tuple[Vectors, Rows]:
-        index = self._store if wider == ALL else self.index
-        params = parameters(index, width, k, fetch, kept, wider)
-        scores_QF, rows_QF = index.search(vectors_QD, fetch, params=params)
+        params = parameters(self._store, width, k, fetch, kept)
+        scores_QF, rows_QF = self._store.search(vectors_QD, fetch, params=params)
         return scores_QF, rows_QF
 
 

@@ -169,17 +169,11 @@ def asked_search(settings: Retrieval) -> Search:
 
 
 def parameters(
-    index: faiss.Index,
-    search: Search,
-    k: int,
-    fetch: int,
-    kept: Kept | None = None,
-    wider: float = 1.0,
+    index: faiss.Index, search: Search, k: int, fetch: int, kept: Kept | None = None
 ) -> Any:
     """The FAISS search parameters for the best `fetch` candidates of a ranking of `k`.
 
-    Of the rows `kept` only, looking at `wider` times as many as without a filter, so that among
-    them are as many that may be found (`retrieval/widening.py`).
+    With `kept`, of those rows only, in all lists (`retrieval/neighbours.py` says when).
     """
     # faiss' type stubs know neither these classes nor what they take.
     make: Any = faiss
@@ -190,15 +184,23 @@ def parameters(
         alone = kept.few and isinstance(index, faiss.IndexFlat)
         only["sel"] = make.IDSelectorArray(kept.rows) if alone else make.IDSelectorBitmap(kept.bits)
     if isinstance(index, faiss.IndexHNSW):
-        ef_search = min(float(index.ntotal), max(search.ef_search, fetch) * wider)
-        return make.SearchParametersHNSW(efSearch=math.ceil(ef_search), **only)
+        return make.SearchParametersHNSW(efSearch=max(search.ef_search, fetch), **only)
     if ivf is None:
         return make.SearchParameters(**only) if only else None
-    nprobe = math.ceil(min(_nprobe(search, k) * wider, ivf.nlist))
+    nprobe = ivf.nlist if kept is not None else min(_nprobe(search, k), ivf.nlist)
     found = make.SearchParametersIVF(nprobe=nprobe, **only)
     if isinstance(index, faiss.IndexPreTransform):
         return make.SearchParametersPreTransform(index_params=found)
     return found
+
+
+def widening(index: faiss.Index, search: Search) -> Search:
+    """The same search, which meets more lists for a large k even where it was not told how long
+    they are."""
+    ivf = _ivf(index)
+    if ivf is None or search.list_rows:
+        return search
+    return search.replace(list_rows=max(1, index.ntotal) / ivf.nlist)
 
 
 def _nprobe(search: Search, k: int) -> int:
