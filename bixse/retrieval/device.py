@@ -7,8 +7,9 @@ a machine without a GPU serves what one with a GPU built, and the other way roun
                     that recall is measured against
     searched there  exact, ivf_flat
     on the CPU      hnsw, ivf_pq and ivf_rabitq, which FAISS 1.15's own GPU code does not know;
-                    comparing what filters keep, more than `MOST` candidates or lists; measuring, which counts the CPU's
-                    work; scores, by `retrieval/scoring.py` from the stored vectors
+                    comparing what filters keep; more than `MOST` candidates or lists;
+                    measuring, which counts the CPU's work; scores, by `retrieval/scoring.py` from
+                    the stored vectors
 
 Candidates are compared in float32 there too, and what is within `ROUNDING` is scored again, so
 rankings are the same. That holds while cuBLAS multiplies float32 in full, as it does unless told
