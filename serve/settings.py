@@ -153,6 +153,9 @@ class ServeArgs(Settings):
                 # One event loop a replica, health checks included: what blocks is on threads and in
                 # processes of our own.
                 "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+                # It sends calls between replicas by gRPC, which ends at 4 MiB otherwise: less than
+                # the documents that a shard finds for a batch of queries.
+                "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),
                 "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(int(self.max_timeout_ms / 1e3) + 30),
                 # The program that starts all is not in a loop when it asks the ledger to drain.
                 ROUTER_LOOP: "1",
