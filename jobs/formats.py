@@ -197,9 +197,15 @@ def _read_csv(url: str, handle: Any) -> Iterator[Row]:
         delimiter=delimiter,
         # Tabs need no quotes, and BEIR's files have bare ones.
         quoting=csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL,
+        # Otherwise a quote that is never closed takes the rest of the file for one cell.
+        strict=delimiter == ",",
     )
+    read = 0
     try:
+        if reader.fieldnames:
+            read = reader.line_num
         for fields in reader:
+            read = reader.line_num
             # csv puts what has no header under the key None, which its types do not know.
             spare = fields.pop(None, None)
             row = Row(short_name(url), reader.line_num, dict(fields))
@@ -209,7 +215,7 @@ def _read_csv(url: str, handle: Any) -> Iterator[Row]:
     except UnicodeDecodeError:
         raise ValueError(f"{short_name(url)} is not UTF-8 text") from None
     except csv.Error as error:
-        raise ValueError(f"{short_name(url)} is not CSV: {error}") from None
+        raise ValueError(f"{short_name(url)} is not CSV from line {read + 1} on: {error}") from None
     finally:
         text.detach()  # the file is closed by who opened it
 

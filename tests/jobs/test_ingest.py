@@ -225,6 +225,7 @@ def test_trec_qrels_and_fractional_grades(tmp_path: Path) -> None:
         ("docs.parquet", b"not parquet at all", {}, "is not a Parquet file"),
         ("docs.csv", b"name,words\na,b\n", {}, "has no column doc_id .* found name, words"),
         ("docs.csv", b"doc_id,text\na,\xff\n", {}, "is not UTF-8"),
+        ("docs.csv", b'doc_id,text\na,"y\nb,z\n', {}, "is not CSV from line 2 on: unexpected end"),
         ("docs.xlsx", b"x", {}, "no corpus in"),
         ("docs.jsonl", b"{}", {"source": "beir"}, "is not in BEIR layout"),
         ("docs.jsonl", b"{}", {"source": "csv"}, "found none of .csv .tsv"),
