@@ -169,6 +169,8 @@ def _read_jsonl(url: str, handle: Any) -> Iterator[Row]:
             yield Row(source, number, problem="not UTF-8", raw=shown)
         except ValueError:
             yield Row(source, number, problem="broken JSON", raw=shown)
+        except RecursionError:
+            yield Row(source, number, problem="nested too deeply", raw=shown)
         else:
             if isinstance(fields, dict):
                 yield Row(source, number, fields)

@@ -119,6 +119,23 @@ def test_bad_rows_are_rejected_with_their_line(tmp_path: Path) -> None:
     assert row["response"] == '{"_id": "2", "text": \n'
 
 
+def test_a_line_that_is_nested_too_deeply_is_a_rejected_row(tmp_path: Path) -> None:
+    data = tmp_path / "corpus.jsonl"
+    # Some of these can still be read, as deep as the stack is, and must be written as a rejection.
+    depths = [*range(700, 1000), 200_000]
+    lines = [
+        '{"_id": "1", "text": "fine"}',
+        *('{"text": ' + "[" * d + "]" * d + "}" for d in depths),
+    ]
+    data.write_text("\n".join(lines))
+    ingested = run(data, tmp_path / "out")
+    assert ingested.corpus.table()["doc_id"].to_pylist() == ["1"]
+    found = rejected(ingested)
+    assert [line for line, _ in found] == list(range(2, len(lines) + 1))
+    assert found[-1] == (len(lines), "nested too deeply")
+    assert {reason for _, reason in found} <= {"text is not text", "nested too deeply"}
+
+
 def test_queries_and_qrels(tmp_path: Path) -> None:
     data = tmp_path / "data"
     (data / "qrels").mkdir(parents=True)
