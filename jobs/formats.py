@@ -245,7 +245,8 @@ def read_grades(url: str) -> Iterator[tuple[Row, tuple[str, str], float | None]]
     """
     with open_bytes(url) as handle:
         for number, raw in enumerate(handle, start=1):
-            line = raw.decode("utf-8", "replace").strip()
+            # Windows puts a mark before the first line, which is no part of its query_id.
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8", "replace").strip()
             columns = line.split("\t") if "\t" in line else line.split()
             if not line or (number == 1 and columns[-1] in ("score", "relevance", "grade")):
                 continue

@@ -234,6 +234,19 @@ def test_trec_qrels_and_fractional_grades(tmp_path: Path) -> None:
     assert {row["origin"] for row in rows} == {"human"}
 
 
+@pytest.mark.parametrize("header", ["", "query-id\tcorpus-id\tscore\n"])
+def test_a_byte_order_mark_costs_no_grade(header: str, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "qrels").mkdir(parents=True)
+    jsonl(data / "corpus.jsonl", DOCS)
+    jsonl(data / "queries.jsonl", [{"_id": "a", "text": "tea"}])
+    lines = f"{header}a\t1\t1\na\t2\t1\n"
+    (data / "qrels" / "test.tsv").write_text(lines, encoding="utf-8-sig")
+    qrels = run(data, tmp_path / "out").qrels
+    assert qrels.table()["doc_id"].to_pylist() == ["1", "2"]
+    assert qrels.manifest.rejected == 0
+
+
 @pytest.mark.parametrize(
     ("name", "content", "changes", "problem"),
     [
