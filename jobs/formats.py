@@ -37,6 +37,8 @@ class Row:
     fields: dict[str, Any] = field(default_factory=dict)
     problem: str = ""
     raw: str = ""
+    columns: Sequence[str] = ()
+    """All columns of the file, where `fields` holds only those that were asked for."""
 
     def reject(self, reason: str, **ids: str) -> Rejection:
         raw = self.raw or json.dumps(self.fields, ensure_ascii=True, default=str)
@@ -137,13 +139,17 @@ def fingerprint(urls: Sequence[str], root: str = "") -> str:
     return digest.hexdigest()[:32]
 
 
-def read_all(urls: Sequence[str], root: str) -> Iterator[Row]:
+def read_all(urls: Sequence[str], root: str, names: Sequence[str]) -> Iterator[Row]:
     for url in urls:
-        yield from read_file(url, root)
+        yield from read_file(url, names, root)
 
 
-def read_file(url: str, root: str = "") -> Iterator[Row]:
-    """Rows of one file, by its suffix; a text file is one row, named by its path below `root`."""
+def read_file(url: str, names: Sequence[str], root: str = "") -> Iterator[Row]:
+    """Rows of one file, by its suffix; a text file is one row, named by its path below `root`.
+
+    Of Parquet only the columns in `names` are read: another may be large, or hold what Python
+    cannot. Raises ValueError for a file that cannot be read, or is not what its name says.
+    """
     suffix = "." + url.lower().rsplit(".", 1)[-1]
     form = next((form for form, suffixes in FORMATS.items() if suffix in suffixes), None)
     if form is None:
@@ -151,7 +157,8 @@ def read_file(url: str, root: str = "") -> Iterator[Row]:
             f"cannot read {short_name(url)}: not one of jsonl, parquet, csv, tsv, txt, md"
         )
     readers: dict[str, Callable[[str, Any], Iterator[Row]]] = {
-        "jsonl": _read_jsonl, "parquet": _read_parquet, "csv": _read_csv,
+        "jsonl": _read_jsonl, "csv": _read_csv,
+        "parquet": lambda url, handle: _read_parquet(url, handle, names),
         "text": lambda url, handle: _read_text(url, handle, root),
     }  # fmt: skip
     with open_bytes(url) as handle:
@@ -178,16 +185,28 @@ def _read_jsonl(url: str, handle: Any) -> Iterator[Row]:
                 yield Row(source, number, problem="not a JSON object", raw=shown)
 
 
-def _read_parquet(url: str, handle: Any) -> Iterator[Row]:
+def _read_parquet(url: str, handle: Any, names: Sequence[str]) -> Iterator[Row]:
+    source, number = short_name(url), 0
     try:
         file = pq.ParquetFile(handle)
+        columns = file.schema_arrow.names
     except pa.ArrowInvalid:
-        raise ValueError(f"{short_name(url)} is not a Parquet file") from None
-    number = 0
-    for batch in file.iter_batches(4096):
-        for fields in batch.to_pylist():
-            number += 1
-            yield Row(short_name(url), number, fields)
+        raise ValueError(f"{source} is not a Parquet file") from None
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"cannot read {source}: {_first_line(error)}") from None
+    try:
+        for batch in file.iter_batches(4096, columns=[n for n in columns if n in names]):
+            for fields in batch.to_pylist():
+                number += 1
+                yield Row(source, number, fields, columns=columns)
+    # The last two are of values that Python has none for: text that is not UTF-8, the year 10,000.
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        why = f"after row {number}: {_first_line(error)}"
+        raise ValueError(f"cannot read {source} {why}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _read_csv(url: str, handle: Any) -> Iterator[Row]:
@@ -290,10 +309,11 @@ def value_of(row: Row, names: tuple[str, ...]) -> str | None:
 
 def check_columns(row: Row, *needed: tuple[str, ...]) -> None:
     """In a table a missing column is a wrong file, in JSON lines a missing field is a bad row."""
-    if not row.fields or not row.source.lower().endswith((*FORMATS["csv"], *FORMATS["parquet"])):
+    columns = row.columns or list(row.fields)
+    if not columns or not row.source.lower().endswith((*FORMATS["csv"], *FORMATS["parquet"])):
         return
     for names in needed:
-        if not any(name in row.fields for name in names):
-            found = ", ".join(map(str, row.fields)) or "none"
+        if not any(name in columns for name in names):
+            found = ", ".join(columns)
             others = f" (or {', '.join(names[1:])})" if names[1:] else ""
             raise ValueError(f"{row.source} has no column {names[0]}{others}: found {found}")

@@ -136,6 +136,48 @@ def test_a_line_that_is_nested_too_deeply_is_a_rejected_row(tmp_path: Path) -> N
     assert {reason for _, reason in found} <= {"text is not text", "nested too deeply"}
 
 
+NOT_UTF8 = pa.Array.from_buffers(
+    pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")]
+)
+YEAR_29349 = pa.array([10_000_000], pa.date32())
+
+
+@pytest.mark.parametrize("foreign", [NOT_UTF8, YEAR_29349])
+def test_a_column_that_nobody_asked_for_is_not_read(foreign: pa.Array, tmp_path: Path) -> None:
+    data = tmp_path / "documents.parquet"
+    pq.write_table(pa.table({"id": ["1"], "text": ["tea"], "foreign": foreign}), data)
+    assert run(data, tmp_path / "out").corpus.table()["doc_id"].to_pylist() == ["1"]
+    pq.write_table(pa.table({"id": ["1"], "foreign": foreign}), data)
+    with pytest.raises(ValueError, match=r"has no column text .*: found id, foreign$"):
+        run(data, tmp_path / "out2")
+    pq.write_table(pa.table({"foreign": foreign}), data)
+    with pytest.raises(ValueError, match=r"has no column doc_id .*: found foreign$"):
+        run(data, tmp_path / "out3")
+
+
+@pytest.mark.parametrize("column", [NOT_UTF8, YEAR_29349])
+def test_a_column_that_cannot_be_read(column: pa.Array, tmp_path: Path) -> None:
+    data = tmp_path / "documents.parquet"
+    pq.write_table(pa.table({"id": ["1"], "text": ["tea"], "day": column}), data)
+    with pytest.raises(ValueError, match=r"cannot read .*documents.parquet after row 0: "):
+        run(data, tmp_path / "out", metadata=("day",))
+
+
+@pytest.mark.parametrize("place", [0.5, 0.9999])
+def test_a_damaged_parquet_file_is_named(place: float, tmp_path: Path) -> None:
+    data = tmp_path / "documents.parquet"
+    rows = [{"id": str(n), "text": f"{n * n} leaves"} for n in range(5000)]
+    pq.write_table(pa.Table.from_pylist(rows), data)
+    raw = bytearray(data.read_bytes())
+    # A page in the middle, and the description of the columns at the end.
+    middle = int(len(raw) * place) - 100
+    raw[middle : middle + 80] = b"\xff" * 80
+    data.write_bytes(raw)
+    with pytest.raises(ValueError, match=r"cannot read .*documents.parquet") as error:
+        run(data, tmp_path / "out")
+    assert "\n" not in str(error.value)
+
+
 def test_queries_and_qrels(tmp_path: Path) -> None:
     data = tmp_path / "data"
     (data / "qrels").mkdir(parents=True)
