@@ -60,7 +60,7 @@ class Files:
 
 def find_files(data: str, source: str) -> Files:
     """What `--data` holds; `source` is a format or `auto`. Raises ValueError if it is not there."""
-    fs, root = fsspec.core.url_to_fs(data)
+    fs, root = _resolved(data)
     if not fs.exists(root):
         raise ValueError(f"no data at {data}")
     alone = None
@@ -114,6 +114,18 @@ def _is_table(name: str, stem: str) -> bool:
     return name.lower() in {f"{stem}{suffix}" for suffix in suffixes}
 
 
+def _resolved(url: str) -> tuple[Any, str]:
+    """The filesystem that a path or URL is of, and the path there.
+
+    fsspec takes `::` for a chain of URLs, which it is not in the name of a local file.
+    """
+    if "://" not in url or url.startswith(("file://", "local://")):
+        fs = fsspec.filesystem("file")
+        return fs, fs._strip_protocol(url)
+    fs, path = fsspec.core.url_to_fs(url)
+    return fs, path
+
+
 def _url(fs: Any, path: str) -> str:
     return str(fs.unstrip_protocol(path))
 
@@ -121,7 +133,8 @@ def _url(fs: Any, path: str) -> str:
 def open_bytes(url: str) -> AbstractContextManager[Any]:
     """A reader of bytes; an unreadable file is one sentence."""
     try:
-        handle: AbstractContextManager[Any] = fsspec.open(url, "rb").open()
+        fs, path = _resolved(url)
+        handle: AbstractContextManager[Any] = fs.open(path, "rb")
     except OSError as error:
         raise ValueError(f"cannot read {short_name(url)}: {error.strerror or error}") from None
     return handle

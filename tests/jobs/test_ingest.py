@@ -84,6 +84,19 @@ def test_a_folder_of_text(tmp_path: Path) -> None:
     assert rejected(ingested) == [(None, "empty text"), (None, "not UTF-8")]
 
 
+def test_two_colons_in_a_name_are_no_chain_of_urls(tmp_path: Path) -> None:
+    data = tmp_path / "x::y"
+    data.mkdir()
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "other.md").write_text("What a chain of URLs would have found.")
+    (data / "std::vector.md").write_text("A row of values.")
+    for number, path in enumerate((data, data / "std::vector.md")):
+        corpus = run(path, tmp_path / f"out{number}").corpus
+        assert corpus.table()["doc_id"].to_pylist() == ["std::vector.md"]
+    with pytest.raises(ValueError, match=r"no data at .*x::z"):
+        run(tmp_path / "x::z", tmp_path / "out")
+
+
 def test_bad_rows_are_rejected_with_their_line(tmp_path: Path) -> None:
     data = tmp_path / "corpus.jsonl"
     lines = [
