@@ -144,7 +144,7 @@ def fingerprint(urls: Sequence[str], root: str = "") -> str:
     """sha256 over the files: their content, and their names below `root`, which mean something."""
     digest = hashlib.sha256()
     for url in sorted(urls):
-        digest.update(url.removeprefix(root).encode())
+        digest.update(url.removeprefix(root).encode("utf-8", "surrogateescape"))
         with open_bytes(url) as handle:
             while block := handle.read(1 << 20):
                 digest.update(block)
@@ -256,6 +256,10 @@ def _read_csv(url: str, handle: Any) -> Iterator[Row]:
 
 def _read_text(url: str, handle: Any, root: str) -> Iterator[Row]:
     name = url.removeprefix(root).lstrip("/")
+    if (shown := short_name(name)) != name:
+        # The name would be the doc_id, and say what the document is called.
+        yield Row(shown, None, problem="the name of the file is not UTF-8")
+        return
     try:
         text = handle.read().decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -300,7 +304,9 @@ def read_grades(url: str) -> Iterator[tuple[Row, tuple[str, str], float | None]]
 
 
 def short_name(url: str) -> str:
-    return url.removeprefix("file://").removeprefix("local://")
+    """A path as people write it, in UTF-8; bytes that are not are escaped."""
+    name = url.removeprefix("file://").removeprefix("local://")
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def value_of(row: Row, names: tuple[str, ...]) -> str | None:

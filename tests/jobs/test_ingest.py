@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,34 @@ def test_two_colons_in_a_name_are_no_chain_of_urls(tmp_path: Path) -> None:
         assert corpus.table()["doc_id"].to_pylist() == ["std::vector.md"]
     with pytest.raises(ValueError, match=r"no data at .*x::z"):
         run(tmp_path / "x::z", tmp_path / "out")
+
+
+def test_a_text_whose_name_is_not_utf8_is_a_rejected_row(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "tea.md").write_text("Leaves.")
+    (data / os.fsdecode(b"caf\xe9.md")).write_text("Beans.")
+    corpus = run(data, tmp_path / "out").corpus
+    assert corpus.table()["doc_id"].to_pylist() == ["tea.md"]
+    found = corpus.rejected()
+    assert found is not None
+    assert found.select(["source", "reason"]).to_pylist() == [
+        {"source": "caf\\xe9.md", "reason": "the name of the file is not UTF-8"}
+    ]
+
+
+def test_rows_of_a_file_whose_name_is_not_utf8(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    jsonl(folder / "corpus.jsonl", [DOCS[0], {"_id": "2"}])
+    corpus = run(folder, tmp_path / "out").corpus
+    assert corpus.table()["doc_id"].to_pylist() == ["1"]
+    found = corpus.rejected()
+    assert found is not None
+    assert found["source"].to_pylist() == [f"{tmp_path}/caf\\xe9/corpus.jsonl"]
+    (folder / "queries.csv").write_text('id,text\na,"tea\n')
+    with pytest.raises(ValueError, match=r"/caf\\xe9/queries.csv is not CSV"):
+        run(folder, tmp_path / "out2")
 
 
 def test_bad_rows_are_rejected_with_their_line(tmp_path: Path) -> None:
