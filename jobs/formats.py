@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
 
 from bixse.records import Rejection
 
@@ -59,18 +61,25 @@ class Files:
 
 
 def find_files(data: str, source: str) -> Files:
-    """What `--data` holds; `source` is a format or `auto`. Raises ValueError if it is not there."""
+    """What `--data` holds; `source` is a format or `auto`.
+
+    Links to directories are followed; names that begin with a dot are left out. Raises ValueError
+    where there is nothing, or a directory that cannot be read.
+    """
     fs, root = _resolved(data)
     if not fs.exists(root):
         raise ValueError(f"no data at {data}")
     alone = None
     if fs.isfile(root):
         root, _, alone = root.rpartition("/")
-    names = sorted(
-        p[len(root.rstrip("/")) + 1 :] for p in fs.find(root, maxdepth=2 if alone else None)
-    )
-    names = [n for n in names if not any(part.startswith(".") for part in n.split("/"))]
-    urls = {name: _url(fs, f"{root.rstrip('/')}/{name}") for name in names}
+    root = root.rstrip("/")
+
+    def enters(folder: str) -> bool:
+        if alone is not None:
+            return folder == f"{root}/qrels"
+        return not _leads_back(fs, folder, root)
+
+    names = sorted(path[len(root) + 1 :] for path in _files_below(fs, root, enters))
     queries = [n for n in names if _is_table(n, "queries") and n != alone]
     qrels = [
         n for n in names if n == "qrels.tsv" or (n.startswith("qrels/") and n.endswith(".tsv"))
@@ -80,8 +89,50 @@ def find_files(data: str, source: str) -> Files:
     else:
         rest = [n for n in names if n not in queries and n not in qrels]
         corpus, described = _corpus_names(rest, source, data)
-    texts, asked, graded = ([urls[name] for name in group] for group in (corpus, queries, qrels))
-    return Files(_url(fs, root.rstrip("/")), texts, asked, graded, described)
+    texts, asked, graded = (
+        [_url(fs, f"{root}/{name}") for name in group] for group in (corpus, queries, qrels)
+    )
+    return Files(_url(fs, root), texts, asked, graded, described)
+
+
+def _files_below(fs: Any, root: str, enters: Callable[[str], bool]) -> Iterator[str]:
+    """Paths of the files in `root` and in the directories below it that are entered."""
+    pending = [root]
+    while pending:
+        for path, is_directory in _listed(fs, pending.pop()):
+            if path.rpartition("/")[2].startswith("."):
+                continue
+            if not is_directory:
+                yield path
+            elif enters(path):
+                pending.append(path)
+
+
+def _listed(fs: Any, folder: str) -> list[tuple[str, bool]]:
+    """Path of each entry of a directory, and whether it is one too. Raises ValueError."""
+    try:
+        if isinstance(fs, LocalFileSystem):
+            # fsspec's own listing takes a link to a directory for a file.
+            with os.scandir(folder or "/") as found:
+                return [(f"{folder}/{entry.name}", entry.is_dir()) for entry in found]
+        entries = fs.ls(folder, detail=True)
+    except OSError as error:
+        name = short_name(error.filename or folder or "/")
+        raise ValueError(f"cannot list {name}: {error.strerror or error}") from None
+    paths = [(entry["name"].rstrip("/"), entry["type"] == "directory") for entry in entries]
+    return [(path, is_directory) for path, is_directory in paths if path != folder]
+
+
+def _leads_back(fs: Any, folder: str, root: str) -> bool:
+    """Whether it is a link to one of the directories on the way to it from `root`."""
+    if not isinstance(fs, LocalFileSystem) or not os.path.islink(folder):
+        return False
+    above = folder
+    while len(above) > len(root):
+        above = above.rpartition("/")[0]
+        if os.path.samefile(above or "/", folder):
+            return True
+    return False
 
 
 def _corpus_names(names: list[str], source: str, data: str) -> tuple[list[str], str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -259,12 +260,13 @@ def test_queries_and_qrels(tmp_path: Path) -> None:
     }
 
 
-def test_a_file_alone_brings_the_queries_beside_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["docs.jsonl", ".docs.jsonl"])
+def test_a_file_alone_brings_the_queries_beside_it(name: str, tmp_path: Path) -> None:
     (tmp_path / "qrels").mkdir()
-    jsonl(tmp_path / "docs.jsonl", DOCS)
+    jsonl(tmp_path / name, DOCS)
     jsonl(tmp_path / "queries.jsonl", [{"_id": "a", "text": "tea"}])
     (tmp_path / "qrels" / "test.tsv").write_text("a\t1\t1\n")
-    ingested = run(tmp_path / "docs.jsonl", tmp_path / "out")
+    ingested = run(tmp_path / name, tmp_path / "out")
     assert ingested.queries.manifest.rows == ingested.qrels.manifest.rows == 1
 
 
@@ -275,6 +277,64 @@ def test_a_folder_named_corpus_is_only_a_folder(tmp_path: Path) -> None:
         (data / name).write_text("text")
     found = run(data, tmp_path / "out").corpus.table()["doc_id"].to_pylist()
     assert sorted(found) == ["b.md", "corpus/a.md", "queries.md"]
+
+
+def test_a_directory_that_cannot_be_listed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data"
+    for name in ("open", "closed", ".hidden"):
+        (data / name).mkdir(parents=True)
+        (data / name / "a.md").write_text("text")
+    listed = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if str(path).endswith(("closed", ".hidden")):  # No mode keeps out root, who may test this.
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(ValueError, match=f"^cannot list {data}/closed: Permission denied$"):
+        run(data, tmp_path / "out")
+    # A file by itself asks for the directories beside it only if they are named for grades.
+    jsonl(data / "docs.jsonl", DOCS)
+    assert run(data / "docs.jsonl", tmp_path / "out").corpus.manifest.rows == len(DOCS)
+
+
+def test_links_to_directories_are_followed_and_lead_nowhere_twice(tmp_path: Path) -> None:
+    data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    for folder in (data / "own", elsewhere / "deep"):
+        folder.mkdir(parents=True)
+        (folder / "a.md").write_text("text")
+    (data / "linked").symlink_to(elsewhere)
+    (data / "own" / "up").symlink_to(data)
+    (elsewhere / "deep" / "up").symlink_to(elsewhere)
+    found = run(data, tmp_path / "out").corpus.table()["doc_id"].to_pylist()
+    assert sorted(found) == ["linked/deep/a.md", "own/a.md"]
+    (data / "gone").symlink_to(tmp_path / "nowhere")
+    run(data, tmp_path / "out")
+    (data / "gone.md").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"cannot read .*/gone.md: No such file"):
+        run(data, tmp_path / "out")
+
+
+def test_data_on_another_filesystem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe(
+        {"/ingest/a.md": b"one", "/ingest/deep/b.md": b"two", "/ingest/.git/c.md": b"three"}
+    )
+    corpus = ingest("memory://ingest", Ingest(), str(tmp_path / "out")).corpus
+    assert corpus.table()["doc_id"].to_pylist() == ["a.md", "deep/b.md"]
+    listed = memory.ls
+
+    def ls(path: str, **more: Any) -> Any:
+        if path.endswith("deep"):
+            raise PermissionError("not yours")
+        return listed(path, **more)
+
+    monkeypatch.setattr(memory, "ls", ls)
+    with pytest.raises(ValueError, match="cannot list /ingest/deep: not yours"):
+        ingest("memory://ingest", Ingest(), str(tmp_path / "out2"))
 
 
 def test_names_are_part_of_the_data(tmp_path: Path) -> None:
