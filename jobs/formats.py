@@ -60,11 +60,12 @@ class Files:
     described: str
 
 
-def find_files(data: str, source: str) -> Files:
+def find_files(data: str, source: str, out: str) -> Files:
     """What `--data` holds; `source` is a format or `auto`.
 
-    Links to directories are followed; names that begin with a dot are left out. Raises ValueError
-    where there is nothing, or a directory that cannot be read.
+    Links to directories are followed; names that begin with a dot and what stands under `out`,
+    where a run puts what it makes, are left out. Raises ValueError where there is nothing, a
+    directory cannot be read, or `out` is the directory of the data itself.
     """
     fs, root = _resolved(data)
     if not fs.exists(root):
@@ -73,11 +74,14 @@ def find_files(data: str, source: str) -> Files:
     if fs.isfile(root):
         root, _, alone = root.rpartition("/")
     root = root.rstrip("/")
+    made = _identity(*_resolved(out))
+    if alone is None and _identity(fs, root) == made:
+        raise ValueError(f"--out is the directory of --data, {data}: choose another, or one in it")
 
     def enters(folder: str) -> bool:
         if alone is not None:
             return folder == f"{root}/qrels"
-        return not _leads_back(fs, folder, root)
+        return _identity(fs, folder) != made and not _leads_back(fs, folder, root)
 
     names = sorted(path[len(root) + 1 :] for path in _files_below(fs, root, enters))
     queries = [n for n in names if _is_table(n, "queries") and n != alone]
@@ -121,6 +125,11 @@ def _listed(fs: Any, folder: str) -> list[tuple[str, bool]]:
         raise ValueError(f"cannot list {name}: {error.strerror or error}") from None
     paths = [(entry["name"].rstrip("/"), entry["type"] == "directory") for entry in entries]
     return [(path, is_directory) for path, is_directory in paths if path != folder]
+
+
+def _identity(fs: Any, folder: str) -> str:
+    """One name for a directory, however a path leads to it."""
+    return os.path.realpath(folder or "/") if isinstance(fs, LocalFileSystem) else _url(fs, folder)
 
 
 def _leads_back(fs: Any, folder: str, root: str) -> bool:

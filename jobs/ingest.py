@@ -65,7 +65,7 @@ def ingest(data: str | None, settings: Ingest, out: str) -> Ingested:
     """Make `corpus`, `queries` and `qrels` under `out`.
 
     Raises ValueError in one sentence when there is no data, no valid document, a file that is not
-    what its name says, or a column that is missing.
+    what its name says, or a column that is missing. Where `out` lies in `data` it is no data.
     """
     if settings.source == "python-docs":
         if data is not None:
@@ -76,7 +76,7 @@ def ingest(data: str | None, settings: Ingest, out: str) -> Ingested:
         return _ingest_python_docs(settings, out)
     if data is None:
         raise ValueError("--data is missing: the directory or file that holds the corpus")
-    files = find_files(data, settings.source)
+    files = find_files(data, settings.source, out)
     inputs = {"data": fingerprint([*files.corpus, *files.queries, *files.qrels], files.root)}
     names = (*DOC_ID_NAMES, *TITLE_NAMES, *TEXT_NAMES, *Reader(settings.metadata).columns)
     rows = read_all(files.corpus, files.root, names)

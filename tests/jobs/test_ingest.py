@@ -279,6 +279,35 @@ def test_a_folder_named_corpus_is_only_a_folder(tmp_path: Path) -> None:
     assert sorted(found) == ["b.md", "corpus/a.md", "queries.md"]
 
 
+@pytest.mark.parametrize("form", ["text", "parquet"])
+def test_what_was_made_inside_the_data_is_no_data(form: str, tmp_path: Path) -> None:
+    data, linked = tmp_path / "data", tmp_path / "linked"
+    data.mkdir()
+    if form == "text":
+        (data / "a.md").write_text("text")
+    else:
+        WRITERS["parquet"](data)
+    first = run(data, data / "runs" / "c")
+    assert run(data, data / "runs" / "c").corpus.fingerprint == first.corpus.fingerprint
+    linked.symlink_to(data)
+    assert run(linked, data / "runs" / "c").corpus.fingerprint == first.corpus.fingerprint
+    assert run(data, linked / "runs" / "c").corpus.fingerprint == first.corpus.fingerprint
+    with pytest.raises(ValueError, match=r"^--out is the directory of --data, .*: choose another"):
+        run(data, linked)
+
+
+def test_what_was_made_inside_data_on_another_filesystem(tmp_path: Path) -> None:
+    data = "memory://made-inside"
+    fsspec.filesystem("memory").pipe({"/made-inside/a.md": b"one"})
+    first = ingest(data, Ingest(), f"{data}/out").corpus
+    assert first.table()["doc_id"].to_pylist() == ["a.md"]
+    assert ingest(data, Ingest(), f"{data}/out").corpus.fingerprint == first.fingerprint
+    with pytest.raises(
+        ValueError, match=r"^--out is the directory of --data, memory://made-inside"
+    ):
+        ingest(data, Ingest(), f"{data}/")
+
+
 def test_a_directory_that_cannot_be_listed_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
