@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
 
 from bixse.records import Rejection
 
@@ -37,6 +39,8 @@ class Row:
     fields: dict[str, Any] = field(default_factory=dict)
     problem: str = ""
     raw: str = ""
+    columns: Sequence[str] = ()
+    """All columns of the file, where `fields` holds only those that were asked for."""
 
     def reject(self, reason: str, **ids: str) -> Rejection:
         raw = self.raw or json.dumps(self.fields, ensure_ascii=True, default=str)
@@ -56,19 +60,30 @@ class Files:
     described: str
 
 
-def find_files(data: str, source: str) -> Files:
-    """What `--data` holds; `source` is a format or `auto`. Raises ValueError if it is not there."""
-    fs, root = fsspec.core.url_to_fs(data)
+def find_files(data: str, source: str, out: str) -> Files:
+    """What `--data` holds; `source` is a format or `auto`.
+
+    Links to directories are followed; names that begin with a dot and what stands under `out`,
+    where a run puts what it makes, are left out. Raises ValueError where there is nothing, a
+    directory cannot be read, or `out` is the directory of the data itself.
+    """
+    fs, root = _resolved(data)
     if not fs.exists(root):
         raise ValueError(f"no data at {data}")
     alone = None
     if fs.isfile(root):
         root, _, alone = root.rpartition("/")
-    names = sorted(
-        p[len(root.rstrip("/")) + 1 :] for p in fs.find(root, maxdepth=2 if alone else None)
-    )
-    names = [n for n in names if not any(part.startswith(".") for part in n.split("/"))]
-    urls = {name: _url(fs, f"{root.rstrip('/')}/{name}") for name in names}
+    root = root.rstrip("/")
+    made = _identity(*_resolved(out))
+    if alone is None and _identity(fs, root) == made:
+        raise ValueError(f"--out is the directory of --data, {data}: choose another, or one in it")
+
+    def enters(folder: str) -> bool:
+        if alone is not None:
+            return folder == f"{root}/qrels"
+        return _identity(fs, folder) != made and not _leads_back(fs, folder, root)
+
+    names = sorted(path[len(root) + 1 :] for path in _files_below(fs, root, enters))
     queries = [n for n in names if _is_table(n, "queries") and n != alone]
     qrels = [
         n for n in names if n == "qrels.tsv" or (n.startswith("qrels/") and n.endswith(".tsv"))
@@ -78,8 +93,55 @@ def find_files(data: str, source: str) -> Files:
     else:
         rest = [n for n in names if n not in queries and n not in qrels]
         corpus, described = _corpus_names(rest, source, data)
-    texts, asked, graded = ([urls[name] for name in group] for group in (corpus, queries, qrels))
-    return Files(_url(fs, root.rstrip("/")), texts, asked, graded, described)
+    texts, asked, graded = (
+        [_url(fs, f"{root}/{name}") for name in group] for group in (corpus, queries, qrels)
+    )
+    return Files(_url(fs, root), texts, asked, graded, described)
+
+
+def _files_below(fs: Any, root: str, enters: Callable[[str], bool]) -> Iterator[str]:
+    """Paths of the files in `root` and in the directories below it that are entered."""
+    pending = [root]
+    while pending:
+        for path, is_directory in _listed(fs, pending.pop()):
+            if path.rpartition("/")[2].startswith("."):
+                continue
+            if not is_directory:
+                yield path
+            elif enters(path):
+                pending.append(path)
+
+
+def _listed(fs: Any, folder: str) -> list[tuple[str, bool]]:
+    """Path of each entry of a directory, and whether it is one too. Raises ValueError."""
+    try:
+        if isinstance(fs, LocalFileSystem):
+            # fsspec's own listing takes a link to a directory for a file.
+            with os.scandir(folder or "/") as found:
+                return [(f"{folder}/{entry.name}", entry.is_dir()) for entry in found]
+        entries = fs.ls(folder, detail=True)
+    except OSError as error:
+        name = short_name(error.filename or folder or "/")
+        raise ValueError(f"cannot list {name}: {error.strerror or error}") from None
+    paths = [(entry["name"].rstrip("/"), entry["type"] == "directory") for entry in entries]
+    return [(path, is_directory) for path, is_directory in paths if path != folder]
+
+
+def _identity(fs: Any, folder: str) -> str:
+    """One name for a directory, however a path leads to it."""
+    return os.path.realpath(folder or "/") if isinstance(fs, LocalFileSystem) else _url(fs, folder)
+
+
+def _leads_back(fs: Any, folder: str, root: str) -> bool:
+    """Whether it is a link to one of the directories on the way to it from `root`."""
+    if not isinstance(fs, LocalFileSystem) or not os.path.islink(folder):
+        return False
+    above = folder
+    while len(above) > len(root):
+        above = above.rpartition("/")[0]
+        if os.path.samefile(above or "/", folder):
+            return True
+    return False
 
 
 def _corpus_names(names: list[str], source: str, data: str) -> tuple[list[str], str]:
@@ -112,6 +174,18 @@ def _is_table(name: str, stem: str) -> bool:
     return name.lower() in {f"{stem}{suffix}" for suffix in suffixes}
 
 
+def _resolved(url: str) -> tuple[Any, str]:
+    """The filesystem that a path or URL is of, and the path there.
+
+    fsspec takes `::` for a chain of URLs, which it is not in the name of a local file.
+    """
+    if "://" not in url or url.startswith(("file://", "local://")):
+        fs = fsspec.filesystem("file")
+        return fs, fs._strip_protocol(url)
+    fs, path = fsspec.core.url_to_fs(url)
+    return fs, path
+
+
 def _url(fs: Any, path: str) -> str:
     return str(fs.unstrip_protocol(path))
 
@@ -119,7 +193,8 @@ def _url(fs: Any, path: str) -> str:
 def open_bytes(url: str) -> AbstractContextManager[Any]:
     """A reader of bytes; an unreadable file is one sentence."""
     try:
-        handle: AbstractContextManager[Any] = fsspec.open(url, "rb").open()
+        fs, path = _resolved(url)
+        handle: AbstractContextManager[Any] = fs.open(path, "rb")
     except OSError as error:
         raise ValueError(f"cannot read {short_name(url)}: {error.strerror or error}") from None
     return handle
@@ -129,7 +204,7 @@ def fingerprint(urls: Sequence[str], root: str = "") -> str:
     """sha256 over the files: their content, and their names below `root`, which mean something."""
     digest = hashlib.sha256()
     for url in sorted(urls):
-        digest.update(url.removeprefix(root).encode())
+        digest.update(url.removeprefix(root).encode("utf-8", "surrogateescape"))
         with open_bytes(url) as handle:
             while block := handle.read(1 << 20):
                 digest.update(block)
@@ -137,13 +212,17 @@ def fingerprint(urls: Sequence[str], root: str = "") -> str:
     return digest.hexdigest()[:32]
 
 
-def read_all(urls: Sequence[str], root: str) -> Iterator[Row]:
+def read_all(urls: Sequence[str], root: str, names: Sequence[str]) -> Iterator[Row]:
     for url in urls:
-        yield from read_file(url, root)
+        yield from read_file(url, names, root)
 
 
-def read_file(url: str, root: str = "") -> Iterator[Row]:
-    """Rows of one file, by its suffix; a text file is one row, named by its path below `root`."""
+def read_file(url: str, names: Sequence[str], root: str = "") -> Iterator[Row]:
+    """Rows of one file, by its suffix; a text file is one row, named by its path below `root`.
+
+    Of Parquet only the columns in `names` are read: another may be large, or hold what Python
+    cannot. Raises ValueError for a file that cannot be read, or is not what its name says.
+    """
     suffix = "." + url.lower().rsplit(".", 1)[-1]
     form = next((form for form, suffixes in FORMATS.items() if suffix in suffixes), None)
     if form is None:
@@ -151,7 +230,8 @@ def read_file(url: str, root: str = "") -> Iterator[Row]:
             f"cannot read {short_name(url)}: not one of jsonl, parquet, csv, tsv, txt, md"
         )
     readers: dict[str, Callable[[str, Any], Iterator[Row]]] = {
-        "jsonl": _read_jsonl, "parquet": _read_parquet, "csv": _read_csv,
+        "jsonl": _read_jsonl, "csv": _read_csv,
+        "parquet": lambda url, handle: _read_parquet(url, handle, names),
         "text": lambda url, handle: _read_text(url, handle, root),
     }  # fmt: skip
     with open_bytes(url) as handle:
@@ -169,6 +249,8 @@ def _read_jsonl(url: str, handle: Any) -> Iterator[Row]:
             yield Row(source, number, problem="not UTF-8", raw=shown)
         except ValueError:
             yield Row(source, number, problem="broken JSON", raw=shown)
+        except RecursionError:
+            yield Row(source, number, problem="nested too deeply", raw=shown)
         else:
             if isinstance(fields, dict):
                 yield Row(source, number, fields)
@@ -176,16 +258,28 @@ def _read_jsonl(url: str, handle: Any) -> Iterator[Row]:
                 yield Row(source, number, problem="not a JSON object", raw=shown)
 
 
-def _read_parquet(url: str, handle: Any) -> Iterator[Row]:
+def _read_parquet(url: str, handle: Any, names: Sequence[str]) -> Iterator[Row]:
+    source, number = short_name(url), 0
     try:
         file = pq.ParquetFile(handle)
+        columns = file.schema_arrow.names
     except pa.ArrowInvalid:
-        raise ValueError(f"{short_name(url)} is not a Parquet file") from None
-    number = 0
-    for batch in file.iter_batches(4096):
-        for fields in batch.to_pylist():
-            number += 1
-            yield Row(short_name(url), number, fields)
+        raise ValueError(f"{source} is not a Parquet file") from None
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"cannot read {source}: {_first_line(error)}") from None
+    try:
+        for batch in file.iter_batches(4096, columns=[n for n in columns if n in names]):
+            for fields in batch.to_pylist():
+                number += 1
+                yield Row(source, number, fields, columns=columns)
+    # The last two are of values that Python has none for: text that is not UTF-8, the year 10,000.
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        why = f"after row {number}: {_first_line(error)}"
+        raise ValueError(f"cannot read {source} {why}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _read_csv(url: str, handle: Any) -> Iterator[Row]:
@@ -197,9 +291,15 @@ def _read_csv(url: str, handle: Any) -> Iterator[Row]:
         delimiter=delimiter,
         # Tabs need no quotes, and BEIR's files have bare ones.
         quoting=csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL,
+        # Otherwise a quote that is never closed takes the rest of the file for one cell.
+        strict=delimiter == ",",
     )
+    read = 0
     try:
+        if reader.fieldnames:
+            read = reader.line_num
         for fields in reader:
+            read = reader.line_num
             # csv puts what has no header under the key None, which its types do not know.
             spare = fields.pop(None, None)
             row = Row(short_name(url), reader.line_num, dict(fields))
@@ -209,13 +309,17 @@ def _read_csv(url: str, handle: Any) -> Iterator[Row]:
     except UnicodeDecodeError:
         raise ValueError(f"{short_name(url)} is not UTF-8 text") from None
     except csv.Error as error:
-        raise ValueError(f"{short_name(url)} is not CSV: {error}") from None
+        raise ValueError(f"{short_name(url)} is not CSV from line {read + 1} on: {error}") from None
     finally:
         text.detach()  # the file is closed by who opened it
 
 
 def _read_text(url: str, handle: Any, root: str) -> Iterator[Row]:
     name = url.removeprefix(root).lstrip("/")
+    if (shown := short_name(name)) != name:
+        # The name would be the doc_id, and say what the document is called.
+        yield Row(shown, None, problem="the name of the file is not UTF-8")
+        return
     try:
         text = handle.read().decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -237,7 +341,8 @@ def read_grades(url: str) -> Iterator[tuple[Row, tuple[str, str], float | None]]
     """
     with open_bytes(url) as handle:
         for number, raw in enumerate(handle, start=1):
-            line = raw.decode("utf-8", "replace").strip()
+            # Windows puts a mark before the first line, which is no part of its query_id.
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8", "replace").strip()
             columns = line.split("\t") if "\t" in line else line.split()
             if not line or (number == 1 and columns[-1] in ("score", "relevance", "grade")):
                 continue
@@ -259,7 +364,9 @@ def read_grades(url: str) -> Iterator[tuple[Row, tuple[str, str], float | None]]
 
 
 def short_name(url: str) -> str:
-    return url.removeprefix("file://").removeprefix("local://")
+    """A path as people write it, in UTF-8; bytes that are not are escaped."""
+    name = url.removeprefix("file://").removeprefix("local://")
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def value_of(row: Row, names: tuple[str, ...]) -> str | None:
@@ -281,10 +388,11 @@ def value_of(row: Row, names: tuple[str, ...]) -> str | None:
 
 def check_columns(row: Row, *needed: tuple[str, ...]) -> None:
     """In a table a missing column is a wrong file, in JSON lines a missing field is a bad row."""
-    if not row.fields or not row.source.lower().endswith((*FORMATS["csv"], *FORMATS["parquet"])):
+    columns = row.columns or list(row.fields)
+    if not columns or not row.source.lower().endswith((*FORMATS["csv"], *FORMATS["parquet"])):
         return
     for names in needed:
-        if not any(name in row.fields for name in names):
-            found = ", ".join(map(str, row.fields)) or "none"
+        if not any(name in columns for name in names):
+            found = ", ".join(columns)
             others = f" (or {', '.join(names[1:])})" if names[1:] else ""
             raise ValueError(f"{row.source} has no column {names[0]}{others}: found {found}")

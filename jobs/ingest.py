@@ -47,6 +47,7 @@ DOC_ID_NAMES = ("doc_id", "_id", "id", "docid", "document_id", "corpus-id")
 QUERY_ID_NAMES = ("query_id", "_id", "id", "qid", "query-id")
 TITLE_NAMES = ("title",)
 TEXT_NAMES = ("text", "contents", "content", "body", "passage", "query")
+QUERY_NAMES = (*QUERY_ID_NAMES, *TEXT_NAMES)
 
 SPLITS = {"train": "train", "dev": "dev", "validation": "dev", "valid": "dev", "test": "test"}
 
@@ -64,7 +65,7 @@ def ingest(data: str | None, settings: Ingest, out: str) -> Ingested:
     """Make `corpus`, `queries` and `qrels` under `out`.
 
     Raises ValueError in one sentence when there is no data, no valid document, a file that is not
-    what its name says, or a column that is missing.
+    what its name says, or a column that is missing. Where `out` lies in `data` it is no data.
     """
     if settings.source == "python-docs":
         if data is not None:
@@ -75,12 +76,13 @@ def ingest(data: str | None, settings: Ingest, out: str) -> Ingested:
         return _ingest_python_docs(settings, out)
     if data is None:
         raise ValueError("--data is missing: the directory or file that holds the corpus")
-    files = find_files(data, settings.source)
+    files = find_files(data, settings.source, out)
     inputs = {"data": fingerprint([*files.corpus, *files.queries, *files.qrels], files.root)}
-    corpus = _write_corpus(
-        read_all(files.corpus, files.root), settings, inputs, out, files.described
-    )
-    queries = _write_queries(read_all(files.queries, files.root), inputs, out)
+    names = (*DOC_ID_NAMES, *TITLE_NAMES, *TEXT_NAMES, *Reader(settings.metadata).columns)
+    rows = read_all(files.corpus, files.root, names)
+    corpus = _write_corpus(rows, settings, inputs, out, files.described)
+    rows = read_all(files.queries, files.root, QUERY_NAMES)
+    queries = _write_queries(rows, inputs, out)
     qrels = _write_qrels(files.qrels, corpus, queries, settings, inputs, out)
     return Ingested(corpus, queries, qrels)
 
@@ -101,7 +103,7 @@ def _ingest_python_docs(settings: Ingest, out: str) -> Ingested:
     queries_path, qrels_path = python_docs.evaluation_files()
     folder = queries_path.rpartition("/")[0]
     inputs["queries"] = fingerprint([queries_path, qrels_path], folder)
-    queries = _write_queries(read_file(queries_path), inputs, out)
+    queries = _write_queries(read_file(queries_path, QUERY_NAMES), inputs, out)
     graded = settings.replace(grade_min=0.0, grade_max=3.0)
     qrels = _write_qrels([qrels_path], corpus, queries, graded, inputs, out, split="test")
     return Ingested(corpus, queries, qrels)

@@ -45,6 +45,11 @@ class Reader:
         self._all = tuple(names) == _ALL
         self._names = {} if self._all else dict(_named(name) for name in names)
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of a table that `read` may ask for."""
+        return ("metadata", *self._names) if self._names else ()
+
     def read(self, row: Row) -> Metadata | None:
         """The metadata of a row, None where it has none.
 

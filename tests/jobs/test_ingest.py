@@ -2,10 +2,12 @@
 
 import csv
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -84,6 +86,47 @@ def test_a_folder_of_text(tmp_path: Path) -> None:
     assert rejected(ingested) == [(None, "empty text"), (None, "not UTF-8")]
 
 
+def test_two_colons_in_a_name_are_no_chain_of_urls(tmp_path: Path) -> None:
+    data = tmp_path / "x::y"
+    data.mkdir()
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "other.md").write_text("What a chain of URLs would have found.")
+    (data / "std::vector.md").write_text("A row of values.")
+    for number, path in enumerate((data, data / "std::vector.md")):
+        corpus = run(path, tmp_path / f"out{number}").corpus
+        assert corpus.table()["doc_id"].to_pylist() == ["std::vector.md"]
+    with pytest.raises(ValueError, match=r"no data at .*x::z"):
+        run(tmp_path / "x::z", tmp_path / "out")
+
+
+def test_a_text_whose_name_is_not_utf8_is_a_rejected_row(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "tea.md").write_text("Leaves.")
+    (data / os.fsdecode(b"caf\xe9.md")).write_text("Beans.")
+    corpus = run(data, tmp_path / "out").corpus
+    assert corpus.table()["doc_id"].to_pylist() == ["tea.md"]
+    found = corpus.rejected()
+    assert found is not None
+    assert found.select(["source", "reason"]).to_pylist() == [
+        {"source": "caf\\xe9.md", "reason": "the name of the file is not UTF-8"}
+    ]
+
+
+def test_rows_of_a_file_whose_name_is_not_utf8(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    jsonl(folder / "corpus.jsonl", [DOCS[0], {"_id": "2"}])
+    corpus = run(folder, tmp_path / "out").corpus
+    assert corpus.table()["doc_id"].to_pylist() == ["1"]
+    found = corpus.rejected()
+    assert found is not None
+    assert found["source"].to_pylist() == [f"{tmp_path}/caf\\xe9/corpus.jsonl"]
+    (folder / "queries.csv").write_text('id,text\na,"tea\n')
+    with pytest.raises(ValueError, match=r"/caf\\xe9/queries.csv is not CSV"):
+        run(folder, tmp_path / "out2")
+
+
 def test_bad_rows_are_rejected_with_their_line(tmp_path: Path) -> None:
     data = tmp_path / "corpus.jsonl"
     lines = [
@@ -117,6 +160,65 @@ def test_bad_rows_are_rejected_with_their_line(tmp_path: Path) -> None:
     row = ingested.corpus.rejected().to_pylist()[0]  # type: ignore[union-attr]
     assert row["source"].endswith("corpus.jsonl")
     assert row["response"] == '{"_id": "2", "text": \n'
+
+
+def test_a_line_that_is_nested_too_deeply_is_a_rejected_row(tmp_path: Path) -> None:
+    data = tmp_path / "corpus.jsonl"
+    # Some of these can still be read, as deep as the stack is, and must be written as a rejection.
+    depths = [*range(700, 1000), 200_000]
+    lines = [
+        '{"_id": "1", "text": "fine"}',
+        *('{"text": ' + "[" * d + "]" * d + "}" for d in depths),
+    ]
+    data.write_text("\n".join(lines))
+    ingested = run(data, tmp_path / "out")
+    assert ingested.corpus.table()["doc_id"].to_pylist() == ["1"]
+    found = rejected(ingested)
+    assert [line for line, _ in found] == list(range(2, len(lines) + 1))
+    assert found[-1] == (len(lines), "nested too deeply")
+    assert {reason for _, reason in found} <= {"text is not text", "nested too deeply"}
+
+
+NOT_UTF8 = pa.Array.from_buffers(
+    pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")]
+)
+YEAR_29349 = pa.array([10_000_000], pa.date32())
+
+
+@pytest.mark.parametrize("foreign", [NOT_UTF8, YEAR_29349])
+def test_a_column_that_nobody_asked_for_is_not_read(foreign: pa.Array, tmp_path: Path) -> None:
+    data = tmp_path / "documents.parquet"
+    pq.write_table(pa.table({"id": ["1"], "text": ["tea"], "foreign": foreign}), data)
+    assert run(data, tmp_path / "out").corpus.table()["doc_id"].to_pylist() == ["1"]
+    pq.write_table(pa.table({"id": ["1"], "foreign": foreign}), data)
+    with pytest.raises(ValueError, match=r"has no column text .*: found id, foreign$"):
+        run(data, tmp_path / "out2")
+    pq.write_table(pa.table({"foreign": foreign}), data)
+    with pytest.raises(ValueError, match=r"has no column doc_id .*: found foreign$"):
+        run(data, tmp_path / "out3")
+
+
+@pytest.mark.parametrize("column", [NOT_UTF8, YEAR_29349])
+def test_a_column_that_cannot_be_read(column: pa.Array, tmp_path: Path) -> None:
+    data = tmp_path / "documents.parquet"
+    pq.write_table(pa.table({"id": ["1"], "text": ["tea"], "day": column}), data)
+    with pytest.raises(ValueError, match=r"cannot read .*documents.parquet after row 0: "):
+        run(data, tmp_path / "out", metadata=("day",))
+
+
+@pytest.mark.parametrize("place", [0.5, 0.9999])
+def test_a_damaged_parquet_file_is_named(place: float, tmp_path: Path) -> None:
+    data = tmp_path / "documents.parquet"
+    rows = [{"id": str(n), "text": f"{n * n} leaves"} for n in range(5000)]
+    pq.write_table(pa.Table.from_pylist(rows), data)
+    raw = bytearray(data.read_bytes())
+    # A page in the middle, and the description of the columns at the end.
+    middle = int(len(raw) * place) - 100
+    raw[middle : middle + 80] = b"\xff" * 80
+    data.write_bytes(raw)
+    with pytest.raises(ValueError, match=r"cannot read .*documents.parquet") as error:
+        run(data, tmp_path / "out")
+    assert "\n" not in str(error.value)
 
 
 def test_queries_and_qrels(tmp_path: Path) -> None:
@@ -158,12 +260,13 @@ def test_queries_and_qrels(tmp_path: Path) -> None:
     }
 
 
-def test_a_file_alone_brings_the_queries_beside_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["docs.jsonl", ".docs.jsonl"])
+def test_a_file_alone_brings_the_queries_beside_it(name: str, tmp_path: Path) -> None:
     (tmp_path / "qrels").mkdir()
-    jsonl(tmp_path / "docs.jsonl", DOCS)
+    jsonl(tmp_path / name, DOCS)
     jsonl(tmp_path / "queries.jsonl", [{"_id": "a", "text": "tea"}])
     (tmp_path / "qrels" / "test.tsv").write_text("a\t1\t1\n")
-    ingested = run(tmp_path / "docs.jsonl", tmp_path / "out")
+    ingested = run(tmp_path / name, tmp_path / "out")
     assert ingested.queries.manifest.rows == ingested.qrels.manifest.rows == 1
 
 
@@ -174,6 +277,93 @@ def test_a_folder_named_corpus_is_only_a_folder(tmp_path: Path) -> None:
         (data / name).write_text("text")
     found = run(data, tmp_path / "out").corpus.table()["doc_id"].to_pylist()
     assert sorted(found) == ["b.md", "corpus/a.md", "queries.md"]
+
+
+@pytest.mark.parametrize("form", ["text", "parquet"])
+def test_what_was_made_inside_the_data_is_no_data(form: str, tmp_path: Path) -> None:
+    data, linked = tmp_path / "data", tmp_path / "linked"
+    data.mkdir()
+    if form == "text":
+        (data / "a.md").write_text("text")
+    else:
+        WRITERS["parquet"](data)
+    first = run(data, data / "runs" / "c")
+    assert run(data, data / "runs" / "c").corpus.fingerprint == first.corpus.fingerprint
+    linked.symlink_to(data)
+    assert run(linked, data / "runs" / "c").corpus.fingerprint == first.corpus.fingerprint
+    assert run(data, linked / "runs" / "c").corpus.fingerprint == first.corpus.fingerprint
+    with pytest.raises(ValueError, match=r"^--out is the directory of --data, .*: choose another"):
+        run(data, linked)
+
+
+def test_what_was_made_inside_data_on_another_filesystem(tmp_path: Path) -> None:
+    data = "memory://made-inside"
+    fsspec.filesystem("memory").pipe({"/made-inside/a.md": b"one"})
+    first = ingest(data, Ingest(), f"{data}/out").corpus
+    assert first.table()["doc_id"].to_pylist() == ["a.md"]
+    assert ingest(data, Ingest(), f"{data}/out").corpus.fingerprint == first.fingerprint
+    with pytest.raises(
+        ValueError, match=r"^--out is the directory of --data, memory://made-inside"
+    ):
+        ingest(data, Ingest(), f"{data}/")
+
+
+def test_a_directory_that_cannot_be_listed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data"
+    for name in ("open", "closed", ".hidden"):
+        (data / name).mkdir(parents=True)
+        (data / name / "a.md").write_text("text")
+    listed = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if str(path).endswith(("closed", ".hidden")):  # No mode keeps out root, who may test this.
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(ValueError, match=f"^cannot list {data}/closed: Permission denied$"):
+        run(data, tmp_path / "out")
+    # A file by itself asks for the directories beside it only if they are named for grades.
+    jsonl(data / "docs.jsonl", DOCS)
+    assert run(data / "docs.jsonl", tmp_path / "out").corpus.manifest.rows == len(DOCS)
+
+
+def test_links_to_directories_are_followed_and_lead_nowhere_twice(tmp_path: Path) -> None:
+    data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    for folder in (data / "own", elsewhere / "deep"):
+        folder.mkdir(parents=True)
+        (folder / "a.md").write_text("text")
+    (data / "linked").symlink_to(elsewhere)
+    (data / "own" / "up").symlink_to(data)
+    (elsewhere / "deep" / "up").symlink_to(elsewhere)
+    found = run(data, tmp_path / "out").corpus.table()["doc_id"].to_pylist()
+    assert sorted(found) == ["linked/deep/a.md", "own/a.md"]
+    (data / "gone").symlink_to(tmp_path / "nowhere")
+    run(data, tmp_path / "out")
+    (data / "gone.md").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"cannot read .*/gone.md: No such file"):
+        run(data, tmp_path / "out")
+
+
+def test_data_on_another_filesystem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe(
+        {"/ingest/a.md": b"one", "/ingest/deep/b.md": b"two", "/ingest/.git/c.md": b"three"}
+    )
+    corpus = ingest("memory://ingest", Ingest(), str(tmp_path / "out")).corpus
+    assert corpus.table()["doc_id"].to_pylist() == ["a.md", "deep/b.md"]
+    listed = memory.ls
+
+    def ls(path: str, **more: Any) -> Any:
+        if path.endswith("deep"):
+            raise PermissionError("not yours")
+        return listed(path, **more)
+
+    monkeypatch.setattr(memory, "ls", ls)
+    with pytest.raises(ValueError, match="cannot list /ingest/deep: not yours"):
+        ingest("memory://ingest", Ingest(), str(tmp_path / "out2"))
 
 
 def test_names_are_part_of_the_data(tmp_path: Path) -> None:
@@ -217,6 +407,19 @@ def test_trec_qrels_and_fractional_grades(tmp_path: Path) -> None:
     assert {row["origin"] for row in rows} == {"human"}
 
 
+@pytest.mark.parametrize("header", ["", "query-id\tcorpus-id\tscore\n"])
+def test_a_byte_order_mark_costs_no_grade(header: str, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "qrels").mkdir(parents=True)
+    jsonl(data / "corpus.jsonl", DOCS)
+    jsonl(data / "queries.jsonl", [{"_id": "a", "text": "tea"}])
+    lines = f"{header}a\t1\t1\na\t2\t1\n"
+    (data / "qrels" / "test.tsv").write_text(lines, encoding="utf-8-sig")
+    qrels = run(data, tmp_path / "out").qrels
+    assert qrels.table()["doc_id"].to_pylist() == ["1", "2"]
+    assert qrels.manifest.rejected == 0
+
+
 @pytest.mark.parametrize(
     ("name", "content", "changes", "problem"),
     [
@@ -225,6 +428,7 @@ def test_trec_qrels_and_fractional_grades(tmp_path: Path) -> None:
         ("docs.parquet", b"not parquet at all", {}, "is not a Parquet file"),
         ("docs.csv", b"name,words\na,b\n", {}, "has no column doc_id .* found name, words"),
         ("docs.csv", b"doc_id,text\na,\xff\n", {}, "is not UTF-8"),
+        ("docs.csv", b'doc_id,text\na,"y\nb,z\n', {}, "is not CSV from line 2 on: unexpected end"),
         ("docs.xlsx", b"x", {}, "no corpus in"),
         ("docs.jsonl", b"{}", {"source": "beir"}, "is not in BEIR layout"),
         ("docs.jsonl", b"{}", {"source": "csv"}, "found none of .csv .tsv"),

@@ -120,6 +120,14 @@ def test_columns_of_parquet(tmp_path: Path) -> None:
     assert found(corpus) == {"a": {"price": 5, "tags": ["t"]}}
 
 
+def test_an_object_in_a_column_of_parquet(tmp_path: Path) -> None:
+    data = tmp_path / "documents.parquet"
+    rows = [{"id": "a", "text": "x", "metadata": {"price": 5}, "brand": "acme", "metadatum": 1}]
+    pq.write_table(pa.Table.from_pylist(rows), data)
+    corpus = corpus_of(data, metadata=("price", "brand"))
+    assert found(corpus) == {"a": {"price": 5, "brand": "acme"}}
+
+
 @pytest.mark.parametrize(
     ("form", "names", "sentence"),
     [
