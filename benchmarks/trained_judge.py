@@ -164,6 +164,7 @@ def scoring(options: Options) -> Training:
     return Training(
         objective=PairBCE(), batch_size=16, docs_per_query=8, epochs=options.scorer_epochs,
         learning_rate=options.scorer_rate, query_tokens=64, document_tokens=options.scorer_tokens,
+        pair_head="first_token",
     )  # fmt: skip
 
 

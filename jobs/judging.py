@@ -9,6 +9,7 @@ artefact of its own. Under `--out`:
     judgments-strong      the cascade's second judge, of those
     judgments-verified    what the recipe's verification leaves
     judgments-sampled     what the recipe's sampling leaves
+    judgments-contrasted  for a reranker, given grades and unjudged candidates as irrelevant
     preferences           of a file
     pairings, judged-preferences  documents to compare, and what the judge prefers
     calibration, audit    what `jobs.audit` makes of the judgments
@@ -29,13 +30,25 @@ if TYPE_CHECKING:
 
 def kept_judgments(pipeline: "Pipeline") -> "Artifact":
     """What training learns from: all that was judged, or what of it the recipe keeps."""
-    judged, settings = _verified(pipeline), pipeline.recipe.stratified
+    judged, settings = _contrasted(pipeline), pipeline.recipe.stratified
     if settings is None:
         return judged
     from jobs.labels import sample
 
     out = pipeline.path("judgments-sampled")
     return pipeline.once("sample", lambda: sample(judged, settings, out))
+
+
+def _contrasted(pipeline: "Pipeline") -> "Artifact":
+    judged, reranking = _verified(pipeline), pipeline.recipe.reranking
+    given = pipeline.recipe.judging.judge in ("human", "given")
+    if reranking is None or not reranking.negatives or not given:
+        return judged
+    from jobs.labels import contrast
+
+    pairs, corpus, count = pipeline.candidates(), pipeline.data().corpus, reranking.negatives
+    seed, out = pipeline.recipe.candidates.seed, pipeline.path("judgments-contrasted")
+    return pipeline.once("contrast", lambda: contrast(judged, pairs, corpus, count, seed, out))
 
 
 def _verified(pipeline: "Pipeline") -> "Artifact":

@@ -1,10 +1,11 @@
 """written texts -> judgments: a pair is worth what one side of it was written at. And judgments ->
-fewer judgments.
+fewer judgments, or more.
 
 `label` asks no model: a query written for a document has that document as its answer, or at its
 target grade; a document written for a query has the grade it was written at. `with_given` puts the
-grades that people gave beside them. `verify` keeps of a judge's judgments those that training can
-rely on, `sample` those that cover the range of a teacher.
+grades that people gave beside them, `contrast` candidates that nobody graded beside grades.
+`verify` keeps of a judge's judgments those that training can rely on, `sample` those that cover the
+range of a teacher.
 """
 
 from collections import Counter
@@ -14,12 +15,13 @@ import numpy as np
 import pyarrow as pa
 
 from bixse.artifacts import Artifact, begin
+from bixse.candidates.pools import head_negatives
 from bixse.candidates.settings import Stratified
 from bixse.candidates.strata import stratified
 from bixse.judging.given import given, written
 from bixse.judging.settings import Verification
 from bixse.judging.verified import Judged, unverified
-from bixse.records import JUDGMENTS, Judgment, Rejection, document_text, ids_hash, text_hash
+from bixse.records import JUDGMENTS, Hit, Judgment, Rejection, document_text, ids_hash, text_hash
 from bixse.scale import Scale, linear
 from jobs.parts import rejected_table, rows_of
 from jobs.texts import Texts
@@ -89,6 +91,59 @@ def with_given(
         draft.write_part(number, table)
     written_rows = judgments.manifest.rows
     return draft.finish(extra={**extra, "judges": sorted(judges), "written_rows": written_rows})
+
+
+def contrast(
+    judgments: Artifact, pairs: Artifact, corpus: Artifact, count: int, seed: int, out: str
+) -> Artifact:
+    """The judgments, and `count` candidates of each of their queries that have none, taken as
+    irrelevant: the localised negatives of LCE, arXiv 2101.08751.
+
+    A copy of a judged document is none of them. A query keeps its draw whatever the others are.
+    """
+    inputs = {
+        "judgments": judgments.fingerprint,
+        "pairs": pairs.fingerprint,
+        "corpus": corpus.fingerprint,
+    }
+    config = {"negatives": count, "seed": seed}
+    draft = begin(out, "judgments", config=config, inputs=inputs)
+    if isinstance(draft, Artifact):
+        return draft
+    extra = judgments.manifest.extra
+    values = extra["scale"]["values"]
+    scale = linear(values[0], values[-1])
+    judged: dict[str, set[str]] = {}
+    for row in judgments.table(["query_id", "doc_id"]).to_pylist():
+        judged.setdefault(row["query_id"], set()).add(row["doc_id"])
+    proposed: dict[str, list[Hit]] = {}
+    for row in pairs.table(["query_id", "doc_id", "rank"]).to_pylist():
+        if row["query_id"] in judged:
+            proposed.setdefault(row["query_id"], []).append(Hit(row["doc_id"], 0.0, row["rank"]))
+    texts = _texts(corpus, {hit.doc_id for hits in proposed.values() for hit in hits}, judged)
+    drawn = []
+    for query_id, hits in sorted(proposed.items()):
+        known = {texts[doc_id] for doc_id in judged[query_id]}
+        own = [hit.doc_id for hit in hits if texts[hit.doc_id] in known]
+        found = head_negatives(query_id, hits, own, len(hits), count, seed)
+        probs = scale.grade_probs(values[0])
+        drawn += [
+            Judgment(query_id, hit.doc_id, probs, 0.0, "unjudged candidate", "", "assumed")
+            for hit in found
+        ]
+    names = judgments.parts()
+    for number, name in enumerate(names):
+        draft.write_part(number, judgments.part(name))
+    draft.write_part(len(names), rows_of(drawn, JUDGMENTS))
+    judges = sorted({*extra["judges"], "unjudged candidate"})
+    return draft.finish(extra={**extra, "judges": judges, "negatives": len(drawn)})
+
+
+def _texts(corpus: Artifact, doc_ids: set[str], judged: dict[str, set[str]]) -> dict[str, str]:
+    """Hash of the text under each of these ids."""
+    wanted = sorted(doc_ids.union(*judged.values()))
+    found = zip(wanted, Texts(corpus).get(wanted), strict=True)
+    return {doc_id: text_hash(document_text(d.title, d.text)) for doc_id, d in found}
 
 
 def verify(

@@ -100,6 +100,10 @@ class Pipeline:
         """None where given judgments need no candidates."""
         if self.recipe.judging.judge in ("human", "given", "written", "neighbours"):
             return None
+        return self.candidates()
+
+    def candidates(self) -> "Artifact":
+        """Of each query that may be trained on, whoever judges."""
         from jobs.pair import pair
 
         recipe = self.recipe

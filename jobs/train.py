@@ -126,6 +126,8 @@ def train(
     # How often it is saved does not change what is made, nor, but for rounding, how it is cut, nor
     # where other runs stand: their fingerprints are inputs.
     placed = {"checkpoint_every", "micro_batch_tokens", "sharded", "mix"}
+    if not settings.objective.scores_pairs:
+        placed.add("pair_head")
     config = settings.model_dump(mode="json", exclude=placed)
     from bixse.training import adapters, state
     from bixse.training.loop import Run, turns_of
@@ -231,7 +233,8 @@ def _load(job: Job, settings: Training, device: str) -> Any:
     if found != wanted:
         raise ValueError(f"{job.start} is {found} on a worker, {wanted} on the driver")
     if settings.objective.scores_pairs:
-        return load_reranker(str(directory), device, settings.seed)
+        pooled = settings.pair_head == "pooled"
+        return load_reranker(str(directory), device, settings.seed, pooled)
     return load_model(str(directory), device, settings.seed)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from bixse.models.encoder import encoder_fingerprint, resolve
+from bixse.models.encoder import encoder_fingerprint, load_model, resolve
 from bixse.records import Hit
 
 _WITH_A_HEAD = ("ForSequenceClassification", "ForCausalLM")
@@ -18,11 +18,18 @@ if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder
 
 
-def load_reranker(start: str, device: str | None = None, seed: int = 0) -> "CrossEncoder":
+def load_reranker(
+    start: str, device: str | None = None, seed: int = 0, pooled: bool = True
+) -> "CrossEncoder":
     """The cross-encoder at `start`, or one that begins as the encoder there.
 
-    An encoder lacks the head that makes a score: it is drawn by `seed`. Raises ValueError as
-    `resolve`, or when the directory holds no model that gives one score a pair.
+    An encoder lacks the head that makes a score: it is drawn by `seed`, and reads a pair's vector,
+    pooled as the encoder pools. Without `pooled` it is that of transformers, which reads the first
+    token through a pooler that an encoder's training has not touched: it learns far more slowly,
+    and is what vLLM can serve.
+
+    Raises ValueError as `resolve`, or when the directory holds no model that gives one score a
+    pair.
     """
     import torch
     from sentence_transformers import CrossEncoder
@@ -31,6 +38,8 @@ def load_reranker(start: str, device: str | None = None, seed: int = 0) -> "Cros
     # transformers leaves it without types.
     hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     directory = resolve(start, "reranker")
+    if pooled and _pools(directory):
+        return _over_pooling(str(directory), device, seed)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -43,20 +52,55 @@ def load_reranker(start: str, device: str | None = None, seed: int = 0) -> "Cros
     return model
 
 
+def _pools(directory: Path) -> bool:
+    """Whether an encoder of sentence-transformers stands there that pools its tokens."""
+    if _told(directory, "config_sentence_transformers.json").get("model_type") == "CrossEncoder":
+        return False
+    modules = _told(directory, "modules.json") or []
+    return any(module["type"].endswith("Pooling") for module in modules)
+
+
+def _over_pooling(start: str, device: str | None, seed: int) -> "CrossEncoder":
+    """The modules of an encoder up to its vector, and a linear head."""
+    import torch
+    from sentence_transformers import CrossEncoder
+    from sentence_transformers.base.modules import Dense
+
+    from bixse.reading.packing import first_position
+
+    encoder = load_model(start, device, seed)
+    modules = [module for module in encoder if type(module).__name__ != "Normalize"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head = Dense(
+            int(encoder.get_embedding_dimension() or 0),
+            1,
+            activation_function=torch.nn.Identity(),
+            module_output_name="scores",
+        )
+    # An encoder is often told to read less than its model can: a pair is longer than a document.
+    positions = getattr(getattr(modules[0], "model", None), "config", None)
+    most = getattr(positions, "max_position_embeddings", None)
+    if most is not None and hasattr(modules[0], "max_seq_length"):
+        modules[0].max_seq_length = most - first_position(encoder)
+    model: CrossEncoder = CrossEncoder(modules=[*modules, head], device=device)
+    return model
+
+
+def _told(directory: Path, name: str) -> Any:
+    path = directory / name
+    found: Any = json.loads(path.read_text()) if path.is_file() else {}
+    return found
+
+
 def trained_directory(start: str) -> Path:
     """The directory of a cross-encoder that has a head of its own.
 
     Raises ValueError as `resolve`, and when `load_reranker` would draw one: to score by chance.
     """
     directory = resolve(start, "reranker")
-
-    def told(name: str) -> dict[str, Any]:
-        path = directory / name
-        found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-        return found
-
-    saved_as = told("config_sentence_transformers.json").get("model_type")
-    architectures = told("config.json").get("architectures") or ["no architecture"]
+    saved_as = _told(directory, "config_sentence_transformers.json").get("model_type")
+    architectures = _told(directory, "config.json").get("architectures") or ["no architecture"]
     if saved_as != "CrossEncoder" and not architectures[0].endswith(_WITH_A_HEAD):
         raise ValueError(
             f"{start} is no trained reranker: a CrossEncoder of sentence-transformers is needed, "

@@ -41,7 +41,7 @@ def packed_features(model: "BaseModel", texts: Ragged) -> Features:
         **tokens,
         **texts.of_texts,
         **texts.of_all,
-        "position_ids": texts.positions()[None] + _first_position(model),
+        "position_ids": texts.positions()[None] + first_position(model),
         "cu_seq_lens_q": bounds,
         "cu_seq_lens_k": bounds,
         "max_length_q": longest,
@@ -149,7 +149,7 @@ def agreement(model: "BaseModel") -> float:
     return float((one_by_one * end_to_end).sum(dim=1).min())
 
 
-def _first_position(model: "BaseModel") -> int:
+def first_position(model: "BaseModel") -> int:
     """RoBERTa and its kin count positions from behind that of padding."""
     for module in model[0].modules():
         padding = getattr(module, "padding_idx", None)

@@ -38,7 +38,11 @@ def adapt(model: "BaseModel", lora: LoRA, seed: int) -> Callable[[], object]:
     if not isinstance(transformer, nn.Module):
         raise ValueError("training.lora is for transformers: this model has none")
     model.requires_grad_(False)
-    return adapt_transformer(transformer, lora, seed)
+    merge = adapt_transformer(transformer, lora, seed)
+    for module in model:
+        if getattr(module, "module_output_name", None) == "scores":
+            module.float().requires_grad_(True)
+    return merge
 
 
 def adapt_transformer(transformer: nn.Module, lora: LoRA, seed: int) -> Callable[[], object]:

@@ -1,6 +1,6 @@
 """How encoders, rerankers and language models are trained; of objectives, `objective_settings`."""
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -56,6 +56,10 @@ class Training(Settings):
     """The `--out` (directories or URLs) of other runs, whose judgments are trained on beside this
     run's own: each batch is of one run, each run has its rows' share of the batches and a bias of
     its own. Evaluation stays with this run's queries."""
+    pair_head: Literal["pooled", "first_token"] = "pooled"
+    """What the score of a pair is made of where a reranker begins as an encoder. pooled: its
+    vector, pooled as the encoder pools. first_token: transformers' own head, which learns more
+    slowly, for a judge that vLLM is to serve (`judging.cross_encoder`)."""
     lora: LoRA = LoRA()
     sharded: bool = False
     """Spread weights, gradients and moments over the training workers (FSDP2), for a model that is

@@ -8,8 +8,8 @@ import pytest
 
 from bixse.artifacts import Artifact, Draft, begin
 from bixse.judging.settings import Verification
-from bixse.records import CORPUS, DOCUMENTS, JUDGMENTS, QRELS, QUERIES
-from jobs.labels import label, verify, with_given
+from bixse.records import CORPUS, DOCUMENTS, JUDGMENTS, PAIRS, QRELS, QUERIES
+from jobs.labels import contrast, label, verify, with_given
 from jobs.supervision import read_labels
 
 
@@ -98,6 +98,37 @@ def test_given_grades_stand_beside_what_was_written(
     assert set(labels.query_text_Q.to_pylist()) == {*(f"made up {g}" for g in range(4)), "query 0"}
     with pytest.raises(ValueError, match="skipped queries"):
         with_given(judged, qrels, frozenset(), str(tmp_path / "judgments"))
+
+
+def test_unjudged_candidates_are_irrelevant_and_no_copies(tmp_path: Path) -> None:
+    texts = {"d0": "kept", "copy": "kept", **{f"d{n}": f"text {n}" for n in range(1, 6)}}
+    rows = [{"doc_id": doc_id, "title": "", "text": text} for doc_id, text in texts.items()]
+    corpus = artifact(tmp_path / "corpus", "corpus", [rows], CORPUS)
+    grade = {"grade_probs": [0.0, 1.0], "judge": "people", "prompt": "", "origin": "human"}
+    graded = [
+        {"query_id": "q0", "doc_id": "d0", "relevance": 1.0, **grade},
+        {"query_id": "q1", "doc_id": "d1", "relevance": 0.5, **grade},
+    ]
+    extra = {"scale": {"values": [0, 1]}, "judges": ["people"]}
+    judged = artifact(tmp_path / "judgments", "judgments", [graded], JUDGMENTS, **extra)
+    proposed = [
+        {"query_id": q, "doc_id": doc_id, "source": "bm25", "rank": rank, "score": 1.0}
+        for q in ("q0", "q1", "unjudged")
+        for rank, doc_id in enumerate(texts, start=1)
+    ]
+    pairs = artifact(tmp_path / "pairs", "pairs", [proposed], PAIRS)
+    made = contrast(judged, pairs, corpus, 3, 0, str(tmp_path / "contrasted"))
+    found = made.table().to_pylist()
+    assert [{**row, "disagreement": None} for row in graded] == found[:2]
+    drawn = {q: [row["doc_id"] for row in found[2:] if row["query_id"] == q] for q in ("q0", "q1")}
+    assert len(found) == 8
+    assert [len(ids) for ids in drawn.values()] == [3, 3]
+    assert not {"d0", "copy"} & set(drawn["q0"])
+    assert "d1" not in drawn["q1"]
+    assert {(row["relevance"], row["origin"]) for row in found[2:]} == {(0.0, "assumed")}
+    assert all(row["grade_probs"] == [1, 0] for row in found[2:])
+    every = contrast(judged, pairs, corpus, 99, 0, str(tmp_path / "every")).table().to_pylist()
+    assert len(every) == 2 + 5 + 6
 
 
 def test_without_the_documents_their_judgments_name_nothing(

@@ -1,12 +1,14 @@
 """A reranker through the verbs: what it saves, what it is measured by, what it refuses."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from bixse.artifacts import Artifact
 from bixse.models.reranker import Reranker, load_reranker
 from bixse.reading.chunks import Texts, tokenise
 from bixse.training.gather import World
@@ -108,6 +110,19 @@ def test_the_pipeline_trains_and_measures_a_reranker(
     assert runs["base"] != runs["base+reranker"]
     assert "Training loss" in (out / "report" / "report.html").read_text()
     assert not (out / "index").exists()
+    # What it learnt what is irrelevant from.
+    given = Artifact.open(str(out / "judgments"), "judgments").table()
+    contrasted = Artifact.open(str(out / "judgments-contrasted"), "judgments")
+    rows = contrasted.table().to_pylist()
+    assert rows[: given.num_rows] == given.to_pylist()
+    judged = {(row["query_id"], row["doc_id"]) for row in given.to_pylist()}
+    drawn = [(row["query_id"], row["doc_id"]) for row in rows[given.num_rows :]]
+    assert len(drawn) == contrasted.manifest.extra["negatives"] == len(set(drawn)) > 0
+    assert not judged.intersection(drawn)
+    assert {row["relevance"] for row in rows[given.num_rows :]} == {0}
+    assert max(Counter(query_id for query_id, _ in drawn).values()) <= 8
+    trained = json.loads((out / "reranker" / "manifest.json").read_text())
+    assert trained["inputs"]["judgments"] == contrasted.fingerprint
     manifest = json.loads((out / "reranker" / "manifest.json").read_text())
     assert manifest["kind"] == "reranker"
     assert manifest["extra"]["reranker"] == Reranker.load(str(out / "reranker")).fingerprint

@@ -66,7 +66,7 @@ def trained(toy: Toy, negatives: Mapping[str, Sequence[Hit]], start: str, folder
     settings = Training(
         objective=LCE(), batch_size=10, docs_per_query=8, epochs=5, learning_rate=2e-3
     )
-    model = load_reranker(start, "cpu")
+    model = load_reranker(start, "cpu", pooled=False)
     train_loop(Run(settings, labels, Place(str(folder)), "toy"), model, World())
     return Reranker(model, "")
 

@@ -123,10 +123,13 @@ def weight(model: torch.nn.Module, name: str) -> torch.Tensor:
     return next(value for key, value in model.state_dict().items() if key.endswith(name))
 
 
-def test_a_head_is_drawn_by_the_seed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pooled", [True, False])
+def test_a_head_is_drawn_by_the_seed(pooled: bool, tmp_path: Path) -> None:
     start = str(save_tiny_encoder(tmp_path))
-    models = [load_reranker(start, "cpu", seed) for seed in (0, 0, 1)]
-    heads = [weight(model, "classifier.weight") for model in models]
+    models = [load_reranker(start, "cpu", seed, pooled) for seed in (0, 0, 1)]
+    heads = [
+        weight(model, "2.linear.weight" if pooled else "classifier.weight") for model in models
+    ]
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])
     body = weight(load_model(start, "cpu"), "word_embeddings.weight")
