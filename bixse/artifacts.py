@@ -94,6 +94,15 @@ def part_name(number: int) -> str:
     return f"part-{number:05d}.parquet"
 
 
+def _is_part(name: str) -> bool:
+    return name.startswith("part-") and "/" not in name
+
+
+def _part_number(name: str) -> int:
+    # Of five digits or more: the names of a hundred thousand parts and more do not sort as numbers.
+    return int(name.removeprefix("part-").removesuffix(".parquet"))
+
+
 def parquet_bytes(table: pa.Table) -> bytes:
     """The bytes of a zstd Parquet file; equal tables give equal bytes."""
     sink = pa.BufferOutputStream()
@@ -169,9 +178,8 @@ class Artifact:
 
     def parts(self) -> list[str]:
         """Names of the row files, in order."""
-        return sorted(
-            name for name in self.manifest.files if name.startswith("part-") and "/" not in name
-        )
+        names = filter(_is_part, self.manifest.files)
+        return sorted(names, key=_part_number)
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """All rows. For artefacts that fit in memory; `batches` is for those that may not."""
@@ -220,11 +228,7 @@ class Draft:
 
     def parts_done(self) -> set[int]:
         """Numbers of the parts that an earlier, killed run has left whole."""
-        return {
-            int(name[5:10])
-            for name in self.place.names()
-            if name.startswith("part-") and "/" not in name
-        }
+        return {_part_number(name) for name in self.place.names() if _is_part(name)}
 
     def write_part(self, number: int, table: pa.Table, rejected: pa.Table | None = None) -> None:
         """Write the rejected rows, then the rows: the row file marks the part as done."""

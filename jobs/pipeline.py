@@ -180,6 +180,10 @@ class Pipeline:
 
     def reranker(self, settings: Reranking) -> str:
         """The reranker that `--encoder` names, or the one that is trained."""
+        if self.recipe.truncate is not None:
+            raise ValueError(
+                f"--truncate cuts vectors, and recipe {self.recipe.name} trains a reranker"
+            )
         if self.run.encoder is not None:
             return _encoder(self.run.encoder)
         return self._trained(lambda: _encoder(settings.start), "reranker")

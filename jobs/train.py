@@ -131,7 +131,6 @@ def train(
     config = settings.model_dump(mode="json", exclude=placed)
     from bixse.training import adapters, state
     from bixse.training.loop import Run, turns_of
-    from bixse.training.texts import FOLDER
 
     if place.exists(MANIFEST):
         finished = begin(place.url, kind, config=config, inputs=inputs)
@@ -149,7 +148,7 @@ def train(
         if dev is not None:
             for known in sets:
                 refuse_trained(dev, known.query_text_Q.to_pylist())
-        under_way = any(not name.startswith(FOLDER) for name in checkpoints.names())
+        under_way = state.saved(checkpoints)
         draft = begin(place.url, kind, config=config, inputs=inputs, under_way=under_way)
         assert isinstance(draft, Draft)
         labels, *others = (known.put(checkpoints) for known in sets)

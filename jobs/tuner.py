@@ -101,7 +101,7 @@ def tune(
     if not measured:
         raise ValueError(f"no held-out label fits the model: {rejected[-1].reason}")
     plan = tuning_plan(rows, tuning)
-    under_way = bool(checkpoints.names())
+    under_way = state.saved(checkpoints)
     draft = begin(out, "language_model", config=config, inputs=inputs, under_way=under_way)
     assert isinstance(draft, Draft)
     identity = json.dumps([draft.config, draft.inputs], sort_keys=True).encode()

@@ -60,6 +60,19 @@ def test_what_is_written_reads_back(url: str) -> None:
     assert (read.local_directory() / MANIFEST).exists()
 
 
+def test_a_hundred_thousand_parts_and_more_are_in_order(url: str) -> None:
+    numbers = [9_999, 10_000, 10_001, 99_999, 100_000, 100_001]
+    draft = begin(url, "corpus", config={}, inputs={})
+    assert isinstance(draft, Draft)
+    for number in reversed(numbers):
+        draft.write_part(number, rows(number, 1))
+    assert draft.parts_done() == set(numbers)
+    made = draft.finish()
+    assert made.table()["doc_id"].to_pylist() == [
+        row["doc_id"] for number in numbers for row in rows(number, 1).to_pylist()
+    ]
+
+
 def test_the_same_content_has_the_same_fingerprint(tmp_path: Path) -> None:
     assert make(str(tmp_path / "a")).fingerprint == make(str(tmp_path / "b")).fingerprint
     assert make(str(tmp_path / "c"), x=1).fingerprint != make(str(tmp_path / "a2")).fingerprint

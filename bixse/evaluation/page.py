@@ -196,9 +196,12 @@ def _examples(examples: Sequence[Mapping[str, Any]], system: str, against: str) 
 def _method(report: Mapping[str, Any]) -> str:
     settings, empty = report["config"]["evaluation"], report["queries"]
     unjudged = ", ".join(f"{name} {count:,}" for name, count in report["unjudged@10"].items())
+    depth = report["config"].get("rerank_depth")
+    reread = f" A reranker puts the first {depth} of a ranking into its order." if depth else ""
     return (
         f"<p>Every system ranks all {report['n_documents']:,} documents; the first "
-        f"{settings['depth']} are kept. The gain of a document in nDCG is its relevance, linear. "
+        f"{settings['depth']} are kept.{reread} The gain of a document in nDCG is its "
+        "relevance, linear. "
         f"For Recall and MRR a document is relevant from {settings['relevant_from']:g} on. "
         "Documents without a judgment have gain 0; Judged@10 is the share of the first ten that "
         f"have one (unjudged: {escape(unjudged)}).</p>"

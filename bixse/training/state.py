@@ -53,9 +53,14 @@ def save(
         **{f"best.{name}": weights for name, weights in dev.weights.items()},
     }
     for name, parameter in trained(module).items():
-        tensors[f"model.{name}"] = whole(parameter.detach()).cpu().contiguous()
+        parts = {f"model.{name}": parameter}
         for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"adam.{name}.{key}"] = whole(value.detach()).cpu().contiguous()
+            parts[f"adam.{name}.{key}"] = value
+        for key, value in parts.items():
+            # Every rank is in the collective; one holds what came of it.
+            gathered = whole(value.detach())
+            if rank == 0:
+                tensors[key] = gathered.cpu().contiguous()
     if rank != 0:
         return None
     metadata = {
@@ -72,6 +77,11 @@ def save(
         fs, path_of_old = fsspec.core.url_to_fs(f"{place.url}/{old}")
         fs.rm_file(path_of_old)
     return name
+
+
+def saved(place: Place) -> bool:
+    """Whether a checkpoint stands there."""
+    return bool(_names(place))
 
 
 def clear(place: Place) -> None:

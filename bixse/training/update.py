@@ -53,9 +53,9 @@ def update(
 
 
 def refuse_infinite(loss: float, norm: float, learning_rate: float) -> None:
-    """Raises RuntimeError when a loss or the norm of its gradients is not finite."""
+    """Raises ValueError when a loss or the norm of its gradients is not finite."""
     if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise RuntimeError(
+        raise ValueError(
             f"loss {loss} with gradient norm {norm}: lower the learning rate "
             f"(now {learning_rate:g}) or start from another model"
         )

@@ -108,7 +108,7 @@ def test_the_bias_starts_calibrated_and_a_fixed_scale_stays(tmp_path: Path) -> N
 
 
 def test_numbers_that_are_not_finite_end_the_run(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"lower the learning rate|not finite"):
+    with pytest.raises(ValueError, match=r"lower the learning rate|not finite"):
         trained(tmp_path, GradedBCE(), learning_rate=1e30, epochs=2)
 
 
