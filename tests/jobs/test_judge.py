@@ -191,7 +191,7 @@ def kill_the_judge(out: Path, parts_then: list[int]) -> None:
     for process in psutil.Process().children(recursive=True):
         if "MapWorker" in " ".join(process.cmdline()):
             process.kill()
-            parts_then.append(len(list(out.glob("part-*"))))
+            parts_then.append(len(list(out.glob("part-*.parquet"))))
 
 
 @pytest.mark.timeout(900)
@@ -236,7 +236,7 @@ def test_vllm_through_ray_data_with_a_worker_killed(
     # What a killed driver leaves: whole parts and no manifest. Only the missing are made again.
     for name in (MANIFEST, part_name(1), part_name(2)):
         (out / name).unlink()
-    kept = {path: path.stat().st_mtime_ns for path in out.glob("part-*")}
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("part-*.parquet")}
     again = vllm_run(corpus, queries, pairs, vllm, out)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert len(kept) == 10
