@@ -1,5 +1,6 @@
 """A real HTTP server that misbehaves: nothing is lost, nothing strange becomes a grade."""
 
+import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -201,6 +202,16 @@ def test_an_endpoint_that_never_answers_ends_the_job_resumably(
     made = run(passages, chat, tmp_path, unit_pairs=32)
     assert (made.manifest.rows, made.manifest.rejected) == (64, 0)
     assert sum(server.requests.values()) == asked + 64
+
+
+def test_removed_judgments_leave_no_counts_behind(server: Hostile, tmp_path: Path) -> None:
+    """After `rm -r judgments` the pairs asked, and a budget of them, are counted from none."""
+    chat = settings(server, timeout_s=30, api_key_env="")
+    for unit_pairs in (1, 512):
+        made = run(["honest 1", "honest 2", "honest 3"], chat, tmp_path, unit_pairs)
+        assert made.manifest.extra["usage"]["new"] == 3
+        shutil.rmtree(tmp_path / "judgments")
+    assert sum(server.requests.values()) == 2 * 2 * 3
 
 
 def test_what_is_missing_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
