@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from bixse.artifacts import Artifact
     from bixse.judging.settings import Judging
     from jobs.pipeline import Pipeline
+    from jobs.recipe import Recipe
 
 
 def kept_judgments(pipeline: "Pipeline") -> "Artifact":
@@ -132,11 +133,16 @@ def planned(pipeline: "Pipeline") -> dict[str, Any]:
     )
 
 
+def compares(recipe: "Recipe") -> bool:
+    """Whether training asks a model which of two documents is preferred."""
+    return recipe.preferring.train and recipe.judging.preferences is None
+
+
 def preferences(pipeline: "Pipeline") -> "Artifact | None":
     """Which of two documents is preferred: a file says so, or the judge is asked."""
     file = pipeline.recipe.judging.preferences
     if file is None:
-        return judged_preferences(pipeline) if pipeline.recipe.preferring.train else None
+        return judged_preferences(pipeline) if compares(pipeline.recipe) else None
     from jobs.preferences import import_preferences
 
     corpus, queries = pipeline.data().corpus, pipeline.all_queries()
@@ -148,6 +154,8 @@ def judged_preferences(pipeline: "Pipeline") -> "Artifact":
     """Judged documents of a query, compared two by two."""
     from jobs.prefer import pairings, prefer
 
+    # First: the judgments are paid for too.
+    refuse_limited_comparisons(pipeline)
     judgments, queries = pipeline.judgments(), pipeline.all_queries()
     recipe, out = pipeline.recipe, pipeline.path("pairings")
     settings, model = recipe.preferring, recipe.judging.vllm
@@ -164,6 +172,28 @@ def judged_preferences(pipeline: "Pipeline") -> "Artifact":
             pipeline.path("judged-preferences"),
         ),
     )
+
+
+def refuse_limited_comparisons(pipeline: "Pipeline") -> None:
+    """Raises ValueError when comparisons are still to be asked and a budget is set: it is one of
+    judged pairs and counts no comparison, so that nothing would stop at it."""
+    judging = pipeline.recipe.judging
+    limits = {"max-pairs": judging.max_pairs, "max-cost": judging.max_cost}
+    limit = next((name for name, value in limits.items() if value is not None), None)
+    if limit is None or _finished(pipeline, "judged-preferences"):
+        return
+    raise ValueError(
+        f"--judging.{limit} limits the judging of pairs and not the comparisons that "
+        f"{judging.vllm.model} is asked for here: run python -m jobs.judge with it, then this "
+        "without it (--preferring.pairs-per-query bounds the comparisons)"
+    )
+
+
+def _finished(pipeline: "Pipeline", folder: str) -> bool:
+    from bixse.artifacts import MANIFEST
+    from bixse.place import Place
+
+    return Place(pipeline.path(folder)).exists(MANIFEST)
 
 
 def calibration(pipeline: "Pipeline") -> "Artifact | None":

@@ -184,7 +184,10 @@ class Pipeline:
         from jobs.held_out import refuse_held_out
         from jobs.train import train
 
-        # First: without a dev split, or with a mix that is none, nothing is judged, nor paid for.
+        # First: without a dev split, with a mix that is none, or with a budget that would not hold,
+        # nothing is judged, nor paid for.
+        if judging.compares(self.recipe):
+            judging.refuse_limited_comparisons(self)
         dev, mix = self.dev(), self.mix
         judgments, queries, recipe = self.judgments(), self.all_queries(), self.recipe
         calibration, preferences = self.calibration(), self.preferences()
