@@ -69,7 +69,7 @@ def audit(
     report = {
         "judgments": _described(judgments, table),
         "agreement": agreement(judgments, table, qrels, calibration, lengths, settings),
-        "grades": _grades(judgments, table, pairs),
+        "grades": _grades(judgments, table, pairs, qrels),
         "order_disagreement": _order_disagreement(table),
         "duplicates": {
             "documents": _copies(copies(hashes), limit),
@@ -133,8 +133,16 @@ def _described(judgments: Artifact, table: pa.Table) -> dict[str, Any]:
     }
 
 
-def _grades(judgments: Artifact, table: pa.Table, pairs: Artifact | None) -> dict[str, Any]:
-    scale = judgments.manifest.extra["scale"]["values"]
+def _grades(
+    judgments: Artifact, table: pa.Table, pairs: Artifact | None, qrels: Artifact
+) -> dict[str, Any]:
+    """Counts of each grade of the judgments' own scale. Judges on several have none in common (a
+    cascade): then of the qrels' scale, or no counts where nobody gave a grade."""
+    scale, scale_of = judgments.manifest.extra["scale"]["values"], "judgments"
+    if not scale:
+        scale, scale_of = qrels.manifest.extra["scale"], "qrels"
+    if not scale:
+        return {"scale": [], "scale_of": None}
     stored_N = relevance(table, scale, None)
     by = {"judge": histogram(stored_N, scale, np.array(table["judge"].to_pylist(), object))}
     if pairs is not None:
@@ -142,7 +150,7 @@ def _grades(judgments: Artifact, table: pa.Table, pairs: Artifact | None) -> dic
         rows, others = matched(table, drawn)
         sources = np.array(drawn["source"].take(pa.array(others)).to_pylist(), object)
         by["source"] = histogram(stored_N[rows], scale, sources)
-    return {"scale": scale, **by}
+    return {"scale": scale, "scale_of": scale_of, **by}
 
 
 def _order_disagreement(table: pa.Table) -> dict[str, float] | None:
@@ -242,6 +250,11 @@ def _rejudged(
         return None
     scale = judgments.manifest.extra["scale"]["values"]
     other = rejudged.manifest.extra["scale"]["values"]
+    if not (scale and other):
+        raise ValueError(
+            "--audit.rejudged compares judgments on one scale, the judges of a cascade are on "
+            "several: name the judgments of one of them with --audit.judgments"
+        )
     if other != scale:
         raise ValueError(f"the judgments are on the scale {scale}, the second ones on {other}")
     found = changes(table, rejudged.table(JUDGMENTS.names), scale)
@@ -291,12 +304,7 @@ def tables(artifact: Artifact) -> list["Table"]:
         for name in found["judged"]["measures"]:
             table.add_row(name, *(_cell(found[side]["measures"][name]) for side in sides))
         shown.append(table)
-    scale = [f"{value:g}" for value in report["grades"]["scale"]]
-    table = Table("judgments by", *scale, title="grades")
-    for by in ("judge", "source"):
-        for name, counts in report["grades"].get(by, {}).items():
-            table.add_row(f"{by} {name[:16]}", *(f"{count:,}" for count in counts))
-    shown.append(table)
+    shown.append(_grade_table(report["grades"]))
     table = Table("should be 0", "found", title="checks")
     for name, count in checks(report).items():
         table.add_row(name, f"{count:,}", style="bold" if count else None)
@@ -304,6 +312,23 @@ def tables(artifact: Artifact) -> list["Table"]:
         rate = report["rejudged"]["flip_rate"]
         table.add_row("grades that flip on asking again", f"{rate:.1%}")
     return [*shown, table]
+
+
+def _grade_table(grades: Mapping[str, Any]) -> "Table":
+    from rich.table import Table
+
+    # An audit that stands finished may be older than `scale_of`.
+    titles = {
+        "judgments": "grades",
+        "qrels": "grades, on the scale of the given ones: the judges are on several",
+        None: "grades: not counted, the judges are on several scales and no grade is given",
+    }
+    scale = [f"{value:g}" for value in grades["scale"]]
+    table = Table("judgments by", *scale, title=titles[grades.get("scale_of", "judgments")])
+    for by in ("judge", "source"):
+        for name, counts in grades.get(by, {}).items():
+            table.add_row(f"{by} {name[:16]}", *(f"{count:,}" for count in counts))
+    return table
 
 
 def _cell(measure: Mapping[str, Any]) -> str:

@@ -36,7 +36,7 @@ def fit(
     """A calibration map of the judgments, fitted on the human grades of `split` beside each.
 
     `sources` are (judgments, qrels), on one scale; every pair weighs the same. Raises ValueError
-    when no pair has both, or the scales differ.
+    when no pair has both, or there is no scale that all are on.
     """
     inputs: dict[str, str] = {}
     for number, (judgments, qrels) in enumerate(sources):
@@ -46,6 +46,11 @@ def fit(
     if len(scales) > 1:
         raise ValueError(f"one map cannot be fitted on several scales: {sorted(scales)}")
     (scale,) = scales
+    if not scale:
+        raise ValueError(
+            "a map is of judgments on one scale, the judges of this cascade are on several: name "
+            "the judgments of one of them with --audit.judgments"
+        )
     fitted = _fit(sources, scale, kind, split)
     draft = begin(out, KIND, config={"map": kind, "split": split}, inputs=inputs)
     if isinstance(draft, Artifact):

@@ -85,7 +85,8 @@ class Run:
     """Show training there too: TensorBoard's files go beside the model, into `<model>-tensorboard`;
     MLflow and W&B go where their own environment says (MLFLOW_TRACKING_URI, WANDB_API_KEY, ...)."""
     plan: bool = False
-    """Only count what judging will take (pairs, tokens; with a price also hours and money)."""
+    """Only count what judging will take (pairs, tokens), and name what else a run asks of models;
+    nothing is asked, but with `--judging.price-per-gpu-hour` a few pairs, for hours and money."""
     json: bool = False
     """Print the final summary as one JSON object on standard output; logs go to standard error."""
 

@@ -2,15 +2,18 @@
 
 Everything that a stranger's server can do ends here: it may be slow, overloaded, silent, broken or
 talk nonsense. A request is repeated (tenacity: exponential waits with full jitter, or what
-Retry-After says) as long as repeating can help; then it is a `Unreadable` with its reason. What
-no repetition and no other pair can mend (a wrong key, model or address) is a ValueError at once.
-Reading what the choices say is `bixse.judging.endpoint`.
+Retry-After says) as long as repeating can help: by the clock where the server or the line fails,
+since a rate limit or a restart takes its minutes, and a few times where a reply came and is itself
+broken. Then it is an `Unreadable` with its reason. What no repetition and no other pair can mend (a
+wrong key, model or address) is a ValueError at once. Reading what the choices say is
+`bixse.judging.endpoint`.
 """
 
 import asyncio
 import json
 import math
 import os
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -41,6 +44,8 @@ class Endpoint:
         self._settings = settings
         self._key = _key(settings)
         self._not_before = 0.0
+        self._heard = 0.0
+        """When it last said anything but to come again."""
 
     def ask(self, bodies: Sequence[dict[str, Any]], choices: int) -> list[Reply | Unreadable]:
         """`choices` choices for each request, in order, or why there are none.
@@ -52,6 +57,7 @@ class Endpoint:
     async def _ask(
         self, bodies: Sequence[dict[str, Any]], choices: int
     ) -> list[Reply | Unreadable]:
+        self._heard = time.monotonic()
         gate = asyncio.Semaphore(self._settings.concurrency)
         headers = {"content-type": "application/json", "user-agent": "bixse"}
         if self._key:
@@ -93,47 +99,65 @@ class Endpoint:
 
     async def _persist(self, client: httpx.AsyncClient, body: dict[str, Any], most: int) -> Reply:
         """One reply, after as many attempts as it takes or may. Raises _Failed."""
-        attempts = self._settings.max_retries + 1
+        broken = 0
+
+        def over(state: tenacity.RetryCallState) -> bool:
+            nonlocal broken
+            error = _error_of(state)
+            if isinstance(error, _Broken):
+                broken += 1
+                return broken > self._settings.max_retries
+            told = error.retry_after or 0.0 if isinstance(error, _Transient) else 0.0
+            # Otherwise an endpoint that is gone would take this long of every request in turn.
+            silent = time.monotonic() - self._heard
+            trying = max(state.seconds_since_start or 0.0, silent)
+            return trying + told >= self._settings.give_up_after_s
+
         async for attempt in tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception_type(_Transient),
-            stop=tenacity.stop_after_attempt(attempts),
+            retry=tenacity.retry_if_exception_type((_Transient, _Broken)),
+            stop=over,
             wait=self._wait,
             reraise=True,
         ):
             with attempt:
-                await asyncio.sleep(self._not_before - asyncio.get_running_loop().time())
+                await asyncio.sleep(self._not_before - time.monotonic())
                 return await self._once(client, body, most)
         raise AssertionError("tenacity ends with a result or an exception")
 
     def _wait(self, state: tenacity.RetryCallState) -> float:
-        error = state.outcome.exception() if state.outcome else None
+        error = _error_of(state)
         told = error.retry_after if isinstance(error, _Transient) else None
         jitter = tenacity.wait_random_exponential(multiplier=0.5, max=self._settings.max_wait_s)
+        wait = float(jitter(state))
         if told is None:
-            return jitter(state)
-        # Not all of those that were told the same at the same moment.
-        return told + min(jitter(state), 1.0)
+            return wait
+        # Not all of those that were told the same at the same moment, nor for ever at that pace.
+        return max(wait, told + min(wait, 1.0))
 
     async def _once(self, client: httpx.AsyncClient, body: dict[str, Any], most: int) -> Reply:
-        """One attempt. Raises _Transient, _Failed or ValueError."""
+        """One attempt. Raises _Transient, _Broken, _Failed or ValueError."""
         try:
             async with asyncio.timeout(self._settings.timeout_s):
                 status, headers, data = await self._send(client, body)
         except TimeoutError:
             raise _Transient(f"no whole reply in {self._settings.timeout_s:g} s") from None
+        except httpx.DecodingError as error:
+            raise _Broken(f"the connection failed ({type(error).__name__})") from None
         except httpx.HTTPError as error:
             raise _Transient(f"the connection failed ({type(error).__name__})") from None
         shown = self._shown(data)
+        if status not in REPEATED and status < 500:
+            self._heard = time.monotonic()
         if status != 200:
             raise self._status(status, headers, shown)
         try:
             reply = json.loads(data)
             return Reply(choices_of(reply, most), usage_of(reply))
         except RecursionError:
-            raise _Transient("the reply is nested without end", response=shown) from None
+            raise _Broken("the reply is nested without end", response=shown) from None
         except ValueError as error:
             reason = str(error) if str(error).startswith("the reply") else "the reply is not JSON"
-            raise _Transient(reason, response=shown) from None
+            raise _Broken(reason, response=shown) from None
 
     async def _send(
         self, client: httpx.AsyncClient, body: dict[str, Any]
@@ -147,7 +171,7 @@ class Endpoint:
                 data += chunk
                 if len(data) > MAX_REPLY_BYTES:
                     shown = self._shown(bytes(data))
-                    raise _Transient(f"the reply exceeds {MAX_REPLY_BYTES} bytes", response=shown)
+                    raise _Broken(f"the reply exceeds {MAX_REPLY_BYTES} bytes", response=shown)
             return reply.status_code, reply.headers, bytes(data)
 
     def _status(self, status: int, headers: httpx.Headers, shown: str) -> Exception:
@@ -157,13 +181,12 @@ class Endpoint:
         if status not in REPEATED and status < 500:
             return _Failed(f"status {status}", response=shown)
         told = retry_after(headers.get("retry-after"), datetime.now(UTC))
-        if told is not None and told > self._settings.max_wait_s:
+        if told is not None and told > self._settings.give_up_after_s:
             reason = f"status {status}, to be repeated after {told:.0f} s"
             return _Failed(reason, response=shown)
         if status == 429 and told is not None:
             # One was told, all wait.
-            now = asyncio.get_running_loop().time()
-            self._not_before = max(self._not_before, now + told)
+            self._not_before = max(self._not_before, time.monotonic() + told)
         return _Transient(f"status {status}", response=shown, retry_after=told)
 
     def _shown(self, data: bytes) -> str:
@@ -220,6 +243,10 @@ def _key(settings: ChatEndpoint) -> str:
     return key
 
 
+def _error_of(state: tenacity.RetryCallState) -> BaseException | None:
+    return state.outcome.exception() if state.outcome else None
+
+
 class _Failed(Exception):
     """This request has no answer; repeating it would not help."""
 
@@ -228,8 +255,12 @@ class _Failed(Exception):
         self.response = response
 
 
+class _Broken(_Failed):
+    """A reply came that cannot be read; another may be whole."""
+
+
 class _Transient(_Failed):
-    """This attempt has failed; another may not."""
+    """The server or the line has failed this attempt; in time that may mend."""
 
     def __init__(self, reason: str, response: str = "", retry_after: float | None = None) -> None:
         super().__init__(reason, response)

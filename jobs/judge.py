@@ -28,7 +28,7 @@ from jobs.judges.plan import plan as plan_of
 from jobs.judges.seam import Judge
 from jobs.judges.spending import Spending, spending
 from jobs.judges.unit import JudgeUnit
-from jobs.parts import Stopped, Unit, row_units, run_units, start_ray, usage
+from jobs.parts import Stopped, Unit, begin_counted, row_units, run_units, start_ray, usage
 from jobs.recipe import Placement
 
 TRAIN: Literal["train"] = "train"
@@ -63,7 +63,7 @@ def judge(
     shaping = {**config(judging), **chosen.config, "unit_pairs": judging.unit_pairs}
     if grouped != "query":
         shaping |= {"grouped": grouped}
-    draft = begin(out, "judgments", config=shaping, inputs=inputs)
+    draft = begin_counted(out, "judgments", config=shaping, inputs=inputs)
     if isinstance(draft, Artifact):
         return draft
     trying = f"{draft.place.url}-trying"

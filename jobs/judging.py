@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     from bixse.artifacts import Artifact
     from bixse.judging.settings import Judging
     from jobs.pipeline import Pipeline
+    from jobs.recipe import Recipe
+
+
+UNASKED = ("human", "given", "written", "neighbours")
+"""Judges that need no candidates: their grades stand somewhere already."""
 
 
 def kept_judgments(pipeline: "Pipeline") -> "Artifact":
@@ -125,7 +130,11 @@ def _judge_vectors(pipeline: "Pipeline", judge: str) -> "Artifact | None":
 
 
 def planned(pipeline: "Pipeline") -> dict[str, Any]:
-    """What judging will take, counted without judging."""
+    """What judging will take, counted without judging, and what else the run asks of models.
+
+    Raises ValueError when there is no pair to count, or when the pairs are of texts that a model
+    has not written yet (`Pipeline.once`): a plan pays for none.
+    """
     from jobs.judge import plan
 
     recipe = pipeline.recipe
@@ -133,7 +142,13 @@ def planned(pipeline: "Pipeline") -> dict[str, Any]:
         raise ValueError(
             "--plan counts one judge: name the cheap one of the cascade, then the strong one"
         )
-    return plan(
+    uncounted = _uncounted(pipeline)
+    if recipe.judging.judge in UNASKED and uncounted:
+        raise ValueError(
+            f"--judging.judge {recipe.judging.judge} is asked no pair, so that --plan has nothing "
+            f"to count; the run is not free, it asks for {'; '.join(uncounted)}"
+        )
+    found = plan(
         pipeline.pairs(),
         pipeline.all_queries(),
         pipeline.data().corpus,
@@ -143,13 +158,39 @@ def planned(pipeline: "Pipeline") -> dict[str, Any]:
         recipe.placement,
         pipeline.path("judgments"),
     )
+    # Again: the pairs may have had written queries sifted first.
+    uncounted = _uncounted(pipeline)
+    return {**found, "not_counted": "; ".join(uncounted)} if uncounted else found
+
+
+def _uncounted(pipeline: "Pipeline") -> list[str]:
+    """What the run will ask of models beside the judging of pairs."""
+    recipe, found = pipeline.recipe, []
+    settings = recipe.synthesis
+    if settings is not None and settings.kind != "cloze":
+        documents = settings.kind == "graded_documents"
+        if not pipeline.finished("documents" if documents else "synthetic"):
+            noun = "documents" if documents else "queries"
+            found.append(f"{noun} that {settings.generator.model} writes")
+            if settings.kind == "graded_queries":
+                found.append("what tunes and sifts for them")
+    if compares(recipe) and not pipeline.finished("judged-preferences"):
+        settings_, model = recipe.preferring, recipe.judging.vllm.model
+        most = f"up to {settings_.pairs_per_query} comparisons a query"
+        found.append(f"{most}, each in both orders, by {model}")
+    return found
+
+
+def compares(recipe: "Recipe") -> bool:
+    """Whether training asks a model which of two documents is preferred."""
+    return recipe.preferring.train and recipe.judging.preferences is None
 
 
 def preferences(pipeline: "Pipeline") -> "Artifact | None":
     """Which of two documents is preferred: a file says so, or the judge is asked."""
     file = pipeline.recipe.judging.preferences
     if file is None:
-        return judged_preferences(pipeline) if pipeline.recipe.preferring.train else None
+        return judged_preferences(pipeline) if compares(pipeline.recipe) else None
     from jobs.preferences import import_preferences
 
     corpus, queries = pipeline.data().corpus, pipeline.all_queries()
@@ -161,6 +202,8 @@ def judged_preferences(pipeline: "Pipeline") -> "Artifact":
     """Judged documents of a query, compared two by two."""
     from jobs.prefer import pairings, prefer
 
+    # First: the judgments are paid for too.
+    refuse_limited_comparisons(pipeline)
     judgments, queries = pipeline.judgments(), pipeline.all_queries()
     recipe, out = pipeline.recipe, pipeline.path("pairings")
     settings, model = recipe.preferring, recipe.judging.vllm
@@ -176,6 +219,21 @@ def judged_preferences(pipeline: "Pipeline") -> "Artifact":
             recipe.placement,
             pipeline.path("judged-preferences"),
         ),
+    )
+
+
+def refuse_limited_comparisons(pipeline: "Pipeline") -> None:
+    """Raises ValueError when comparisons are still to be asked and a budget is set: it is one of
+    judged pairs and counts no comparison, so that nothing would stop at it."""
+    judging = pipeline.recipe.judging
+    limits = {"max-pairs": judging.max_pairs, "max-cost": judging.max_cost}
+    limit = next((name for name, value in limits.items() if value is not None), None)
+    if limit is None or pipeline.finished("judged-preferences"):
+        return
+    raise ValueError(
+        f"--judging.{limit} limits the judging of pairs and not the comparisons that "
+        f"{judging.vllm.model} is asked for here: run python -m jobs.judge with it, then this "
+        "without it (--preferring.pairs-per-query bounds the comparisons)"
     )
 
 

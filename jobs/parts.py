@@ -32,7 +32,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bixse.artifacts import Artifact, Draft, part_name
+from bixse.artifacts import BEGUN, Artifact, Draft, begin, part_name
 from bixse.place import Place
 from bixse.records import REJECTED, Rejection
 
@@ -235,6 +235,25 @@ class _PartWriter:
 
     def _count(self, name: str, took: Counts) -> None:
         usage_place(self._draft).write(f"{name}.json", json.dumps(dict(took)).encode())
+
+
+def begin_counted(
+    url: str, kind: str, *, config: Mapping[str, Any], inputs: Mapping[str, str]
+) -> Artifact | Draft:
+    """`begin`, of work that counts what it takes.
+
+    A draft that goes on keeps its counts, also those of units that a budget cut off before any part
+    was whole. One that begins empty, or again with another config or input, has none: they are of
+    what stood there before.
+    """
+    place = Place(url)
+    before = place.read(BEGUN) if place.exists(BEGUN) else None
+    draft = begin(url, kind, config=config, inputs=inputs)
+    if isinstance(draft, Artifact):
+        return draft
+    if before is None or json.loads(before) != json.loads(place.read(BEGUN)):
+        usage_place(draft).clear()
+    return draft
 
 
 def usage_place(draft: Draft) -> Place:

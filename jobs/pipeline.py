@@ -98,7 +98,7 @@ class Pipeline:
 
     def pairs(self) -> "Artifact | None":
         """None where given judgments need no candidates."""
-        if self.recipe.judging.judge in ("human", "given", "written", "neighbours"):
+        if self.recipe.judging.judge in judging.UNASKED:
             return None
         return self.candidates()
 
@@ -192,7 +192,10 @@ class Pipeline:
         from jobs.held_out import refuse_held_out
         from jobs.train import train
 
-        # First: without a dev split, or with a mix that is none, nothing is judged, nor paid for.
+        # First: without a dev split, with a mix that is none, or with a budget that would not hold,
+        # nothing is judged, nor paid for.
+        if judging.compares(self.recipe):
+            judging.refuse_limited_comparisons(self)
         dev, mix = self.dev(), self.mix
         judgments, queries, recipe = self.judgments(), self.all_queries(), self.recipe
         calibration, preferences = self.calibration(), self.preferences()
@@ -351,8 +354,22 @@ class Pipeline:
     def path(self, name: str) -> str:
         return f"{self.out}/{name}"
 
-    def once(self, stage: str, make: Callable[[], Made]) -> Made:
+    def finished(self, folder: str) -> bool:
+        from bixse.artifacts import MANIFEST
+        from bixse.place import Place
+
+        return Place(self.path(folder)).exists(MANIFEST)
+
+    def once(self, stage: str, make: Callable[[], Made], paid: str | None = None) -> Made:
+        """`paid` is the folder of what a model writes, scores or learns for the stage. Raises
+        ValueError when it is unfinished and the run is a plan, which asks no model for it."""
         if stage not in self._made:
+            if paid is not None and self.run.plan and not self.finished(paid):
+                raise ValueError(
+                    f"--plan counts the pairs of finished texts, and {self.path(paid)} is not "
+                    f"finished: run python -m jobs.synthesise {self.recipe.name} first, with the "
+                    "same flags (what that costs is not counted)"
+                )
             self._made[stage] = make()
             # A stage that was found finished still took what its manifest says.
             artifact = self._made[stage].corpus if stage == "ingest" else self._made[stage]

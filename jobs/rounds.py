@@ -45,6 +45,7 @@ def written_documents(pipeline: "Pipeline", settings: GradedDocuments) -> "Artif
     return pipeline.once(
         "write",
         lambda: ask_queries(queries, settings, placement, pipeline.path("documents"), held_out),
+        paid="documents",
     )
 
 
@@ -84,12 +85,14 @@ def _unlike(
 
     data, placement = pipeline.data(), pipeline.recipe.placement
     held_out = pipeline.held_out_query_ids([data.queries])
-    out = pipeline.path(f"synthetic-written{suffix}")
+    written_in = f"synthetic-written{suffix}"
+    out = pipeline.path(written_in)
     written = pipeline.once(
         f"write{suffix}",
         lambda: ask_documents(
             data.corpus, data.queries, data.qrels, settings, placement, out, held_out
         ),
+        paid=written_in,
     )
     near = settings.near_duplicate
     return pipeline.once(
@@ -139,6 +142,7 @@ def _first_encoder(pipeline: "Pipeline", queries: "Artifact") -> str:
             out,
             dev=pipeline.dev(),
         ),
+        paid="encoder-first",
     )
     return str(artifact.url)
 
@@ -161,6 +165,7 @@ def _graded_queries(pipeline: "Pipeline", settings: GradedQueries) -> "Artifact"
     tuned = pipeline.once(
         "tune scorer",
         lambda: tune_scorer(labels, scorer, tuning, placement, pipeline.path("scorer")),
+        paid="scorer",
     )
     refuse_worse(tuned)
     scorer = scorer.replace(model=tuned.url, revision=None)
@@ -174,6 +179,7 @@ def _graded_queries(pipeline: "Pipeline", settings: GradedQueries) -> "Artifact"
         writer = pipeline.once(
             f"tune generator{suffix}",
             partial(tune_generator, labels, before, data.corpus, start, tuning, placement, out),
+            paid=f"generator{suffix}",
         )
         # A tuned generator has learnt from the labels what examples would show it.
         asked = settings.replace(
@@ -235,6 +241,7 @@ def _scored(
         lambda: judge(
             pairs, queries, corpus, None, judging, recipe.lexical, None, recipe.placement, out
         ),
+        paid=folder,
     )
 
 
@@ -265,6 +272,7 @@ def _agreed(
     compared = pipeline.once(
         f"compare{suffix}",
         lambda: ask_comparisons(agreed, corpus, settings, recipe.placement, path("comparisons")),
+        paid=f"comparisons{suffix}",
     )
     tolerance, seed, out = settings.tolerance, settings.seed, path("synthetic")
     return pipeline.once(

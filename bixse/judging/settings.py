@@ -78,10 +78,14 @@ class ChatEndpoint(Settings):
     """Requests that each actor has in flight."""
     timeout_s: float = Field(default=60.0, gt=0)
     """Longest that one request may take, from connecting to the last byte."""
+    give_up_after_s: float = Field(default=600.0, ge=0)
+    """Repeat a request for this long after a timeout, a failed connection, 408, 409, 425, 429 or
+    5xx, then reject its pair; at once where Retry-After says later. Once the endpoint has answered
+    nothing for this long, its other requests are tried once; 0 repeats none."""
     max_retries: int = Field(default=6, ge=0)
-    """Repetitions after a timeout, a broken reply, 408, 409, 425, 429 or 5xx."""
+    """Repetitions after a reply that came, and cannot be read; then its pair is rejected."""
     max_wait_s: float = Field(default=120.0, gt=0)
-    """Longest wait before a repetition; a longer Retry-After rejects the pair."""
+    """Longest wait before a repetition, where Retry-After names none that is longer."""
 
     @property
     def extra_body(self) -> dict[str, Any]:
@@ -269,7 +273,8 @@ def config(settings: Judging) -> dict[str, object]:
     if settings.judge == "given":
         shaping["given"] = settings.given.model_dump(mode="json", exclude={"file"})
     if settings.judge == "openai":
-        patience = {"api_key_env", "concurrency", "timeout_s", "max_retries", "max_wait_s"}
+        patience = {"api_key_env", "concurrency", "timeout_s"}
+        patience |= {"give_up_after_s", "max_retries", "max_wait_s"}
         shaping["openai"] = settings.openai.model_dump(mode="json", exclude=patience)
     if settings.judge == "cross_encoder":
         elsewhere = {"model", "revision", "gpu_memory_utilization"}

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bixse.artifacts import Artifact, Draft, begin, part_name
+from bixse.artifacts import Artifact, Draft, part_name
 from bixse.judging.asked import Cost
 from bixse.judging.labels import Label, Labels, label_key
 from bixse.judging.settings import Judging
@@ -22,7 +22,7 @@ from jobs.judges.budget import Budget, shared
 from jobs.judges.seam import Judge
 from jobs.judges.spending import devices
 from jobs.judges.unit import JudgeUnit, asked_pairs
-from jobs.parts import Made, Unit, row_units, run_units, start_ray, usage
+from jobs.parts import Made, Unit, begin_counted, row_units, run_units, start_ray, usage
 from jobs.recipe import Placement
 from jobs.texts import QueryTexts, Texts
 
@@ -130,7 +130,7 @@ class PlanUnit:
 def _scratch(url: str) -> Draft:
     """An empty draft, whatever a killed run has left there."""
     Place(url).clear()
-    draft = begin(url, "plan", config={}, inputs={})
+    draft = begin_counted(url, "plan", config={}, inputs={})
     assert isinstance(draft, Draft)
     return draft
 

@@ -1,7 +1,8 @@
 """A chat-completions server on loopback that misbehaves as the passage tells it to.
 
 A passage reads `<behaviour> <grade>`: the honest answer gives that grade probability 0.7 and 0.1 to
-each of the others. A behaviour that begins with `once-` is honest from the second request on.
+each of the others. A behaviour that begins with `once-` is honest from the second request on, with
+`nine-` from the tenth.
 """
 
 import json
@@ -52,9 +53,10 @@ class Handler(BaseHTTPRequestHandler):
                 server.requests[said] += 1
                 attempt = server.requests[said]
                 server.times.setdefault(said, []).append(time.monotonic())
-            if behaviour.startswith("once-") and attempt > 1:
-                behaviour = "honest"
-            BEHAVIOURS[behaviour.removeprefix("once-")](self, grade, body)
+            for prefix, times in (("once-", 1), ("nine-", 9)):
+                if behaviour.startswith(prefix):
+                    behaviour = behaviour.removeprefix(prefix) if attempt <= times else "honest"
+            BEHAVIOURS[behaviour](self, grade, body)
         except (BrokenPipeError, ConnectionResetError):
             pass  # The client has given up on us.
 

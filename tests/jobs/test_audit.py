@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.judge_agreement import EXPECTED, YEARS, agreement_of, rotation, sets
 from bixse.artifacts import Artifact
+from jobs.cascade import merge
 from jobs.verbs import main
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -151,6 +152,31 @@ def test_single_grades_have_no_temperature_to_fit(
         main("audit", [*flags(data, tmp_path), "--audit.fit", "temperature"])
     assert "fit isotonic instead" in capsys.readouterr().err
     assert not (tmp_path / "calibration").exists()
+
+
+def test_a_cascade_on_two_scales_is_counted_on_the_scale_of_the_qrels(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its manifest has no scale of its own; what needs one is refused in a sentence."""
+    cheap, strong = tmp_path / "cheap", tmp_path / "strong"
+    main("judge", flags(data, cheap))
+    main("judge", [*flags(data, strong), "--judging.given.grade-max", "4"])
+    both = [Artifact.open(str(out / "judgments"), "judgments") for out in (cheap, strong)]
+    mixed = merge(*both, str(tmp_path / "mixed"))
+    assert mixed.manifest.extra["scale"]["values"] == []
+
+    line = [*flags(data, tmp_path / "out"), "--audit.judgments", mixed.url]
+    main("audit", line)
+    found = json.loads((tmp_path / "out" / "audit" / "report.json").read_text())["grades"]
+    assert (found["scale"], found["scale_of"]) == ([0, 1, 2, 3], "qrels")
+    # Three of four steps are nearest to two of three.
+    assert found["judge"] == {"kind": [1, 40, 40, 0]}
+    assert "the judges are on several" in " ".join(capsys.readouterr().out.split())
+    for more in (["--audit.fit", "isotonic"], ["--audit.rejudged", both[0].url]):
+        with pytest.raises(SystemExit) as exit_:
+            main("audit", [*line, "--out", str(tmp_path / more[0]), *more])
+        assert exit_.value.code == 1
+        assert "on several: name the judgments of one of them" in capsys.readouterr().err
 
 
 def test_human_grades_are_not_measured_against_themselves(data: Path, tmp_path: Path) -> None:

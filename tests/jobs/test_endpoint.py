@@ -1,5 +1,6 @@
 """A real HTTP server that misbehaves: nothing is lost, nothing strange becomes a grade."""
 
+import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,7 +68,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hostile]:
 
 
 def settings(server: Hostile, **changes: Any) -> ChatEndpoint:
-    impatient = {"timeout_s": 5, "max_retries": 2, "max_wait_s": 3, "concurrency": 64}
+    impatient = {"timeout_s": 5, "give_up_after_s": 8, "max_retries": 2, "max_wait_s": 3}
+    impatient |= {"concurrency": 64}
     return ChatEndpoint(base_url=server.url, model="any", **{**impatient, **changes})
 
 
@@ -153,12 +155,38 @@ def test_the_plan_counts_what_is_sent_and_no_tokens(server: Hostile) -> None:
 
 
 def test_retry_after_is_waited_for_by_all(server: Hostile) -> None:
-    """One request was told to wait a second: none begins its next attempt before."""
-    chat = settings(server, concurrency=1, timeout_s=10)
+    """One request was told to wait a second: none begins its next attempt before, and none is given
+    up because it would have been repeated sooner."""
+    chat = settings(server, concurrency=1, timeout_s=10, max_wait_s=0.1)
     found = ask(chat, ["once-429-one 3", "honest 1"])
     assert [type(answer) for answer in found] == [Answer, Answer]
     times = next(times for said, times in server.times.items() if "once-" in said)
     assert times[1] - times[0] >= 1
+
+
+@pytest.mark.parametrize("name", ["429", "503", "reset"])
+def test_what_the_server_suffers_is_outlived_by_the_clock(server: Hostile, name: str) -> None:
+    """More failures than a broken reply is allowed: a rate limit of minutes rejects no pair."""
+    chat = settings(server, give_up_after_s=60, max_retries=0, max_wait_s=0.05)
+    assert [type(answer) for answer in ask(chat, [f"nine-{name} 3"])] == [Answer]
+    assert sum(server.requests.values()) == 10
+
+
+@pytest.mark.parametrize("name", ["html", "empty", "no-choices", "not-gzip"])
+def test_a_broken_reply_is_given_up_after_a_few_attempts(server: Hostile, name: str) -> None:
+    chat = settings(server, give_up_after_s=3600, max_retries=2, max_wait_s=0.05)
+    assert [type(answer) for answer in ask(chat, [f"{name} 3"])] == [Unreadable]
+    assert sum(server.requests.values()) == 3
+
+
+def test_an_endpoint_that_is_gone_is_not_waited_for_once_a_request(server: Hostile) -> None:
+    """After a second of silence the rest are tried once each, not for a second each."""
+    chat = settings(server, concurrency=1, give_up_after_s=1, max_wait_s=0.05)
+    found = ask(chat, [f"500 3 {n}" for n in range(20)])
+    assert [type(answer) for answer in found] == [Unreadable] * 20
+    first, *others = server.requests.values()
+    assert first > 2
+    assert others == [1] * 19
 
 
 def test_requests_in_flight_are_bounded(server: Hostile) -> None:
@@ -193,7 +221,7 @@ def test_an_endpoint_that_never_answers_ends_the_job_resumably(
     passages = [f"honest {n % 4} for {n}" for n in range(32)]
     passages += [f"once-500 {n % 4} for {n}" for n in range(32)]
     # No key: workers that Ray already runs have the environment of their start.
-    chat = settings(server, max_retries=0, timeout_s=10, api_key_env="")
+    chat = settings(server, give_up_after_s=0, timeout_s=10, api_key_env="")
     with pytest.raises(ValueError, match=r"none of 32 answers was a grade .status 500"):
         run(passages, chat, tmp_path, unit_pairs=32)
     assert len(list((tmp_path / "judgments").glob("part-*"))) == 1
@@ -201,6 +229,16 @@ def test_an_endpoint_that_never_answers_ends_the_job_resumably(
     made = run(passages, chat, tmp_path, unit_pairs=32)
     assert (made.manifest.rows, made.manifest.rejected) == (64, 0)
     assert sum(server.requests.values()) == asked + 64
+
+
+def test_removed_judgments_leave_no_counts_behind(server: Hostile, tmp_path: Path) -> None:
+    """After `rm -r judgments` the pairs asked, and a budget of them, are counted from none."""
+    chat = settings(server, timeout_s=30, api_key_env="")
+    for unit_pairs in (1, 512):
+        made = run(["honest 1", "honest 2", "honest 3"], chat, tmp_path, unit_pairs)
+        assert made.manifest.extra["usage"]["new"] == 3
+        shutil.rmtree(tmp_path / "judgments")
+    assert sum(server.requests.values()) == 2 * 2 * 3
 
 
 def test_what_is_missing_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,11 @@ from bixse.artifacts import Artifact, Draft, begin
 from bixse.judging.pairwise import PAIRWISE, PairwiseTokenizer
 from bixse.judging.settings import Pointwise, Preferring
 from bixse.records import CORPUS, JUDGED_PREFERENCES, JUDGMENTS, PAIRINGS, QUERIES, Rejection
+from jobs.command import parse
+from jobs.judging import compares
 from jobs.prefer import PreferenceUnit, pairings
+from jobs.verbs import main
+from tests.jobs.conftest import write_beir
 
 TEXTS = {
     "d0": "Tea is brewed from leaves.",
@@ -55,6 +59,35 @@ def test_pairings_are_neighbours_in_the_judged_order(tmp_path: Path) -> None:
     alone = judged(tmp_path / "alone", {("q1", "d0"): 1.0})
     with pytest.raises(ValueError, match="no query has two judged documents"):
         pairings(alone, Preferring(), str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize(("verb", "recipe"), [("train", "pairdistill"), ("prefer", "bixse")])
+@pytest.mark.parametrize(
+    ("flag", "more"),
+    [("--judging.max-pairs", []), ("--judging.max-cost", ["--judging.price-per-gpu-hour", "1"])],
+)
+def test_a_budget_that_comparisons_do_not_heed_is_refused_before_anything_is_judged(
+    verb: str,
+    recipe: str,
+    flag: str,
+    more: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data, out = write_beir(tmp_path / "data", documents=8, queries=4), tmp_path / "out"
+    with pytest.raises(SystemExit) as exit_:
+        main(verb, [recipe, "--data", str(data), "--out", str(out), flag, "5", *more])
+    assert exit_.value.code == 1
+    assert f"error: {flag} limits the judging of pairs and not" in capsys.readouterr().err
+    assert not (out / "judgments").exists()
+
+
+def test_a_budget_is_for_judging_alone_and_stands_beside_given_preferences(tmp_path: Path) -> None:
+    data, out = write_beir(tmp_path / "data", documents=8, queries=4), tmp_path / "out"
+    line = ["pairdistill", "--data", str(data), "--out", str(out), "--judging.max-pairs", "5"]
+    main("judge", line)
+    assert (out / "judgments" / "manifest.json").exists()
+    assert not compares(parse("train", [*line, "--judging.preferences", "file.tsv"]).recipe)
 
 
 def compare(arguments: tuple[Any, ...], rows: pa.Table) -> tuple[pa.Table, list[Rejection]]:

@@ -1,5 +1,6 @@
 """Nothing is paid for twice: what a worker asks, what the store answers, where a budget ends."""
 
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from bixse.artifacts import Artifact
+from bixse.artifacts import Artifact, Draft
 from bixse.judging.asked import Answers, Asked, Cost, Usage
 from bixse.judging.pointwise import BROKEN, unreadable
 from bixse.records import CORPUS, QUERIES, Judgment, Rejection
@@ -17,7 +18,7 @@ from jobs.judges.budget import FIRST, Budget
 from jobs.judges.seam import Judge
 from jobs.judges.spending import Spending
 from jobs.judges.unit import JudgeUnit
-from jobs.parts import Unfinished, progress
+from jobs.parts import Unfinished, begin_counted, progress, usage, usage_place
 from tests.jobs.test_judge import artifact
 
 PAIR = pa.schema([("query_id", pa.string()), ("doc_id", pa.string())])
@@ -203,6 +204,29 @@ def test_what_a_budget_cuts_off_is_not_lost(
     table, _, counts = worker(Granting(Budget(pairs=2)))(five)
     assert (counts["new"], table.num_rows) == (2, 5)
     assert len(set(asked_in(tmp_path / "log"))) == 5
+
+
+def test_counts_are_of_the_draft_that_they_were_made_for(tmp_path: Path) -> None:
+    """A resume keeps them, even before its first part; what begins anew has none."""
+    out = tmp_path / "judgments"
+
+    def counted(prompt: str) -> Draft:
+        draft = begin_counted(str(out), "judgments", config={"prompt": prompt}, inputs={})
+        assert isinstance(draft, Draft)
+        return draft
+
+    def ask(draft: Draft) -> None:
+        usage_place(draft).write("cut-1.json", b'{"new": 3}')
+
+    ask(counted("one"))
+    assert usage(counted("one"))["new"] == 3
+    assert usage(counted("another"))["new"] == 0
+    ask(counted("another"))
+    shutil.rmtree(out)
+    assert usage(counted("another"))["new"] == 0
+    ask(counted("another"))
+    counted("another").write_part(0, pa.table({"query_id": ["q"]}))
+    assert usage(counted("another"))["new"] == 3
 
 
 def test_money_so_far_stands_in_the_progress_line(capsys: pytest.CaptureFixture[str]) -> None:

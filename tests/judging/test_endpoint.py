@@ -213,6 +213,8 @@ def test_patience_shapes_no_judgment() -> None:
     def shaping(**changes: Any) -> object:
         return config(Judging(judge="openai", openai=SETTINGS.replace(**changes)))
 
-    assert shaping() == shaping(concurrency=1, timeout_s=1, max_retries=0, max_wait_s=1)
+    assert shaping() == shaping(
+        concurrency=1, timeout_s=1, give_up_after_s=1, max_retries=0, max_wait_s=1
+    )
     for change in ({"votes": 3}, {"extra": '{"seed": 1}'}, {"base_url": "http://other/v1"}):
         assert shaping(**change) != shaping()
