@@ -217,25 +217,42 @@ def matches(found: Filter, columns: Mapping[str, pa.Array]) -> Mask:
     if found.not_ is not None:
         mask &= ~matches(found.not_, columns)
     if found.or_ is not None:
-        mask &= np.logical_or.reduce([matches(one, columns) for one in found.or_])
+        any_of = np.zeros(rows, np.bool_)
+        for one in found.or_:
+            any_of |= matches(one, columns)
+        mask &= any_of
     return mask
 
 
 def _holds(column: pa.Array, operator: str, value: Any) -> Mask:
     if operator == "exists":
         return _mask(column.is_valid() if value else column.is_null())
-    if operator == "all":
-        each = [_holds(column, "any", [one]) for one in value]
-        return np.asarray(np.logical_and.reduce(each), np.bool_)
-    if operator == "any":
-        of_strings = _of_words(column.values, "in", value)
-        # How many of the strings so far, at both ends of each list.
-        counts_L = np.concatenate([[0], np.cumsum(of_strings)])
-        ends_N = column.offsets.to_numpy()
-        return np.asarray(counts_L[ends_N[1:]] > counts_L[ends_N[:-1]])
+    if operator in ("any", "all"):
+        return _of_lists(column, operator, value)
     if pa.types.is_dictionary(column.type):
         return _of_words(column, operator, value)
     return _mask(_compared(column, operator, value).fill_null(False))
+
+
+def _of_lists(column: pa.ListArray, operator: str, wanted: list[str]) -> Mask:
+    """Which lists hold any, or all, of the wanted strings, [N]: one pass, however many they are."""
+    wanted_L = _of_words(column.values, "in", wanted)
+    # How many of the strings so far, at both ends of each list.
+    counts_L = np.concatenate([[0], np.cumsum(wanted_L)])
+    ends_N = column.offsets.to_numpy()
+    counts_N = counts_L[ends_N[1:]] - counts_L[ends_N[:-1]]
+    least = 1 if operator == "any" else len(set(wanted))
+    enough_N = np.asarray(counts_N >= least)
+    if least == 1 or not enough_N.any():
+        return enough_N
+    # A list may hold a string twice: of those with enough strings, the different ones are counted.
+    lists_L = np.repeat(np.arange(len(column)), np.diff(ends_N))
+    places = np.flatnonzero(wanted_L & enough_N[lists_L])
+    words = column.values.indices.to_numpy()[places]
+    pairs = np.sort(lists_L[places] * len(column.values.dictionary) + words)
+    new = pairs[np.diff(pairs, prepend=-1) > 0]
+    different_N = np.bincount(new // len(column.values.dictionary), minlength=len(column))
+    return np.asarray(different_N == least)
 
 
 def _of_words(column: pa.DictionaryArray, operator: str, value: Any) -> Mask:
