@@ -23,7 +23,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    model_validator,
+)
 
 from bixse.records import EXACT_INTEGERS, Kind
 
@@ -66,9 +73,18 @@ def _spelt_out(value: object) -> object:
     return value if isinstance(value, dict | Condition) else {"eq": value}
 
 
+def _given(value: object) -> object:
+    """None says that nothing was given; a null that was given is as wrong as another value."""
+    if value is None:
+        raise ValueError("must not be null")
+    return value
+
+
 Value = Annotated[Scalar, PlainValidator(_scalar, json_schema_input_type=Scalar)]
 Values = Annotated[list[Value], Field(min_length=1, max_length=MOST_VALUES)]
-Strings = Annotated[list[str], Field(min_length=1, max_length=MOST_VALUES)]
+MaybeValue = Annotated[Scalar | None, PlainValidator(_scalar, json_schema_input_type=Scalar)]
+MaybeValues = Annotated[Values | None, BeforeValidator(_given, json_schema_input_type=Values)]
+MaybeTruth = Annotated[bool | None, BeforeValidator(_given, json_schema_input_type=bool)]
 
 
 class Condition(BaseModel):
@@ -78,19 +94,19 @@ class Condition(BaseModel):
         extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True
     )
 
-    eq: Value | None = None
+    eq: MaybeValue = None
     """Equal; a plain value in place of the condition means this."""
-    in_: Values | None = Field(default=None, alias="in")
+    in_: MaybeValues = Field(default=None, alias="in")
     """Equal to one of these."""
-    gte: Value | None = None
-    gt: Value | None = None
-    lte: Value | None = None
-    lt: Value | None = None
-    any: Values | None = None
+    gte: MaybeValue = None
+    gt: MaybeValue = None
+    lte: MaybeValue = None
+    lt: MaybeValue = None
+    any: MaybeValues = None
     """Of a list: holds at least one of these."""
-    all: Values | None = None
+    all: MaybeValues = None
     """Of a list: holds all of these."""
-    exists: bool | None = None
+    exists: MaybeTruth = None
     """Whether the document has the field."""
 
     @model_validator(mode="after")
@@ -114,8 +130,8 @@ class Filter(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
     __pydantic_extra__: dict[str, FieldCondition]
 
-    not_: "Filter | None" = Field(default=None, alias="not")
-    or_: Annotated[list["Filter"], Field(min_length=1)] | None = Field(default=None, alias="or")
+    not_: Annotated["Filter | None", BeforeValidator(_given)] = Field(default=None, alias="not")
+    or_: Annotated["MaybeFilters", BeforeValidator(_given)] = Field(default=None, alias="or")
 
     @property
     def conditions(self) -> dict[str, Condition]:
@@ -134,6 +150,9 @@ class Filter(BaseModel):
     @classmethod
     def of(cls, text: str) -> "Filter":
         return cls.model_validate_json(text)
+
+
+MaybeFilters = Annotated[list[Filter], Field(min_length=1)] | None
 
 
 def bounded(found: Filter) -> Filter:
