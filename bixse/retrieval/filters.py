@@ -70,6 +70,9 @@ def _scalar(value: object) -> Scalar:
 
 
 def _spelt_out(value: object) -> object:
+    # Each unknown operator would be an error of its own.
+    if isinstance(value, dict) and len(value) > len(Condition.model_fields):
+        raise ValueError(f"may hold at most {len(Condition.model_fields)} operators")
     return value if isinstance(value, dict | Condition) else {"eq": value}
 
 
@@ -81,7 +84,7 @@ def _given(value: object) -> object:
 
 
 Value = Annotated[Scalar, PlainValidator(_scalar, json_schema_input_type=Scalar)]
-Values = Annotated[list[Value], Field(min_length=1, max_length=MOST_VALUES)]
+Values = Annotated[list[Value], Field(fail_fast=True, min_length=1, max_length=MOST_VALUES)]
 MaybeValue = Annotated[Scalar | None, PlainValidator(_scalar, json_schema_input_type=Scalar)]
 MaybeValues = Annotated[Values | None, BeforeValidator(_given, json_schema_input_type=Values)]
 MaybeTruth = Annotated[bool | None, BeforeValidator(_given, json_schema_input_type=bool)]
@@ -152,20 +155,32 @@ class Filter(BaseModel):
         return cls.model_validate_json(text)
 
 
-MaybeFilters = Annotated[list[Filter], Field(min_length=1)] | None
+MaybeFilters = Annotated[list[Filter], Field(fail_fast=True, min_length=1)] | None
 
 
-def bounded(found: Filter) -> Filter:
-    """The filter itself. Raises ValueError when answering it would take too long."""
-    count, level = 0, [found]
+def bounded(said: object) -> object:
+    """What was said itself, a filter or what may become one: looked at before it is validated, so
+    that a large one costs nothing more.
+
+    Raises ValueError when answering it would take too long.
+    """
+    count, level = 0, [said.spelt_out if isinstance(said, Filter) else said]
     for _ in range(DEEPEST + 1):
-        count += sum(1 + len(one.conditions) for one in level)
+        filters = [one for one in level if isinstance(one, dict)]
+        count += len(level) + sum(len(one) - ("not" in one) - ("or" in one) for one in filters)
         if count > MOST_CONDITIONS:
             raise ValueError(f"may hold at most {MOST_CONDITIONS} conditions and filters")
-        level = [below for one in level for below in (*(one.or_ or ()), one.not_) if below]
+        level = [below for one in filters for below in _within(one)]
     if level:
         raise ValueError(f"not and or may stand in each other {DEEPEST} deep")
-    return found
+    return said
+
+
+def _within(said: dict[object, object]) -> list[object]:
+    """What stands where filters do."""
+    either = said.get("or")
+    alone = [said["not"]] if "not" in said else []
+    return [*either, *alone] if isinstance(either, list) else alone
 
 
 def check(found: Filter, kinds: Mapping[str, Kind], path: str = "filter") -> None:
