@@ -190,7 +190,9 @@ class Follower:
         close: Callable[[], None] = lambda: None,
         in_flight: Callable[[], int] = lambda: 0,
     ) -> None:
-        """`turn` is given by replicas that take requests; it is called with what is to answer.
+        """`drop` is called for what could not be loaded too, of which there may be parts.
+
+        `turn` is given by replicas that take requests; it is called with what is to answer.
 
         `close` is called when no more of them may be taken.
         """
@@ -268,6 +270,7 @@ class Follower:
         except Exception as error:  # noqa: BLE001
             # Whatever it is, the ledger waits to hear of it.
             self._failed[generation.number] = _reason(error)
+            self._drop(generation.number)
         else:
             self._holds.add(generation.number)
         finally:

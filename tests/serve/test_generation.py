@@ -166,7 +166,7 @@ class LedgerHandle:
 )
 def test_what_cannot_be_loaded_is_refused_at_once_whatever_is_raised(error, reason, monkeypatch):
     """It was tried again until the time to load was over, and refused for being late."""
-    tried = []
+    tried, dropped = [], []
 
     async def load(generation: Generation) -> None:
         if generation.number > 1:
@@ -175,7 +175,7 @@ def test_what_cannot_be_loaded_is_refused_at_once_whatever_is_raised(error, reas
 
     async def run() -> Outcome:
         ledger = Ledger(FIRST, ("front",))
-        follower = Follower(LedgerHandle(ledger), "front", load, lambda number: None)
+        follower = Follower(LedgerHandle(ledger), "front", load, dropped.append)
         await follower.start()
         async with asyncio.timeout(30):
             outcome = await ledger.prepare("b", None, None, 60.0)
@@ -190,7 +190,7 @@ def test_what_cannot_be_loaded_is_refused_at_once_whatever_is_raised(error, reas
     assert "\n" not in outcome.problem
     assert not outcome.busy, "which would be 503, and tried again"
     assert outcome.generations.candidate is None
-    assert tried == [2]
+    assert tried == dropped == [2], "and what was loaded of it is forgotten"
 
 
 def test_an_index_that_cannot_be_read_is_refused_whatever_is_raised(monkeypatch):
