@@ -14,8 +14,6 @@ inputs keeps those parts and makes the rest; with others it refuses and names bo
 
 import hashlib
 import json
-import os
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, ValidationError
 
+from bixse.copies import hold
 from bixse.place import FileEntry, Place
 from bixse.settings import Settings
 
@@ -203,10 +202,12 @@ class Artifact:
     def local_directory(self, under: str = "") -> Path:
         """The artefact as a local directory; of a remote one, the files whose name starts with
         `under` are copied to the cache once, and again where the copy differs.
+
+        The copy stays while this process lives, unless it lets go of it (`bixse.copies`).
         """
         if self.place.is_local:
             return Path(self.place.path("")).resolve()
-        folder = Path(tempfile.gettempdir()) / f"bixse-{os.getuid()}" / self.fingerprint
+        folder = hold(self.fingerprint)
         cache = Place(str(folder))
         for name, expected in self.manifest.files.items():
             wanted = name.startswith(under)

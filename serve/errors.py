@@ -9,6 +9,9 @@ from starlette.exceptions import HTTPException
 
 from serve.messages import Unavailable
 
+_LONGEST = 2000
+"""Characters of a message, or of the name of a field."""
+
 
 class ApiError(Exception):
     """A failure with its status, its type and one sentence for the caller."""
@@ -31,8 +34,8 @@ class ApiError(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        error = {"type": self.kind, "message": self.message}
-        return {"error": error if self.param is None else {**error, "param": self.param}}
+        error = {"type": self.kind, "message": _cut(self.message)}
+        return {"error": error if self.param is None else {**error, "param": _cut(self.param)}}
 
     @property
     def headers(self) -> dict[str, str]:
@@ -41,6 +44,11 @@ class ApiError(Exception):
             # The next request of this caller should find another server.
             return {**after, "Connection": "close"} if self.kind == "draining" else after
         return {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
+
+
+def _cut(text: str) -> str:
+    """Names and values come from the request, and may be as long as its body."""
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 async def _on_api_error(request: Request, error: ApiError) -> JSONResponse:

@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ray.serve
@@ -64,7 +65,14 @@ class Front:
         """Make a lane for what the backend can serve. Raises ValueError as `Local.load`."""
         if isinstance(self._backend, Local):
             await self._backend.load(generation)
-        self._lanes[generation.number] = self._lane(generation)
+        lane = self._lanes[generation.number] = self._lane(generation)
+        for stage in lane.queues:
+            self._metrics.queue_depth.labels(stage).set_function(partial(self._waiting, stage))
+
+    def _waiting(self, stage: str) -> int:
+        """Items that wait for a batch: in the current lane, and in one that is still pinned."""
+        queues = (lane.queues.get(stage) for lane in self._lanes.values())
+        return sum(queue.depth for queue in queues if queue is not None)
 
     def _lane(self, generation: Generation) -> Lane:
         args, metrics, reranking = self._args, self._metrics, None

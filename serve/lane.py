@@ -116,6 +116,10 @@ class Lane:
         self._backend = backend
         self._args = args
         self._metrics = metrics
+        self.queues: dict[str, Batcher[Any, Any]] = {}
+        """By stage, the reranker's among them: whoever puts the lane in front measures them."""
+        if reranking is not None:
+            self.queues["rerank"] = reranking.queue
         self._encode: dict[Role, Batcher[str, Encoded | Refused]] = {
             "query": self._batcher(
                 "encode_query", partial(self._call_encoder, "query"), backend.encoder_calls
@@ -314,5 +318,5 @@ class Lane:
             concurrency=concurrency,
             observe_size=self._metrics.batch_size.labels(stage).observe,
         )
-        self._metrics.queue_depth.labels(stage).set_function(lambda: batcher.depth)
+        self.queues[stage] = batcher
         return batcher

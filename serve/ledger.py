@@ -6,6 +6,7 @@ that dies is told by the first of them what held.
 
 import asyncio
 import contextlib
+import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable
@@ -37,8 +38,11 @@ LIVE_S = 10.0
 _TURN_WITHIN_S = 10.0
 _LOOK_S = 0.02
 
-UNLOADABLE = (ValueError, OSError, RuntimeError, MemoryError, TypeError, KeyError)
-"""What loading an index, an encoder or a reranker raises when its files do not do."""
+_EXPECTED = (ValueError, OSError, RuntimeError, MemoryError, TypeError, KeyError, ImportError)
+"""What loading an index, an encoder or a reranker raises when its files do not do, or what reads
+their URL is not installed. Anything else is a reason to refuse them too, but it may be a bug."""
+
+_logger = logging.getLogger("bixse")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +100,8 @@ class Ledger:
                     index = await asyncio.to_thread(ServedIndex.read, index_url)
                 if reranker is not None:
                     second = await asyncio.to_thread(ServedReranker.read, reranker)
-            except UNLOADABLE as error:
-                return Outcome(self._generations, str(error))
+            except Exception as error:  # noqa: BLE001
+                return Outcome(self._generations, _reason(error))
             self._become(self._generations.propose(index, encoder or now.encoder, second))
             number = self._generations.newest
             problem = await self._loaded(number, time.monotonic() + within_s)
@@ -186,7 +190,9 @@ class Follower:
         close: Callable[[], None] = lambda: None,
         in_flight: Callable[[], int] = lambda: 0,
     ) -> None:
-        """`turn` is given by replicas that take requests; it is called with what is to answer.
+        """`drop` is called for what could not be loaded too, of which there may be parts.
+
+        `turn` is given by replicas that take requests; it is called with what is to answer.
 
         `close` is called when no more of them may be taken.
         """
@@ -261,10 +267,10 @@ class Follower:
         """Load a generation, and say at once how that went."""
         try:
             await self._load(generation)
-        except UNLOADABLE as error:
-            self._failed[generation.number] = (
-                str(error).splitlines()[0] if str(error) else repr(error)
-            )
+        except Exception as error:  # noqa: BLE001
+            # Whatever it is, the ledger waits to hear of it.
+            self._failed[generation.number] = _reason(error)
+            self._drop(generation.number)
         else:
             self._holds.add(generation.number)
         finally:
@@ -286,3 +292,10 @@ class Follower:
             in_use=self._in_use(),
             in_flight=self._in_flight(),
         )
+
+
+def _reason(error: Exception) -> str:
+    """What to say of a generation that cannot be loaded; the log has the rest where it is new."""
+    if not isinstance(error, _EXPECTED):
+        _logger.error("a generation could not be loaded", exc_info=error)
+    return str(error).splitlines()[0] if str(error) else repr(error)

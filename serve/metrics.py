@@ -91,13 +91,23 @@ class Metered:
             await self._app(scope, receive, send)
             return
         route = scope["path"] if scope["path"] in ROUTES else "other"
-        start = time.perf_counter()
+        start, begun = time.perf_counter(), False
+
+        def count(code: int) -> None:
+            self._metrics.request_total.labels(route, str(code)).inc()
+            self._metrics.request_seconds.labels(route).observe(time.perf_counter() - start)
 
         async def counted(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
-                code = message["status"]
-                self._metrics.request_total.labels(route, str(code)).inc()
-                self._metrics.request_seconds.labels(route).observe(time.perf_counter() - start)
+                begun = True
+                count(message["status"])
             await send(message)
 
-        await self._app(scope, receive, counted)
+        try:
+            await self._app(scope, receive, counted)
+        except Exception:
+            # Starlette answers it with 500, outside of all middleware.
+            if not begun:
+                count(500)
+            raise

@@ -42,14 +42,13 @@ class Reranking:
         self._handle = handle
         self._metrics = metrics
         self._most_waiting = args.rerank_waiting
-        self._batcher = batcher = Batcher[Pair, float | Refused](
+        self.queue = Batcher[Pair, float | Refused](
             self._call,
             size=args.rerank_batch_size,
             wait_s=args.batch_wait_ms / 1e3,
             concurrency=CALLS_A_REPLICA * args.reranker_replicas,
             observe_size=metrics.batch_size.labels("rerank").observe,
         )
-        metrics.queue_depth.labels("rerank").set_function(lambda: batcher.depth)
 
     async def rerank(
         self, queries: Sequence[str], answer: Answer, k: int, deadline: float
@@ -91,9 +90,9 @@ class Reranking:
     async def _scores(
         self, pairs: Sequence[Pair], deadline: float
     ) -> list[float | Refused] | Missing:
-        if self._batcher.depth >= self._most_waiting:
+        if self.queue.depth >= self._most_waiting:
             return Missing(RERANKER, "shed")
-        return await ask(RERANKER, self._batcher, pairs, deadline)
+        return await ask(RERANKER, self.queue, pairs, deadline)
 
     async def _call(self, pairs: list[Pair], deadline: float) -> list[float | Refused]:
         def call(budget_s: float) -> Any:

@@ -1,5 +1,6 @@
 """Requests and replies, as JSON."""
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -16,16 +17,25 @@ from bixse.records import Kind, Metadata
 from bixse.retrieval.filters import Filter, bounded
 from serve.settings import Mode
 
+MOST_TEXTS = 65_536
+"""In one list, whatever `--max-queries` allows: a longer one is refused unread."""
+_UNREADABLE = re.compile("[\0\ud800-\udfff]")
+
 
 def readable(text: str) -> str:
     """The text, if an encoder can make something of it; raises ValueError otherwise."""
-    if not text.strip():
+    if not text or text.isspace():
         raise ValueError("must not be empty")
-    if "\0" in text:
-        raise ValueError("must not hold a NUL character")
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError("must not hold half of a surrogate pair")
+    if found := _UNREADABLE.search(text):
+        what = "a NUL character" if found[0] == "\0" else "half of a surrogate pair"
+        raise ValueError(f"must not hold {what}")
     return text
+
+
+def _not_too_many(value: object) -> object:
+    if isinstance(value, list) and len(value) > MOST_TEXTS:
+        raise ValueError(f"must hold at most {MOST_TEXTS} texts")
+    return value
 
 
 def _as_list(value: object) -> object:
@@ -33,12 +43,26 @@ def _as_list(value: object) -> object:
 
 
 Text = Annotated[str, AfterValidator(readable)]
+Texts = Annotated[list[Text], Field(min_length=1, fail_fast=True), BeforeValidator(_not_too_many)]
 
 
 class Strict(BaseModel):
-    """A request: unknown fields and wrong types are errors."""
+    """A request: unknown fields and wrong types are errors.
+
+    pydantic describes every error, of which the first alone is answered: their number is bounded
+    here, by the fields, and in lists by `fail_fast`.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_few_fields(cls, said: object) -> object:
+        if isinstance(said, dict) and len(said) > len(cls.model_fields):
+            unknown = next(name for name in said if name not in cls.model_fields)
+            most = len(cls.model_fields)
+            raise ValueError(f"may hold at most {most} fields, and {unknown!r} is none of them")
+        return said
 
 
 class FeedbackRequest(Strict):
@@ -56,7 +80,7 @@ class FeedbackRequest(Strict):
 
 class SearchRequest(Strict):
     query: Text | None = None
-    queries: Annotated[list[Text], Field(min_length=1)] | None = None
+    queries: Texts | None = None
     k: int = Field(default=10, ge=1)
     timeout_ms: int | None = Field(default=None, ge=1)
     allow_partial: bool = True
@@ -64,7 +88,7 @@ class SearchRequest(Strict):
     include_text: bool = Field(
         default=True, description="Whether hits have title, text and metadata"
     )
-    filter: Annotated[Filter, AfterValidator(bounded)] | None = Field(
+    filter: Annotated[Filter, BeforeValidator(bounded)] | None = Field(
         default=None,
         description="Only documents whose metadata meet this are searched, by vectors and by "
         'words: {"brand": "acme", "price": {"gte": 5, "lt": 10}, "tags": {"any": ["new"]}}. Of '
@@ -188,7 +212,7 @@ class SearchReply(BaseModel):
 class EmbeddingsRequest(Strict):
     """OpenAI's request, and `input_type` for encoders that prompt queries and documents apart."""
 
-    input: Annotated[list[Text], Field(min_length=1), BeforeValidator(_as_list)]
+    input: Annotated[Texts, BeforeValidator(_as_list)]
     model: str
     encoding_format: Literal["float", "base64"] = "float"
     input_type: Role = "query"
@@ -217,7 +241,7 @@ class EmbeddingsReply(BaseModel):
 class RetrieveRequest(Strict):
     """The request of Search-R1's retriever (github.com/PeterGriffinJin/Search-R1)."""
 
-    queries: Annotated[list[Text], Field(min_length=1)]
+    queries: Texts
     topk: int | None = Field(default=None, ge=1)
     return_scores: bool = False
 

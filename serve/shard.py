@@ -5,6 +5,7 @@ Shapes: Q queries, D dimensions.
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import faiss
 import numpy as np
 
 from bixse.artifacts import Artifact, ArtifactError
+from bixse.copies import let_go
 from bixse.place import Place
 from bixse.records import Hit
 from bixse.retrieval.device import Device, find
@@ -90,13 +92,16 @@ class ShardStore:
     ) -> None:
         self._slot, self._slots, self._on_gpu = slot_name(slot), slots, on_gpu
         self._held: dict[int, _Loaded] = {}
+        self._reads: dict[int, str] = {}
+        """Fingerprint of the index, by generation: of those that are being loaded too."""
+        self._reading = threading.Lock()
         # OpenMP keeps its number of threads by thread: it must be set on the one that searches.
         self._thread = ThreadPoolExecutor(
             1, "shards", initializer=faiss.omp_set_num_threads, initargs=(threads,)
         )
 
     def load(self, generation: Generation) -> None:
-        """Load the shards of this slot.
+        """Load the shards of this slot; one that fails must be dropped as others are.
 
         Raises ArtifactError and ValueError as `load_shard`, and ValueError when FAISS sees no GPU
         that it should use.
@@ -105,6 +110,8 @@ class ShardStore:
         names = shards_by_slot(list(index.shard_rows), self._slots).get(self._slot, [])
         if not names:
             return
+        with self._reading:
+            self._reads[generation.number] = index.fingerprint
         # Of this generation alone: another is searched, or forgotten, on another thread meanwhile.
         device = _gpu() if self._on_gpu else None
         loaded = [load_shard(index.url, index.fingerprint, name, device) for name in names]
@@ -121,8 +128,19 @@ class ShardStore:
         self._held[generation.number] = _Loaded(group, lexical, probes)
 
     def drop(self, number: int) -> None:
-        """Forget a generation."""
+        """Forget a generation, and remove copies of its index that no other here and no other
+        process uses, some time later.
+        """
         self._held.pop(number, None)
+        if number in self._reads:
+            # Of large files that takes a while, and requests are answered here.
+            threading.Thread(target=self._let_go, args=(number,), name="copies").start()
+
+    def _let_go(self, number: int) -> None:
+        with self._reading:
+            fingerprint = self._reads.pop(number, None)
+            if fingerprint is not None and fingerprint not in self._reads.values():
+                let_go(fingerprint)
 
     async def search(
         self, number: int, vectors_QD: Vectors, wanted: Sequence[Wanted], budget_s: float

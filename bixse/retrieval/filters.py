@@ -23,7 +23,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    model_validator,
+)
 
 from bixse.records import EXACT_INTEGERS, Kind
 
@@ -63,12 +70,24 @@ def _scalar(value: object) -> Scalar:
 
 
 def _spelt_out(value: object) -> object:
+    # Each unknown operator would be an error of its own.
+    if isinstance(value, dict) and len(value) > len(Condition.model_fields):
+        raise ValueError(f"may hold at most {len(Condition.model_fields)} operators")
     return value if isinstance(value, dict | Condition) else {"eq": value}
 
 
+def _given(value: object) -> object:
+    """None says that nothing was given; a null that was given is as wrong as another value."""
+    if value is None:
+        raise ValueError("must not be null")
+    return value
+
+
 Value = Annotated[Scalar, PlainValidator(_scalar, json_schema_input_type=Scalar)]
-Values = Annotated[list[Value], Field(min_length=1, max_length=MOST_VALUES)]
-Strings = Annotated[list[str], Field(min_length=1, max_length=MOST_VALUES)]
+Values = Annotated[list[Value], Field(fail_fast=True, min_length=1, max_length=MOST_VALUES)]
+MaybeValue = Annotated[Scalar | None, PlainValidator(_scalar, json_schema_input_type=Scalar)]
+MaybeValues = Annotated[Values | None, BeforeValidator(_given, json_schema_input_type=Values)]
+MaybeTruth = Annotated[bool | None, BeforeValidator(_given, json_schema_input_type=bool)]
 
 
 class Condition(BaseModel):
@@ -78,19 +97,19 @@ class Condition(BaseModel):
         extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True
     )
 
-    eq: Value | None = None
+    eq: MaybeValue = None
     """Equal; a plain value in place of the condition means this."""
-    in_: Values | None = Field(default=None, alias="in")
+    in_: MaybeValues = Field(default=None, alias="in")
     """Equal to one of these."""
-    gte: Value | None = None
-    gt: Value | None = None
-    lte: Value | None = None
-    lt: Value | None = None
-    any: Values | None = None
+    gte: MaybeValue = None
+    gt: MaybeValue = None
+    lte: MaybeValue = None
+    lt: MaybeValue = None
+    any: MaybeValues = None
     """Of a list: holds at least one of these."""
-    all: Values | None = None
+    all: MaybeValues = None
     """Of a list: holds all of these."""
-    exists: bool | None = None
+    exists: MaybeTruth = None
     """Whether the document has the field."""
 
     @model_validator(mode="after")
@@ -114,8 +133,8 @@ class Filter(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
     __pydantic_extra__: dict[str, FieldCondition]
 
-    not_: "Filter | None" = Field(default=None, alias="not")
-    or_: Annotated[list["Filter"], Field(min_length=1)] | None = Field(default=None, alias="or")
+    not_: Annotated["Filter | None", BeforeValidator(_given)] = Field(default=None, alias="not")
+    or_: Annotated["MaybeFilters", BeforeValidator(_given)] = Field(default=None, alias="or")
 
     @property
     def conditions(self) -> dict[str, Condition]:
@@ -136,17 +155,32 @@ class Filter(BaseModel):
         return cls.model_validate_json(text)
 
 
-def bounded(found: Filter) -> Filter:
-    """The filter itself. Raises ValueError when answering it would take too long."""
-    count, level = 0, [found]
+MaybeFilters = Annotated[list[Filter], Field(fail_fast=True, min_length=1)] | None
+
+
+def bounded(said: object) -> object:
+    """What was said itself, a filter or what may become one: looked at before it is validated, so
+    that a large one costs nothing more.
+
+    Raises ValueError when answering it would take too long.
+    """
+    count, level = 0, [said.spelt_out if isinstance(said, Filter) else said]
     for _ in range(DEEPEST + 1):
-        count += sum(1 + len(one.conditions) for one in level)
+        filters = [one for one in level if isinstance(one, dict)]
+        count += len(level) + sum(len(one) - ("not" in one) - ("or" in one) for one in filters)
         if count > MOST_CONDITIONS:
             raise ValueError(f"may hold at most {MOST_CONDITIONS} conditions and filters")
-        level = [below for one in level for below in (*(one.or_ or ()), one.not_) if below]
+        level = [below for one in filters for below in _within(one)]
     if level:
         raise ValueError(f"not and or may stand in each other {DEEPEST} deep")
-    return found
+    return said
+
+
+def _within(said: dict[object, object]) -> list[object]:
+    """What stands where filters do."""
+    either = said.get("or")
+    alone = [said["not"]] if "not" in said else []
+    return [*either, *alone] if isinstance(either, list) else alone
 
 
 def check(found: Filter, kinds: Mapping[str, Kind], path: str = "filter") -> None:
@@ -217,25 +251,42 @@ def matches(found: Filter, columns: Mapping[str, pa.Array]) -> Mask:
     if found.not_ is not None:
         mask &= ~matches(found.not_, columns)
     if found.or_ is not None:
-        mask &= np.logical_or.reduce([matches(one, columns) for one in found.or_])
+        any_of = np.zeros(rows, np.bool_)
+        for one in found.or_:
+            any_of |= matches(one, columns)
+        mask &= any_of
     return mask
 
 
 def _holds(column: pa.Array, operator: str, value: Any) -> Mask:
     if operator == "exists":
         return _mask(column.is_valid() if value else column.is_null())
-    if operator == "all":
-        each = [_holds(column, "any", [one]) for one in value]
-        return np.asarray(np.logical_and.reduce(each), np.bool_)
-    if operator == "any":
-        of_strings = _of_words(column.values, "in", value)
-        # How many of the strings so far, at both ends of each list.
-        counts_L = np.concatenate([[0], np.cumsum(of_strings)])
-        ends_N = column.offsets.to_numpy()
-        return np.asarray(counts_L[ends_N[1:]] > counts_L[ends_N[:-1]])
+    if operator in ("any", "all"):
+        return _of_lists(column, operator, value)
     if pa.types.is_dictionary(column.type):
         return _of_words(column, operator, value)
     return _mask(_compared(column, operator, value).fill_null(False))
+
+
+def _of_lists(column: pa.ListArray, operator: str, wanted: list[str]) -> Mask:
+    """Which lists hold any, or all, of the wanted strings, [N]: one pass, however many they are."""
+    wanted_L = _of_words(column.values, "in", wanted)
+    # How many of the strings so far, at both ends of each list.
+    counts_L = np.concatenate([[0], np.cumsum(wanted_L)])
+    ends_N = column.offsets.to_numpy()
+    counts_N = counts_L[ends_N[1:]] - counts_L[ends_N[:-1]]
+    least = 1 if operator == "any" else len(set(wanted))
+    enough_N = np.asarray(counts_N >= least)
+    if least == 1 or not enough_N.any():
+        return enough_N
+    # A list may hold a string twice: of those with enough strings, the different ones are counted.
+    lists_L = np.repeat(np.arange(len(column)), np.diff(ends_N))
+    places = np.flatnonzero(wanted_L & enough_N[lists_L])
+    words = column.values.indices.to_numpy()[places]
+    pairs = np.sort(lists_L[places] * len(column.values.dictionary) + words)
+    new = pairs[np.diff(pairs, prepend=-1) > 0]
+    different_N = np.bincount(new // len(column.values.dictionary), minlength=len(column))
+    return np.asarray(different_N == least)
 
 
 def _of_words(column: pa.DictionaryArray, operator: str, value: Any) -> Mask:

@@ -102,6 +102,7 @@ def test_the_client_filters(served):
         ({"animal": {"like": "o"}}, "filter.animal.like", "not permitted"),
         ({"animal": {}}, "filter.animal", "needs an operator"),
         ({"or": [{"animal": ["otter"]}]}, "filter.or.0.animal.eq", "must be a string"),
+        ({"number": {"gte": 1, "lt": None}}, "filter.number.lt", "must be a string, true, false"),
         ([], "filter", "dictionary"),
         ({"half \udfff": 1}, None, ""),
         ({"or": [{"number": n} for n in range(99)]}, "filter", "at most 64"),

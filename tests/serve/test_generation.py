@@ -2,10 +2,12 @@
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from serve.generation import (
+    Generation,
     Generations,
     HeldOut,
     Report,
@@ -17,7 +19,8 @@ from serve.generation import (
     to_keep,
     undrained,
 )
-from serve.ledger import Ledger
+from serve.ledger import Follower, Ledger, Outcome
+from serve.messages import NotHeld
 from serve.settings import Canary, ServedIndex
 
 
@@ -137,3 +140,65 @@ def test_a_ledger_drains_when_the_last_request_is_answered_or_time_is_over():
         assert await draining
 
     asyncio.run(run())
+
+
+class LedgerHandle:
+    """The handle of a ledger in this process."""
+
+    def __init__(self, method: Any) -> None:
+        self._method = method
+
+    def __getattr__(self, name: str) -> "LedgerHandle":
+        return LedgerHandle(getattr(self._method, name))
+
+    async def remote(self, *ask: Any) -> Any:
+        return await self._method(*ask)
+
+
+@pytest.mark.parametrize(
+    "error, reason",
+    [
+        (NotHeld("the encoder's process died, with -9\nand more"), "the encoder's process died"),
+        (ImportError("Install s3fs to access S3"), "Install s3fs to access S3"),
+        (AssertionError(), "AssertionError()"),
+    ],
+    ids=repr,
+)
+def test_what_cannot_be_loaded_is_refused_at_once_whatever_is_raised(error, reason, monkeypatch):
+    """It was tried again until the time to load was over, and refused for being late."""
+    tried, dropped = [], []
+
+    async def load(generation: Generation) -> None:
+        if generation.number > 1:
+            tried.append(generation.number)
+            raise error
+
+    async def run() -> Outcome:
+        ledger = Ledger(FIRST, ("front",))
+        follower = Follower(LedgerHandle(ledger), "front", load, dropped.append)
+        await follower.start()
+        async with asyncio.timeout(30):
+            outcome = await ledger.prepare("b", None, None, 60.0)
+        # The follower hears that it is given up, and does not try again.
+        await asyncio.sleep(0.1)
+        return outcome
+
+    monkeypatch.setattr(ServedIndex, "read", index_named)
+    outcome = asyncio.run(run())
+    assert outcome.problem is not None
+    assert outcome.problem.startswith(reason)
+    assert "\n" not in outcome.problem
+    assert not outcome.busy, "which would be 503, and tried again"
+    assert outcome.generations.candidate is None
+    assert tried == dropped == [2], "and what was loaded of it is forgotten"
+
+
+def test_an_index_that_cannot_be_read_is_refused_whatever_is_raised(monkeypatch):
+    """What left the ledger was taken for its death."""
+
+    def read(url: str) -> ServedIndex:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(ServedIndex, "read", read)
+    outcome = asyncio.run(Ledger(FIRST, ("front",)).prepare("s3://b/i", None, None, 1.0))
+    assert (outcome.problem, outcome.busy) == ("Install s3fs to access S3", False)

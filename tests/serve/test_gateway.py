@@ -1,0 +1,101 @@
+"""The front without Ray: what it measures through a change of generation."""
+
+import asyncio
+from typing import Any
+
+import numpy as np
+
+from serve.gateway import Front
+from serve.generation import Generation, Generations
+from serve.ledger import Outcome
+from serve.messages import EncodedBatch, FoundInSlot
+from serve.metrics import Metrics
+from serve.settings import Canary, ServeArgs, ServedIndex, ServedReranker
+
+INDEX = ServedIndex("i", "i", "e", 2, {"s": 1}, Canary(query="q", doc_id="d", score=1.0), 1.0)
+RERANKER = ServedReranker("r", "r")
+
+
+class Backend:
+    """Encodes once it may, and always finds the canary's document."""
+
+    encoder_calls = shard_calls = 1
+
+    def __init__(self) -> None:
+        self.may_encode = asyncio.Event()
+
+    def slots(self, generation: Generation) -> dict[str, list[str]]:
+        return {"s": ["s"]}
+
+    async def encode(self, generation: Any, role: Any, texts: list[str], deadline: float) -> Any:
+        await self.may_encode.wait()
+        return EncodedBatch(np.ones((len(texts), 2), np.float32), [1] * len(texts))
+
+    async def search(
+        self, generation: Any, slot: str, vectors: Any, wanted: list[Any], deadline: float
+    ) -> list[FoundInSlot]:
+        return [FoundInSlot(["d"], [1.0]) for _ in wanted]
+
+
+class Handle:
+    """A ledger that accepts all, and a reranker that scores all alike."""
+
+    def __init__(self, method: str = "", held: list[Generations] | None = None) -> None:
+        self.method = method
+        self.held = held or [Generations.first(INDEX, "e", RERANKER)]
+
+    def __getattr__(self, method: str) -> "Handle":
+        return Handle(method, self.held)
+
+    async def remote(self, *ask: Any) -> Any:
+        now = self.held[-1]
+        if self.method == "score":
+            return [0.0] * len(ask[1])
+        self.held.append(
+            now.propose(INDEX, "e", RERANKER) if self.method == "prepare" else now.promote(ask[0])
+        )
+        return Outcome(self.held[-1])
+
+
+def test_the_depth_of_a_queue_is_measured_after_a_change_too():
+    """The lane of the gate, made last and thrown away, was what the gauges showed from then on."""
+
+    async def run() -> None:
+        metrics, backend = Metrics(), Backend()
+        args = ServeArgs(index="i", encoder="e", batch_size=1)
+        front = Front(args, Handle(), backend, metrics, Handle())
+
+        def depth(stage: str) -> float | None:
+            return metrics.registry.get_sample_value("bixse_queue_depth", {"stage": stage})
+
+        def queue(texts: int) -> list[asyncio.Task[Any]]:
+            until = asyncio.get_running_loop().time() + 30
+            with front.pinned() as lane:
+                return [
+                    asyncio.create_task(lane.embed([str(n)], "query", until)) for n in range(texts)
+                ]
+
+        first = Generation(1, INDEX, "e", RERANKER)
+        await front.load(first)
+        front.turn(first)
+        before = queue(5)
+        await asyncio.sleep(0.01)
+        assert depth("encode_query") == 4, "one of them is in the encoder"
+        second = Generation(2, INDEX, "e", RERANKER)
+        await front.load(second)
+        backend.may_encode.set()
+        assert (await front.change("i", None, None)).problem is None
+        front.turn(second)
+        await asyncio.gather(*before)
+        backend.may_encode.clear()
+        after = queue(9)
+        await asyncio.sleep(0.01)
+        assert depth("encode_query") == 8
+        assert depth("encode_document") == depth("s") == depth("rerank") == 0
+        front.drop(1)
+        assert depth("encode_query") == 8
+        backend.may_encode.set()
+        await asyncio.gather(*after)
+        assert depth("encode_query") == 0
+
+    asyncio.run(run())
