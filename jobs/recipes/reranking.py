@@ -12,6 +12,7 @@ def lce() -> Recipe:
     """LCE, arXiv 2101.08751: each positive against negatives of its own query.
 
     Candidates are the head of BM25 and of the base encoder, which it will follow; no random ones.
+    Beside grades that people gave, some of those that nobody judged are negatives, as in the paper.
     With the labels of a language model it is the second half of arXiv 2510.01229, whose model and
     figures are not public. One group a positive, never two positives in one.
     """
@@ -23,8 +24,9 @@ def lce() -> Recipe:
             cost="as bixse; every judged pair is read as one text",
         ),
         candidates=Pools(bm25=20, dense=20, random=0),
-        # Groups of 8 are usual; the rate is that of our encoders.
-        training=Training(objective=LCE(), batch_size=16, docs_per_query=8),
+        # Groups of 8 are usual. The head is new: at the 2e-5 of our encoders it moves by 1 % of its
+        # norm in the 36 steps that a thousand grades give.
+        training=Training(objective=LCE(), batch_size=8, docs_per_query=8, learning_rate=1e-4),
         reranking=Reranking(),
     )
 
@@ -38,5 +40,5 @@ def bce_reranker() -> Recipe:
             hardware="as bixse",
             cost="as lce",
         ),
-        training=Training(objective=PairBCE(), batch_size=16, docs_per_query=8),
+        training=Training(objective=PairBCE(), batch_size=8, docs_per_query=8, learning_rate=1e-4),
     )
