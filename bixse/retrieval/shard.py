@@ -51,6 +51,8 @@ _FAR = 8
 """How many times more candidates of codes are scored again where all rows kept are compared: of
 whole topics that are not the query's, recall@10 of product codes rose from .71 to 1
 (`benchmarks.filtered --by-topic`)."""
+_FAR_MOST = 4096
+"""But no more than so many, unless as many are wanted anyhow: each is read from disk."""
 
 
 Ask = Callable[[Vectors, int], tuple[Vectors, Rows]]
@@ -279,9 +281,10 @@ class Shard:
         """As `candidates`, by comparing all rows kept."""
         if not self._compares(kept):
             return self._among(vectors_QD, k, kept.rows)
-        # Far from the query codes tell neighbours apart less well.
-        more = 1 if self._stored_ND is None else _FAR
-        wanted = min(fetch * more, kept.count)
+        wanted = fetch
+        if self._stored_ND is not None:
+            # Far from the query codes tell neighbours apart less well.
+            wanted = min(max(fetch, min(fetch * _FAR, _FAR_MOST)), kept.count)
         ask = partial(self._ask_kept, k, width, kept)
         return self._whole(vectors_QD, k, wanted, kept.count, ask)
 
