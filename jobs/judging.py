@@ -19,6 +19,7 @@ It is a part of `Pipeline` in a file of its own, and reaches into it.
 
 from typing import TYPE_CHECKING, Any
 
+from bixse.candidates.settings import Pools
 from bixse.models.settings import PACKAGED
 from jobs.command import absolute
 
@@ -51,8 +52,10 @@ def _contrasted(pipeline: "Pipeline") -> "Artifact":
         return judged
     from jobs.labels import contrast
 
-    pairs, corpus, count = pipeline.candidates(), pipeline.data().corpus, reranking.negatives
     seed, out = pipeline.recipe.candidates.seed, pipeline.path("judgments-contrasted")
+    # From as deep as it will read: the first of them are often relevant, and nobody said so.
+    head = Pools(bm25=reranking.depth, dense=reranking.depth, random=0, seed=seed)
+    pairs, corpus, count = pipeline.candidates(head), pipeline.data().corpus, reranking.negatives
     return pipeline.once("contrast", lambda: contrast(judged, pairs, corpus, count, seed, out))
 
 

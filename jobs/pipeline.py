@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from bixse.candidates.settings import Pools
 from bixse.models.settings import Reranking
 from jobs import judging
 from jobs.command import Run, absolute
@@ -100,15 +101,15 @@ class Pipeline:
         """None where given judgments need no candidates."""
         if self.recipe.judging.judge in judging.UNASKED:
             return None
-        return self.candidates()
+        return self.candidates(self.recipe.candidates)
 
-    def candidates(self) -> "Artifact":
+    def candidates(self, pools: Pools) -> "Artifact":
         """Of each query that may be trained on, whoever judges."""
         from jobs.pair import pair
 
         recipe = self.recipe
         queries = self.all_queries()
-        dense = self.embeddings("base", self.start) if recipe.candidates.dense else None
+        dense = self.embeddings("base", self.start) if pools.dense else None
         held_out = self.held_out_query_ids(queries)
         return self.once(
             "pair",
@@ -117,7 +118,7 @@ class Pipeline:
                 self.data().corpus,
                 dense,
                 self.start,
-                recipe.candidates,
+                pools,
                 recipe.lexical,
                 self.path("pairs"),
                 held_out,

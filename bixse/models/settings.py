@@ -14,8 +14,9 @@ class Reranking(Settings):
     start: str = PACKAGED
     """What it begins as: a cross-encoder, or an encoder, whose head is drawn by `training.seed`."""
     negatives: int = Field(default=8, ge=0)
-    """Unjudged candidates of each query beside what people graded, as irrelevant: grades that are
-    only of what bears on a query teach no reranker what does not. 0 where `judging` asks a judge,
-    who grades the candidates."""
+    """Unjudged documents of each query beside what people graded, as irrelevant, drawn from the
+    first `depth` of BM25 and of the base encoder: grades that are only of what bears on a query
+    teach no reranker what does not. Of no effect where `judging` asks a judge, who grades the
+    candidates."""
     depth: int = Field(default=50, ge=1)
     """Documents that it reads of what BM25 and the base encoder find for a query."""

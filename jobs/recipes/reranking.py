@@ -12,7 +12,8 @@ def lce() -> Recipe:
     """LCE, arXiv 2101.08751: each positive against negatives of its own query.
 
     Candidates are the head of BM25 and of the base encoder, which it will follow; no random ones.
-    Beside grades that people gave, some of those that nobody judged are negatives, as in the paper.
+    Beside grades that people gave, some of the documents that it would read and nobody judged are
+    negatives, as in the paper.
     With the labels of a language model it is the second half of arXiv 2510.01229, whose model and
     figures are not public. One group a positive, never two positives in one.
     """

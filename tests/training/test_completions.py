@@ -156,5 +156,5 @@ def test_two_ranks_equal_one_to_rounding(
 
 def test_numbers_that_are_not_finite_end_the_run(tmp_path: Path) -> None:
     save_tiny_llm(tmp_path / "llm")
-    with pytest.raises(RuntimeError, match="lower the learning rate"):
+    with pytest.raises(ValueError, match="lower the learning rate"):
         ranks.tuning(WHOLE, tmp_path, learning_rate=1e30)
