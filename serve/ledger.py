@@ -101,6 +101,7 @@ class Ledger:
                 if reranker is not None:
                     second = await asyncio.to_thread(ServedReranker.read, reranker)
             except Exception as error:  # noqa: BLE001
+                # Whoever asked is told why, whatever it is: otherwise it looks like a ledger gone.
                 return Outcome(self._generations, _reason(error))
             self._become(self._generations.propose(index, encoder or now.encoder, second))
             number = self._generations.newest
