@@ -1,5 +1,6 @@
 """The bi-encoder: a sentence-transformers directory, its prompts, and its fingerprint."""
 
+import copy
 import hashlib
 import importlib.util
 from collections.abc import Sequence
@@ -156,6 +157,8 @@ class Encoder:
         self.model = model.eval()
         self.fingerprint = fingerprint
         self._rounded = False
+        self._halves = False
+        self._half: SentenceTransformer | None = None
         self._packs = False
         self._most = _TOKENS.get(self.device, _TOKENS["cpu"])
         self.dim = int(model.get_embedding_dimension() or 0)
@@ -164,7 +167,8 @@ class Encoder:
     def load(
         cls, start: str, device: str | None = None, queries: Precision = "float32"
     ) -> "Encoder":
-        """Load for inference: in bf16 on a GPU, in float32 on a CPU.
+        """Load for inference: in bf16 on a GPU, in float32 on a CPU, of which documents are read by
+        a copy in bf16 where that is faster.
 
         `queries` is what those are multiplied in on a CPU. In bfloat16 the weights of linear layers
         are rounded here, once: autocast would round them to the same at every call.
@@ -179,6 +183,7 @@ class Encoder:
             if in_bfloat16(model.device, queries):
                 encoder._round()
             encoder._turn()
+            encoder._halves = in_bfloat16(model.device)
         return encoder
 
     def _pack(self) -> None:
@@ -203,6 +208,17 @@ class Encoder:
             if isinstance(module, torch.nn.Linear):
                 module.weight.data = module.weight.data.t().contiguous().t()
 
+    def _of(self, role: Role) -> "SentenceTransformer":
+        """The model that reads texts of a role."""
+        from sentence_transformers.sentence_transformer.modules import Transformer
+
+        if role == "query" or not self._halves or not isinstance(self.model[0], Transformer):
+            return self.model
+        if self._half is None:
+            self._half = copy.deepcopy(self.model)
+            self._half[0].bfloat16()
+        return self._half
+
     @property
     def device(self) -> str:
         return str(self.model.device.type)
@@ -216,8 +232,9 @@ class Encoder:
         The model is called on texts of like length, as many as `tokens` hold, padding included;
         unset, as many as suit the device. On a GPU they are packed, without padding, where the
         model can read them so. What does not fit into memory is halved, once for all.
-        Documents are multiplied in bf16 where that is faster. Queries on a CPU only where `load`
-        was asked for it: in float32 the answer to a query does not depend on its batch.
+        Documents are multiplied in bf16 where that is faster, and what `load` loaded keeps them so
+        from layer to layer. Queries on a CPU only where `load` was asked for it: in float32 the
+        answer to a query does not depend on its batch.
 
         Raises ValueError when a vector is not finite.
         """
@@ -233,13 +250,14 @@ class Encoder:
         precision: Precision = "auto" if role == "document" else "float32"
         rounded = autocast(self.model.device, "bfloat16" if self._rounded else precision)
         most = self._most if tokens is None else min(tokens, self._most)
+        model = self._of(role)
         windows = [order[start : start + _WINDOW] for start in range(0, len(texts), _WINDOW)]
         # Around all calls: a weight is rounded once.
-        with torch.inference_mode(), rounded, packed(self.model) if self._packs else nullcontext():
+        with torch.inference_mode(), rounded, packed(model) if self._packs else nullcontext():
             asked = ([Texts([texts[row] for row in window], role)] for window in windows)
-            read = (tokenise(self.model, one, most) for one in asked)
+            read = (tokenise(model, one, most) for one in asked)
             # A GPU reads on while the vectors before are fetched.
-            made = one_behind(self._read(one) for one in ahead(read, len(windows)))
+            made = one_behind(self._read(model, one) for one in ahead(read, len(windows)))
             found = [np.asarray(vectors.float().cpu().numpy()) for vectors in made]
         vectors: npt.NDArray[np.float32] = np.concatenate(found)[np.argsort(order)]
         # A bf16 vector is unit length to three digits only: normalise again, in float32.
@@ -250,7 +268,7 @@ class Encoder:
             raise ValueError(f"the encoder gave a vector that is not finite for text {bad}")
         return vectors
 
-    def _read(self, read: "Reading") -> "torch.Tensor":
+    def _read(self, model: "SentenceTransformer", read: "Reading") -> "torch.Tensor":
         """What the model makes of some texts, in calls of no more tokens than fit."""
         import torch
 
@@ -258,7 +276,7 @@ class Encoder:
             read = read.within(self._most)
             try:
                 # A copy: sentence-transformers adds its outputs to the features.
-                chunks = (self.model(dict(chunk), task=role) for role, chunk in read.chunks)
+                chunks = (model(dict(chunk), task=role) for role, chunk in read.chunks)
                 vectors = torch.cat([made["sentence_embedding"] for made in chunks])
                 return vectors[read.sides[0].place]
             except torch.OutOfMemoryError:

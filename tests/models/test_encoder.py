@@ -45,6 +45,23 @@ def test_queries_in_bfloat16_are_nearly_those_in_float32_and_documents_are_the_s
         assert np.allclose(documents, whole.encode(texts, "document"), atol=1e-6)
 
 
+def test_documents_are_read_by_a_copy_in_bfloat16_and_queries_never(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    texts = ["which animal sleeps in winter by the coast", "x", "", "long " * 400]
+    monkeypatch.setattr("bixse.precision._multiplies_bfloat16", lambda device: False)
+    exact = Encoder.load(PACKAGED, "cpu")
+    monkeypatch.setattr("bixse.precision._multiplies_bfloat16", lambda device: True)
+    encoder = Encoder.load(PACKAGED, "cpu")
+    documents = encoder.encode(texts, "document")
+    assert (documents * exact.encode(texts, "document")).sum(axis=1).min() >= 0.9997
+    # With float32 between its layers the same model is nearer to float32.
+    ours = Encoder(load_model(PACKAGED, "cpu"), "").encode(texts, "document")
+    assert not np.array_equal(documents, ours)
+    assert np.array_equal(encoder.encode(texts, "query"), exact.encode(texts, "query"))
+    assert {value.dtype for value in encoder.model.parameters()} == {torch.float32}
+
+
 def test_padding_changes_nothing(directory: Path) -> None:
     encoder = Encoder.load(str(directory))
     texts = ["bal", "bal bem " * 12, "tot tut"]
