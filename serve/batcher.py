@@ -1,8 +1,7 @@
 """Items of concurrent requests become few calls.
 
-`ray.serve.batch` would batch inside the replica, after one hop for every request, and
-keep
-work whose caller has gone. This one stands in front of the hop: one handle call a batch, a deadline
+`ray.serve.batch` would batch inside the replica, after one hop for every request, and keep work
+whose caller has gone. This one stands in front of the hop: one handle call a batch, a deadline
 for each item, and an item nobody waits for is never sent.
 """
 
