@@ -15,10 +15,8 @@ from pydantic import (
 from bixse.models.encoder import Role
 from bixse.records import Kind, Metadata
 from bixse.retrieval.filters import Filter, bounded
-from serve.settings import Mode
+from serve.settings import MOST_TEXTS, Mode
 
-MOST_TEXTS = 65_536
-"""In one list, whatever `--max-queries` allows: a longer one is refused unread."""
 _UNREADABLE = re.compile("[\0\ud800-\udfff]")
 
 

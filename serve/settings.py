@@ -14,6 +14,9 @@ ROUTER_LOOP = "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP"
 Mode = Literal["dense", "lexical", "hybrid"]
 """By vectors, by words, or by both."""
 
+MOST_TEXTS = 65_536
+"""In one request: a longer list is refused unread."""
+
 
 class ServeArgs(Settings):
     """Arguments of `python -m serve.app --name value` and `serve run serve.app:build name=value`.
@@ -59,8 +62,8 @@ class ServeArgs(Settings):
     """TCP port."""
     max_k: int = Field(default=1000, ge=1)
     """Most hits a request may ask for."""
-    max_queries: int = Field(default=256, ge=1)
-    """Most queries or embedding inputs in one request."""
+    max_queries: int = Field(default=256, ge=1, le=MOST_TEXTS)
+    """Most queries or embedding inputs in one request, 65,536 at the most."""
     max_hits: int = Field(default=20_000, ge=1)
     """Most hits in one reply: queries times k."""
     max_text_length: int = Field(default=8192, ge=1)

@@ -12,8 +12,8 @@ from bixse.retrieval.filters import MOST_CONDITIONS, MOST_VALUES
 from serve.access import Keys, Places
 from serve.api import application
 from serve.metrics import Metrics
-from serve.schema import MOST_TEXTS, EmbeddingsRequest, RetrieveRequest, SearchRequest
-from serve.settings import ServeArgs
+from serve.schema import EmbeddingsRequest, RetrieveRequest, SearchRequest
+from serve.settings import MOST_TEXTS, ServeArgs
 
 MANY = 100_000
 WRONG: list[Any] = [1] * MANY
