@@ -9,6 +9,16 @@ from hypothesis import settings
 settings.register_profile("bixse", deadline=None)
 settings.load_profile("bixse")
 
+_SLOW_WITHIN_S = 1800
+"""What a slow test may take that says nothing else: a test that hangs is to end, a machine that has
+other work to do is no failure."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(_SLOW_WITHIN_S))
+
 
 @pytest.fixture(scope="session")
 def tiny_llm(tmp_path_factory: pytest.TempPathFactory) -> str:

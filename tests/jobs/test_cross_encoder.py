@@ -104,7 +104,6 @@ def ask(settings: CrossEncoder, queries: list[str], passages: list[str]) -> tupl
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_four_logits_in_bfloat16_stay_within_its_tolerance(tmp_path: Path) -> None:
     """Eight bits of mantissa on logits of up to about 10."""
     model = save_tiny_cross_encoder(tmp_path / "model", logits=4)

@@ -86,7 +86,6 @@ def test_a_refused_setting_is_one_sentence(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_bfloat16_stays_within_its_tolerance(tokens: PromptTokenizer, tiny_llm: str) -> None:
     """Eight bits of mantissa: transformers in bfloat16 is as far from float32 (0.04) as vLLM."""
     settings = Pointwise(model=tiny_llm, dtype="bfloat16", max_model_len=1024)

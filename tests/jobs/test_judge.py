@@ -194,7 +194,6 @@ def kill_the_judge(out: Path, parts_then: list[int]) -> None:
             parts_then.append(len(list(out.glob("part-*.parquet"))))
 
 
-@pytest.mark.timeout(900)
 @pytest.mark.slow
 def test_vllm_through_ray_data_with_a_worker_killed(
     tmp_path: Path, corpus: Artifact, queries: list[Artifact], pairs: Artifact, vllm: Judging
@@ -271,7 +270,6 @@ def test_another_model_in_the_same_directory_is_not_reused(tmp_path: Path, tiny_
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_planned_stopped_resumed_and_not_paid_for_twice(
     tmp_path: Path, corpus: Artifact, queries: list[Artifact], pairs: Artifact, vllm: Judging
 ) -> None:

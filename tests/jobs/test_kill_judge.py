@@ -78,7 +78,6 @@ def inputs(folder: Path) -> list[tuple[str, str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_two_jobs_on_one_store_at_once_share_the_work(tmp_path: Path) -> None:
     """They begin at both ends: whoever comes where the other has been asks nobody."""
     keys = inputs(tmp_path)
@@ -105,7 +104,6 @@ def test_two_jobs_on_one_store_at_once_share_the_work(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 def test_killed_at_ten_random_moments(tmp_path: Path) -> None:
     keys = inputs(tmp_path)
     whole = start(tmp_path, "whole")

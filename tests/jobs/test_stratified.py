@@ -84,7 +84,6 @@ def test_the_recipe_trains_on_given_scores(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 def test_the_recipe_asks_a_cross_encoder(tmp_path: Path) -> None:
     model = str(save_tiny_cross_encoder(tmp_path / "teacher", logits=1))

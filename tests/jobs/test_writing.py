@@ -220,7 +220,6 @@ def test_styles_stand_in_the_mix_that_was_asked(data: Ingested, model: str, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_killed_with_minus_nine_no_accepted_row_is_lost(
     data: Ingested, model: str, written: Artifact, tmp_path: Path
 ) -> None:

@@ -169,7 +169,6 @@ def test_a_replica_dies_every_five_seconds_for_a_minute(tried, corpus, whole, wa
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
 def test_a_replica_dies_every_five_seconds_for_ten_minutes(tried, corpus, whole, wait_until):
     statuses = crash(tried, corpus, whole, wait_until, 600)
     assert statuses[200] > 0
