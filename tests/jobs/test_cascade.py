@@ -12,7 +12,7 @@ from bixse.judging.settings import Cascade
 from bixse.records import JUDGMENTS, REJECTED
 from jobs.cascade import escalate, merge
 from jobs.verbs import main
-from tests.jobs.hostile import KEY, hostile, probs
+from tests.jobs.hostile import hostile, probs
 
 SURE, UNSURE, TORN = [1.0, 0, 0, 0], [0.7, 0.1, 0.1, 0.1], [0.25] * 4
 
@@ -95,10 +95,9 @@ def write_data(at: Path) -> Path:
 
 @pytest.mark.slow
 def test_the_command_judges_twice_and_merges(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """features on everything, an endpoint on the most doubtful fifth; a rerun asks nothing."""
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
     out = tmp_path / "run"
     with hostile() as server:
         argv = [
@@ -106,6 +105,8 @@ def test_the_command_judges_twice_and_merges(
             "--judging.judge", "cascade", "--judging.cascade.cheap", "features",
             "--judging.cascade.strong", "openai", "--judging.cascade.share", "0.2",
             "--judging.openai.base-url", server.url, "--judging.openai.model", "any",
+            # No key: workers that Ray already runs have the environment of their start.
+            "--judging.openai.api-key-env", "",
             "--candidates.bm25", "3", "--candidates.dense", "5", "--candidates.random", "0",
         ]  # fmt: skip
         main("judge", argv)
