@@ -176,7 +176,8 @@ def verify(
     for number, name in enumerate(judgments.parts()):
         table = judgments.part(name)
         reasons = [dropped.get((r["query_id"], r["doc_id"])) for r in _keys(table)]
-        kept = table.filter(pa.array([reason is None for reason in reasons]))
+        # Typed: a part all of whose pairs were rejected has no row to tell the type from.
+        kept = table.filter(pa.array([reason is None for reason in reasons], pa.bool_()))
         rejected = [
             Rejection(reason, query_id=row["query_id"], doc_id=row["doc_id"])
             for row, reason in zip(_keys(table), reasons, strict=True)
@@ -213,12 +214,13 @@ def sample(judgments: Artifact, settings: Stratified, out: str) -> Artifact:
     for number, name in enumerate(judgments.parts()):
         table = judgments.part(name)
         chosen = [(row["query_id"], row["doc_id"]) in kept for row in _keys(table)]
-        left_out = table.filter(pa.array([not inside for inside in chosen], pa.bool_()))
+        left_out = table.filter(pa.array([not taken for taken in chosen], pa.bool_()))
         rejected = [
             Rejection("not in the sample", query_id=row["query_id"], doc_id=row["doc_id"])
             for row in _keys(left_out)
         ]
-        draft.write_part(number, table.filter(pa.array(chosen)), rejected_table(rejected))
+        inside = table.filter(pa.array(chosen, pa.bool_()))
+        draft.write_part(number, inside, rejected_table(rejected))
     return draft.finish(extra=judgments.manifest.extra)
 
 
