@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import unicodedata
 
 import pytest
 from hypothesis import given
@@ -67,6 +68,9 @@ def test_fewer_than_six_words_in_a_row_are_no_copy_but_a_whole_document_is() -> 
     assert not is_copy("the dried leaves of Camellia", DOCUMENT)
     assert is_copy("tea leaves", "Tea: leaves.")
     assert not is_copy("was it first drunk in China", DOCUMENT)
+    # Documents come with accents of their own, models write them with their letter.
+    nfd = unicodedata.normalize("NFD", "On récolte le thé dès l'été près des forêts.")
+    assert is_copy("le thé dès l'été près des forêts", nfd)
 
 
 def passages(**changes: str) -> str:
