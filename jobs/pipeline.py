@@ -130,9 +130,13 @@ class Pipeline:
         return judging.kept_judgments(self)
 
     def judging(self) -> "Judging":
-        """Judging with its label store: the one that is named, or one of this run."""
+        """Judging with its label store, the one that is named or one of this run, and with what
+        the judgments that stand have left of `max_cost`: a run may judge several times."""
         settings = self.recipe.judging
-        return settings.replace(store=absolute(settings.store or self.path("labels")))
+        store = absolute(settings.store or self.path("labels"))
+        return settings.replace(
+            store=store, max_cost=judging.unspent(settings, self.made("judgments"))
+        )
 
     def plan(self) -> dict[str, Any]:
         """What judging will take, counted without judging."""
@@ -351,6 +355,11 @@ class Pipeline:
         """What a stage of this run has made."""
         made: Artifact = self._made[stage]
         return made
+
+    def made(self, kind: str) -> "list[Artifact]":
+        """Artefacts of a kind that this run has come to so far."""
+        found = [made for stage, made in self._made.items() if stage != "ingest"]
+        return [made for made in found if made.manifest.kind == kind]
 
     def path(self, name: str) -> str:
         return f"{self.out}/{name}"

@@ -200,7 +200,7 @@ class Judging(Settings):
     max_pairs: int | None = Field(default=None, ge=0)
     """Stop once this many pairs have been asked for these judgments, known ones aside."""
     max_cost: float | None = Field(default=None, ge=0)
-    """Stop before the workers have cost this much, by price_per_gpu_hour."""
+    """Stop before the workers have cost this much, by price_per_gpu_hour: all judges of a run."""
     price_per_gpu_hour: float | None = Field(default=None, ge=0)
     """Price of one GPU for an hour (of one worker, where there are no GPUs), in your currency."""
     vllm: Pointwise = Pointwise()
