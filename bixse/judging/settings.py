@@ -222,6 +222,19 @@ class Judging(Settings):
             raise ValueError("max_cost needs price_per_gpu_hour")
         return self
 
+    @model_validator(mode="after")
+    def _in_both_orders(self) -> "Judging":
+        # Here, before the cheap judge has been paid for every pair.
+        orders = {"vllm": self.vllm.orders, "openai": self.openai.orders}
+        cheap = self.cascade.cheap
+        by_order = self.judge == "cascade" and self.cascade.by == "disagreement"
+        if by_order and orders.get(cheap, 1) == 1:
+            raise ValueError(
+                "cascade.by disagreement needs a cheap judge that is asked in both orders, "
+                f"{cheap} is asked once"
+            )
+        return self
+
 
 class Audit(Settings):
     """The `audit` verb: what labels are worth, before training spends on them."""
