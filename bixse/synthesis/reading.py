@@ -63,12 +63,19 @@ def read_query(response: str, document: str) -> str:
     """
     text = _read(WrittenQuery, response).query
     text = " ".join(text.split())
-    text = _PREFIX.sub("", text, count=1).strip().strip(_QUOTES).strip()
+    text = _unquoted(_PREFIX.sub("", text, count=1).strip())
     if not any(c.isalnum() for c in text):
         raise Unreadable("the query has no word")
     if is_copy(text, document):
         raise Unreadable("the query is copied from the document")
     return text
+
+
+def _unquoted(text: str) -> str:
+    """The text without the quotes around all of it; those around a word of it stay."""
+    first, inside, last = text[:1], text[1:-1], text[-1:]
+    around = first in _QUOTES and last in _QUOTES and not {first, last} & set(inside)
+    return inside.strip() if around else text
 
 
 def is_copy(query: str, document: str) -> bool:
