@@ -195,15 +195,18 @@ class Pipeline:
 
     def _trained(self, start: Callable[[], str], folder: str) -> str:
         from jobs.held_out import refuse_held_out
-        from jobs.train import train
+        from jobs.train import check_preferences, train
 
-        # First: without a dev split, with a mix that is none, or with a budget that would not hold,
-        # nothing is judged, nor paid for.
-        if judging.compares(self.recipe):
+        recipe = self.recipe
+        # First: without a dev split, with a mix or a map that is none, with preferences that the
+        # objective does not read, or with a budget that would not hold, nothing is judged, nor paid
+        # for.
+        compares = judging.compares(recipe)
+        check_preferences(recipe.training, compares or recipe.judging.preferences is not None)
+        if compares:
             judging.refuse_limited_comparisons(self)
-        dev, mix = self.dev(), self.mix
-        judgments, queries, recipe = self.judgments(), self.all_queries(), self.recipe
-        calibration, preferences = self.calibration(), self.preferences()
+        dev, mix, calibration = self.dev(), self.mix, self.calibration()
+        judgments, queries, preferences = self.judgments(), self.all_queries(), self.preferences()
         if recipe.judging.judge == "given":
             refuse_held_out(judgments, self.held_out_query_ids(queries))
         documents = self.documents()
