@@ -53,9 +53,13 @@ def _contrasted(pipeline: "Pipeline") -> "Artifact":
         return judged
     from jobs.labels import contrast
 
-    seed, out = pipeline.recipe.candidates.seed, pipeline.path("judgments-contrasted")
-    # From as deep as it will read: the first of them are often relevant, and nobody said so.
-    head = Pools(bm25=reranking.depth, dense=reranking.depth, random=0, seed=seed)
+    pools, out = pipeline.recipe.candidates, pipeline.path("judgments-contrasted")
+    seed, depth = pools.seed, reranking.depth
+    # From as deep as it will read: the first of them are often relevant, and nobody said so. What
+    # is turned off stays off: there are languages that BM25 has no words of.
+    head = Pools(
+        bm25=depth * (pools.bm25 > 0), dense=depth * (pools.dense > 0), random=0, seed=seed
+    )
     pairs, corpus, count = pipeline.candidates(head), pipeline.data().corpus, reranking.negatives
     return pipeline.once("contrast", lambda: contrast(judged, pairs, corpus, count, seed, out))
 
