@@ -5,6 +5,7 @@ in columns, arguments and JSON. `score` is higher-is-better and `rank` counts fr
 """
 
 import hashlib
+import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -232,6 +233,19 @@ def ids_hash(ids: Iterable[str]) -> str:
 def folded(text: str) -> str:
     """A text without what does not make it another: case, white space, Unicode form."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def words(text: str) -> list[str]:
+    """The words of a folded text, in order: letters, digits and the marks that go with them."""
+    return _NO_WORD.sub(_mark_or_space, folded(text)).split()
+
+
+_NO_WORD = re.compile(r"[^\w\s]")
+
+
+def _mark_or_space(found: re.Match[str]) -> str:
+    """A vowel sign of Hindi or Thai and an accent of its own are no letters, and part no words."""
+    return found[0] if unicodedata.category(found[0]).startswith("M") else " "
 
 
 def split_of(key: str) -> Split:

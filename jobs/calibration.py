@@ -23,6 +23,7 @@ from bixse.judging.calibration import (
     relevance,
     signers,
 )
+from bixse.judging.given import ASSUMED
 from bixse.judging.settings import Audit
 from bixse.records import JUDGMENTS
 
@@ -36,7 +37,7 @@ def fit(
     """A calibration map of the judgments, fitted on the human grades of `split` beside each.
 
     `sources` are (judgments, qrels), on one scale; every pair weighs the same. Raises ValueError
-    when no pair has both, or there is no scale that all are on.
+    when no pair has both, when no judge answered, or there is no scale that all are on.
     """
     inputs: dict[str, str] = {}
     for number, (judgments, qrels) in enumerate(sources):
@@ -67,7 +68,13 @@ def _fit(
 ) -> Calibration:
     probs, human, signed, queries = [], [], set(), 0
     for judgments, qrels in sources:
-        table, graded = judgments.table(JUDGMENTS.names), _graded(qrels, split)
+        table = _answered(judgments, judgments.table(JUDGMENTS.names), qrels)
+        if not table.num_rows:
+            raise ValueError(
+                "a map is of a judge's answers, and these are the grades that people gave: "
+                "--judging.judge names a judge, --audit.judgments what one has said"
+            )
+        graded = _graded(qrels, split)
         rows, others = matched(table, graded)
         chosen = table.take(pa.array(rows))
         probs.append(grade_probs(chosen, scale))
@@ -95,11 +102,12 @@ def agreement(
     lengths: Mapping[str, int],
     settings: Audit,
 ) -> dict[str, Any] | None:
-    """Of each split with a pair that judge and people graded; None of the human grades themselves.
+    """Of each split with a pair that judge and people graded; None where no judge answered.
 
     A split on which the map was fitted says `in_sample`.
     """
-    if judgments.manifest.inputs.get("qrels") == qrels.fingerprint:
+    table = _answered(judgments, table, qrels)
+    if not table.num_rows:
         return None
     scale = judgments.manifest.extra["scale"]["values"]
     read = {"judged": relevance(table, scale, None)}
@@ -118,6 +126,16 @@ def agreement(
         if calibration is not None and split in found:
             found[split]["in_sample"] = _in_sample(calibration, qrels, split)
     return found
+
+
+def _answered(judgments: Artifact, table: pa.Table, qrels: Artifact) -> pa.Table:
+    """The rows of the judgments that a judge has answered: no candidate that nobody judged, and no
+    grade of these very qrels, which would agree with itself."""
+    chosen = pc.not_equal(table["judge"], ASSUMED)
+    manifest = judgments.manifest
+    if qrels.fingerprint in (manifest.inputs.get("qrels"), manifest.extra.get("qrels")):
+        chosen = pc.and_(chosen, pc.not_equal(table["origin"], "human"))
+    return table.filter(chosen)
 
 
 def _in_sample(calibration: Artifact, qrels: Artifact, split: str) -> bool:

@@ -212,6 +212,11 @@ def fingerprint(urls: Sequence[str], root: str = "") -> str:
     return digest.hexdigest()[:32]
 
 
+def file_fingerprint(url: str) -> str:
+    """Of one file by its content and name, however a path leads to it."""
+    return fingerprint([url], url[: url.rfind("/") + 1])
+
+
 def read_all(urls: Sequence[str], root: str, names: Sequence[str]) -> Iterator[Row]:
     for url in urls:
         yield from read_file(url, names, root)

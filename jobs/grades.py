@@ -15,7 +15,7 @@ from bixse.artifacts import Artifact, begin
 from bixse.judging.settings import Given
 from bixse.records import JUDGMENTS, Judgment, Rejection
 from bixse.scale import Scale, linear
-from jobs.formats import fingerprint, read_grades, short_name
+from jobs.formats import file_fingerprint, read_grades, short_name
 from jobs.parts import rejected_table, rows_of
 
 PART_ROWS = 1_000_000
@@ -35,7 +35,7 @@ def import_grades(
     """
     if not given.file:
         raise ValueError("--judging.judge given needs the grades: set --judging.given.file")
-    inputs = {"grades": fingerprint([given.file]), "corpus": corpus.fingerprint}
+    inputs = {"grades": file_fingerprint(given.file), "corpus": corpus.fingerprint}
     inputs |= {f"queries-{n}": artifact.fingerprint for n, artifact in enumerate(queries)}
     judge = given.judge or given.file.rsplit("/", 1)[-1].rsplit(".", 1)[0]
     found = list(read_grades(given.file))

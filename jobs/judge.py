@@ -214,6 +214,8 @@ def _judge_human(qrels: Artifact | None, judging: Judging, out: str) -> Artifact
         "scale": {"name": "given", "values": qrels.manifest.extra["scale"]},
         "origin": "human",
         "judges": _judges(draft),
+        # Goes on to what is sampled of these, or set beside them.
+        "qrels": qrels.fingerprint,
     }
     return draft.finish(extra=extra)
 

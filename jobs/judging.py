@@ -17,6 +17,7 @@ artefact of its own. Under `--out`:
 It is a part of `Pipeline` in a file of its own, and reaches into it.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from bixse.candidates.settings import Pools
@@ -52,9 +53,13 @@ def _contrasted(pipeline: "Pipeline") -> "Artifact":
         return judged
     from jobs.labels import contrast
 
-    seed, out = pipeline.recipe.candidates.seed, pipeline.path("judgments-contrasted")
-    # From as deep as it will read: the first of them are often relevant, and nobody said so.
-    head = Pools(bm25=reranking.depth, dense=reranking.depth, random=0, seed=seed)
+    pools, out = pipeline.recipe.candidates, pipeline.path("judgments-contrasted")
+    seed, depth = pools.seed, reranking.depth
+    # From as deep as it will read: the first of them are often relevant, and nobody said so. What
+    # is turned off stays off: there are languages that BM25 has no words of.
+    head = Pools(
+        bm25=depth * (pools.bm25 > 0), dense=depth * (pools.dense > 0), random=0, seed=seed
+    )
     pairs, corpus, count = pipeline.candidates(head), pipeline.data().corpus, reranking.negatives
     return pipeline.once("contrast", lambda: contrast(judged, pairs, corpus, count, seed, out))
 
@@ -91,13 +96,12 @@ def _cascaded(pipeline: "Pipeline") -> "Artifact":
     """Cheap judgments of every pair, strong ones of the most doubtful, and both in one."""
     from jobs.cascade import escalate, merge
 
-    judging = pipeline.judging()
-    cascade = judging.cascade
-    cheap = judging.replace(judge=cascade.cheap)
+    cascade = pipeline.recipe.judging.cascade
+    cheap = pipeline.judging().replace(judge=cascade.cheap)
     found = _judged_by(pipeline, cheap, pipeline.pairs(), "judge cheap", "judgments-cheap")
     out = pipeline.path("pairs-strong")
     chosen = pipeline.once("escalate", lambda: escalate(found, cascade, out))
-    strong = judging.replace(judge=cascade.strong)
+    strong = pipeline.judging().replace(judge=cascade.strong)
     better = _judged_by(pipeline, strong, chosen, "judge strong", "judgments-strong")
     return pipeline.once("judge", lambda: merge(found, better, pipeline.path("judgments")))
 
@@ -123,6 +127,15 @@ def _judged_by(
             pipeline.path(folder),
         ),
     )
+
+
+def unspent(settings: "Judging", judged: "Sequence[Artifact]") -> float | None:
+    """What `judged` have left of `max_cost`; None where there is no limit."""
+    if settings.max_cost is None or settings.price_per_gpu_hour is None:
+        return settings.max_cost
+    usages = [one.manifest.extra.get("usage", {}) for one in judged]
+    hours: float = sum(usage.get("device_seconds", 0.0) for usage in usages) / 3600
+    return max(0.0, settings.max_cost - hours * settings.price_per_gpu_hour)
 
 
 def _judge_vectors(pipeline: "Pipeline", judge: str) -> "Artifact | None":

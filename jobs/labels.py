@@ -18,7 +18,7 @@ from bixse.artifacts import Artifact, begin
 from bixse.candidates.pools import head_negatives
 from bixse.candidates.settings import Stratified
 from bixse.candidates.strata import stratified
-from bixse.judging.given import given, written
+from bixse.judging.given import ASSUMED, given, written
 from bixse.judging.settings import Verification
 from bixse.judging.verified import Judged, unverified
 from bixse.records import JUDGMENTS, Hit, Judgment, Rejection, document_text, ids_hash, text_hash
@@ -89,8 +89,8 @@ def with_given(
         parts.append(pa.Table.from_pylist(rows, schema=JUDGMENTS))
     for number, table in enumerate(parts):
         draft.write_part(number, table)
-    written_rows = judgments.manifest.rows
-    return draft.finish(extra={**extra, "judges": sorted(judges), "written_rows": written_rows})
+    more = {"written_rows": judgments.manifest.rows, "qrels": qrels.fingerprint}
+    return draft.finish(extra={**extra, "judges": sorted(judges), **more})
 
 
 def contrast(
@@ -128,14 +128,13 @@ def contrast(
         found = head_negatives(query_id, hits, own, len(hits), count, seed)
         probs = scale.grade_probs(values[0])
         drawn += [
-            Judgment(query_id, hit.doc_id, probs, 0.0, "unjudged candidate", "", "assumed")
-            for hit in found
+            Judgment(query_id, hit.doc_id, probs, 0.0, ASSUMED, "", "assumed") for hit in found
         ]
     names = judgments.parts()
     for number, name in enumerate(names):
         draft.write_part(number, judgments.part(name))
     draft.write_part(len(names), rows_of(drawn, JUDGMENTS))
-    judges = sorted({*extra["judges"], "unjudged candidate"})
+    judges = sorted({*extra["judges"], ASSUMED})
     return draft.finish(extra={**extra, "judges": judges, "negatives": len(drawn)})
 
 
@@ -176,7 +175,8 @@ def verify(
     for number, name in enumerate(judgments.parts()):
         table = judgments.part(name)
         reasons = [dropped.get((r["query_id"], r["doc_id"])) for r in _keys(table)]
-        kept = table.filter(pa.array([reason is None for reason in reasons]))
+        # Typed: a part all of whose pairs were rejected has no row to tell the type from.
+        kept = table.filter(pa.array([reason is None for reason in reasons], pa.bool_()))
         rejected = [
             Rejection(reason, query_id=row["query_id"], doc_id=row["doc_id"])
             for row, reason in zip(_keys(table), reasons, strict=True)
@@ -213,12 +213,13 @@ def sample(judgments: Artifact, settings: Stratified, out: str) -> Artifact:
     for number, name in enumerate(judgments.parts()):
         table = judgments.part(name)
         chosen = [(row["query_id"], row["doc_id"]) in kept for row in _keys(table)]
-        left_out = table.filter(pa.array([not inside for inside in chosen], pa.bool_()))
+        left_out = table.filter(pa.array([not taken for taken in chosen], pa.bool_()))
         rejected = [
             Rejection("not in the sample", query_id=row["query_id"], doc_id=row["doc_id"])
             for row in _keys(left_out)
         ]
-        draft.write_part(number, table.filter(pa.array(chosen)), rejected_table(rejected))
+        inside = table.filter(pa.array(chosen, pa.bool_()))
+        draft.write_part(number, inside, rejected_table(rejected))
     return draft.finish(extra=judgments.manifest.extra)
 
 

@@ -27,7 +27,7 @@ from bixse.records import (
     text_hash,
 )
 from bixse.scale import Scale, linear
-from jobs.formats import Row, fingerprint, open_bytes, short_name
+from jobs.formats import Row, file_fingerprint, open_bytes, short_name
 from jobs.parts import progress, rejected_table, rows_of
 from jobs.texts import Texts
 
@@ -43,7 +43,7 @@ def import_links(corpus: Artifact, file: str, out: str) -> Artifact:
     """
     if not file:
         raise ValueError("this recipe needs a graph of the documents: set --neighbours.links")
-    inputs = {"links": fingerprint([file]), "corpus": corpus.fingerprint}
+    inputs = {"links": file_fingerprint(file), "corpus": corpus.fingerprint}
     draft = begin(out, "links", config={}, inputs=inputs)
     if isinstance(draft, Artifact):
         return draft

@@ -11,7 +11,7 @@ from bixse.records import PAIRS, Hit, Pair, document_text, ids_hash, text_hash
 from bixse.retrieval.exact import search_exact
 from bixse.retrieval.lexical import LexicalIndex
 from bixse.retrieval.settings import Lexical
-from jobs.parts import progress, rows_of
+from jobs.parts import part_rows, progress, rows_of
 
 PART_QUERIES = 1000
 
@@ -29,7 +29,7 @@ def pair(
     """Candidate pairs of every query but those of `skip_query_ids` (the evaluation's).
 
     `embeddings` are the corpus under `encoder`; None when `pools.dense` is 0. Raises ValueError
-    when no query is left or every pool is empty.
+    when no query is left, every pool is empty, or BM25 alone is asked and finds nothing.
     """
     if pools.bm25 + pools.dense + pools.random == 0:
         raise ValueError("no candidates: candidates.bm25, .dense and .random are all 0")
@@ -61,6 +61,12 @@ def pair(
                 found = [p for pairs in source.pairs(chunk) for p in pairs]
                 draft.write_part(number, rows_of(found, PAIRS))
             advance(len(chunk))
+    if not any(part_rows(draft, number) for number in draft.parts_done()):
+        draft.place.clear()  # Nothing made is nothing to protect: corrected flags may begin again.
+        raise ValueError(
+            f"no document shares a word with any of the {len(rows)} queries: set "
+            "--candidates.dense or --candidates.random, or another --lexical.language"
+        )
     return draft.finish(extra={"queries": len(rows)})
 
 

@@ -110,6 +110,12 @@ def rows_of(items: Iterable[Any], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_pylist([asdict(item) for item in items], schema=schema)
 
 
+def part_rows(draft: Draft, number: int) -> int:
+    """Rows of a part that stands."""
+    with draft.place.open(part_name(number)) as handle:
+        return int(pq.ParquetFile(handle).metadata.num_rows)
+
+
 def run_units(
     draft: Draft,
     units: Sequence[Unit],

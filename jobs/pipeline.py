@@ -130,9 +130,13 @@ class Pipeline:
         return judging.kept_judgments(self)
 
     def judging(self) -> "Judging":
-        """Judging with its label store: the one that is named, or one of this run."""
+        """Judging with its label store, the one that is named or one of this run, and with what
+        the judgments that stand have left of `max_cost`: a run may judge several times."""
         settings = self.recipe.judging
-        return settings.replace(store=absolute(settings.store or self.path("labels")))
+        store = absolute(settings.store or self.path("labels"))
+        return settings.replace(
+            store=store, max_cost=judging.unspent(settings, self.made("judgments"))
+        )
 
     def plan(self) -> dict[str, Any]:
         """What judging will take, counted without judging."""
@@ -191,15 +195,18 @@ class Pipeline:
 
     def _trained(self, start: Callable[[], str], folder: str) -> str:
         from jobs.held_out import refuse_held_out
-        from jobs.train import train
+        from jobs.train import check_preferences, train
 
-        # First: without a dev split, with a mix that is none, or with a budget that would not hold,
-        # nothing is judged, nor paid for.
-        if judging.compares(self.recipe):
+        recipe = self.recipe
+        # First: without a dev split, with a mix or a map that is none, with preferences that the
+        # objective does not read, or with a budget that would not hold, nothing is judged, nor paid
+        # for.
+        compares = judging.compares(recipe)
+        check_preferences(recipe.training, compares or recipe.judging.preferences is not None)
+        if compares:
             judging.refuse_limited_comparisons(self)
-        dev, mix = self.dev(), self.mix
-        judgments, queries, recipe = self.judgments(), self.all_queries(), self.recipe
-        calibration, preferences = self.calibration(), self.preferences()
+        dev, mix, calibration = self.dev(), self.mix, self.calibration()
+        judgments, queries, preferences = self.judgments(), self.all_queries(), self.preferences()
         if recipe.judging.judge == "given":
             refuse_held_out(judgments, self.held_out_query_ids(queries))
         documents = self.documents()
@@ -351,6 +358,11 @@ class Pipeline:
         """What a stage of this run has made."""
         made: Artifact = self._made[stage]
         return made
+
+    def made(self, kind: str) -> "list[Artifact]":
+        """Artefacts of a kind that this run has come to so far."""
+        found = [made for stage, made in self._made.items() if stage != "ingest"]
+        return [made for made in found if made.manifest.kind == kind]
 
     def path(self, name: str) -> str:
         return f"{self.out}/{name}"

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from bixse.artifacts import Artifact, begin
 from bixse.records import PREFERENCES
-from jobs.formats import Row, fingerprint, open_bytes, short_name
+from jobs.formats import Row, file_fingerprint, open_bytes, short_name
 from jobs.parts import rejected_table
 
 WON = ("query-id", "preferred-id", "other-id")
@@ -29,7 +29,7 @@ def import_preferences(
     Raises ValueError in one sentence when the file cannot be read, its header is neither layout, or
     no line is a preference between known documents.
     """
-    inputs = {"preferences": fingerprint([file]), "corpus": corpus.fingerprint}
+    inputs = {"preferences": file_fingerprint(file), "corpus": corpus.fingerprint}
     inputs |= {f"queries-{n}": artifact.fingerprint for n, artifact in enumerate(queries)}
     draft = begin(out, "preferences", config={}, inputs=inputs)
     if isinstance(draft, Artifact):
@@ -60,7 +60,8 @@ def import_preferences(
 def _rows(file: str) -> Iterator[tuple[Row, tuple[str, str, str, float]]]:
     """Each line, and what it holds where the line has no problem."""
     with open_bytes(file) as handle:
-        header = handle.readline().decode("utf-8", "replace").rstrip("\r\n").split("\t")
+        first = handle.readline().decode("utf-8-sig", "replace")
+        header = first.rstrip("\r\n").split("\t")
         wanted = next(
             (names for names in (WON, tuple(PREFERENCES.names)) if set(names) <= set(header)), None
         )

@@ -21,7 +21,8 @@ It is a part of `Pipeline` in a file of its own, and reaches into it.
 from functools import partial
 from typing import TYPE_CHECKING
 
-from bixse.synthesis.requests import draw
+from bixse.judging.prompts import PROMPTS
+from bixse.synthesis.requests import draw, refuse_other_grades
 from bixse.synthesis.settings import (
     AsksDocuments,
     FewShot,
@@ -151,11 +152,14 @@ def _graded_queries(pipeline: "Pipeline", settings: GradedQueries) -> "Artifact"
     """SSRA: a scorer and a generator tuned on labels, the generator on a log that the scorer has
     graded too, and in round 2 on what stayed of round 1.
 
-    With no round, the models as they come.
+    With no round, the models as they come. Raises ValueError when the scorer's scale is not the
+    grades that queries are written at.
     """
     from jobs.tuning import read_labels, refuse_worse, tune_generator, tune_scorer, with_log
 
     recipe, scorer = pipeline.recipe, pipeline.recipe.judging.vllm
+    # First: by the time that its scores are read, all has been tuned, written and scored.
+    refuse_other_grades(PROMPTS[scorer.prompt].scale.values)
     if not settings.rounds:
         unlike = _unlike(pipeline, settings, "synthetic-unlike")
         return _agreed(pipeline, unlike, settings, scorer)

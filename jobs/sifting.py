@@ -10,9 +10,8 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from bixse.artifacts import Artifact, Draft, begin, part_name
+from bixse.artifacts import Artifact, Draft, begin
 from bixse.models.encoder import Encoder
 from bixse.records import PAIRS, QUERIES, Hit, Pair, Query, Rejection, document_text, text_hash
 from bixse.retrieval.exact import search_exact
@@ -32,7 +31,7 @@ from bixse.synthesis.sifting import (
     unbalanced,
 )
 from bixse.synthesis.writing import Comparison
-from jobs.parts import progress, rejected_table, rows_of
+from jobs.parts import part_rows, progress, rejected_table, rows_of
 from jobs.texts import Texts
 
 SEARCHED = 256
@@ -116,7 +115,7 @@ def keep_returned(
                 for start in range(0, len(part), SEARCHED):
                     ranks |= retriever.ranks(part[start : start + SEARCHED])
                 _write(draft, number, part, lost(part, ranks, settings.k))
-            dropped += len(part) - _part_rows(draft, number)
+            dropped += len(part) - part_rows(draft, number)
             advance(len(part))
     counts = [{"filter": "round trip", "in": queries.manifest.rows, "dropped": dropped}]
     return draft.finish(extra=_extra(queries, counts))
@@ -211,11 +210,6 @@ def _write(draft: Draft, number: int, part: Sequence[Query], dropped: Mapping[st
         if query.query_id in dropped
     ]
     draft.write_part(number, rows_of(kept, QUERIES), rejected_table(rejected))
-
-
-def _part_rows(draft: Draft, number: int) -> int:
-    with draft.place.open(part_name(number)) as handle:
-        return int(pq.ParquetFile(handle).metadata.num_rows)
 
 
 def _extra(queries: Artifact, counts: Sequence[Mapping[str, object]]) -> dict[str, Any]:

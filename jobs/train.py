@@ -57,6 +57,20 @@ DEV_CURVE = "dev.jsonl"
 _TIMED = ("seconds",)
 
 
+def check_preferences(settings: Training, given: bool) -> None:
+    """Raises ValueError when the objective reads preferences and none are given, or the reverse."""
+    if settings.objective.reads_preferences and not given:
+        raise ValueError(
+            "this objective learns from preferences: set --judging.preferences FILE, or "
+            "--preferring.train to ask --judging.vllm"
+        )
+    if given and not settings.objective.reads_preferences:
+        raise ValueError(
+            f"objective {settings.objective.kind} does not read preferences: "
+            "leave out --judging.preferences and --preferring.train, or take recipe pairdistill"
+        )
+
+
 def train(
     judgments: Artifact,
     queries: Sequence[Artifact],
@@ -89,16 +103,7 @@ def train(
     `refuse_no_model` and `load_model` (of a reranker: `load_reranker`).
     Raises SystemExit on SIGTERM, with the steps so far saved.
     """
-    if settings.objective.reads_preferences and preferences is None:
-        raise ValueError(
-            "this objective learns from preferences: set --judging.preferences FILE, or "
-            "--preferring.train to ask --judging.vllm"
-        )
-    if preferences is not None and not settings.objective.reads_preferences:
-        raise ValueError(
-            f"objective {settings.objective.kind} does not read preferences: "
-            "leave out --judging.preferences and --preferring.train, or take recipe pairdistill"
-        )
+    check_preferences(settings, preferences is not None)
     if (dev is None) != (settings.evaluate_every is None):
         raise ValueError("training.evaluate_every and a dev split go together: one is missing")
     refuse_repeated(judgments, mix)

@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bixse.records import document_text, split_of, text_hash
+from bixse.records import document_text, split_of, text_hash, words
 
 
 def test_text_hash_folds_case_space_and_unicode_form() -> None:
@@ -21,6 +21,12 @@ def test_text_hash_takes_any_text(text: str) -> None:
 
 def test_text_hash_takes_lone_surrogates() -> None:
     assert text_hash("\ud800") != text_hash("\ud801")
+
+
+def test_a_mark_beside_a_letter_parts_no_word() -> None:
+    assert words("Tea, x=1.5; a_b DON'T") == ["tea", "x", "1", "5", "a_b", "don", "t"]
+    assert words("पानी कैसे उबलता है।") == ["पानी", "कैसे", "उबलता", "है"]
+    assert words("l'e\u0301te\u0301") == words("L'\u00c9T\u00c9") == ["l", "\u00e9t\u00e9"]
 
 
 def test_document_text_is_beirs() -> None:

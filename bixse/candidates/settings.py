@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from bixse.settings import Settings
 
@@ -44,6 +44,14 @@ class Neighbours(Settings):
     """Of each document, at random among those that are no near neighbours (the paper's)."""
     seed: int = 0
     """Of the node vectors and the draw."""
+
+    @field_validator("walk")
+    @classmethod
+    def _reaches(cls, walk: tuple[float, ...]) -> tuple[float, ...]:
+        # Vectors of nothing have no direction: each document would be its own nearest.
+        if not any(walk):
+            raise ValueError("a walk needs a step whose weight is not 0")
+        return walk
 
 
 class Stratified(Settings):

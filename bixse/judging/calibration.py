@@ -23,11 +23,13 @@ from typing import Annotated, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 from scipy.optimize import minimize_scalar
 from sklearn.isotonic import IsotonicRegression
 
 from bixse.artifacts import Artifact
+from bixse.judging.given import ASSUMED
 from bixse.settings import Settings
 
 Floats = npt.NDArray[np.float64]
@@ -165,6 +167,8 @@ def signers(table: pa.Table) -> tuple[tuple[str, str], ...]:
 def relevance(table: pa.Table, scale: Sequence[float], calibration: Calibration | None) -> Floats:
     """[N]: relevance of the rows of JUDGMENTS as training reads it, through the map if any.
 
+    A candidate that nobody judged stays what it was assumed to be: no judge's answer is mapped.
+
     Raises ValueError when the map was fitted on another scale or has not seen a row's judge or
     prompt: of them it knows nothing.
     """
@@ -176,13 +180,18 @@ def relevance(table: pa.Table, scale: Sequence[float], calibration: Calibration 
             f"the calibration map is for the scale {list(calibration.scale)}, "
             f"the judgments are on {list(scale)}"
         )
-    foreign = [signer for signer in signers(table) if signer not in calibration.signed]
+    known = {*calibration.signed, (ASSUMED, "")}
+    foreign = [signer for signer in signers(table) if signer not in known]
     if foreign:
         raise ValueError(
             f"the calibration map was fitted on {_named(calibration.signed)}, "
             f"the judgments are also by {_named(foreign)}: fit one on them"
         )
-    return apply(calibration.map, grade_probs(table, scale), scale)
+    probs_NK = grade_probs(table, scale)
+    found_N = apply(calibration.map, probs_NK, scale)
+    assumed_N = pc.equal(table["judge"], ASSUMED).to_numpy()
+    found_N[assumed_N] = expected_relevance(probs_NK[assumed_N], scale)
+    return found_N
 
 
 def _named(signed: Sequence[tuple[str, str]]) -> str:

@@ -6,6 +6,9 @@ import pyarrow.compute as pc
 from bixse.records import JUDGMENTS, Judgment, Split
 from bixse.scale import Scale
 
+ASSUMED = "unjudged candidate"
+"""Signs candidates that nobody judged and that training takes as irrelevant."""
+
 
 def given(qrels: pa.Table, split: Split) -> pa.Table:
     """The judgments of one split, as they came (schema JUDGMENTS)."""

@@ -147,7 +147,7 @@ class Labels:
             for name in sorted(set(names) - self._seen):
                 self._seen.add(name)
                 table = self._part(name)
-                if table is None:
+                if table is None or not table.num_rows:  # An empty file cannot be mapped.
                     continue
                 waiting.append(table)
                 rows += table.num_rows
@@ -193,7 +193,9 @@ class Labels:
             table = self._part(name)
             if table is not None:
                 waiting[name] = table
-            if sum(t.num_rows for t in waiting.values()) >= RUN_ROWS or name == small[-1]:
+            full = sum(t.num_rows for t in waiting.values()) >= RUN_ROWS or name == small[-1]
+            # Nothing waits where another job has just put all of them together.
+            if full and waiting:
                 merged = self._write(pa.concat_tables([LABELS.empty_table(), *waiting.values()]))
                 for done in set(waiting) - {merged}:
                     self._place.remove(done)

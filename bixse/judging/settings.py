@@ -200,7 +200,7 @@ class Judging(Settings):
     max_pairs: int | None = Field(default=None, ge=0)
     """Stop once this many pairs have been asked for these judgments, known ones aside."""
     max_cost: float | None = Field(default=None, ge=0)
-    """Stop before the workers have cost this much, by price_per_gpu_hour."""
+    """Stop before the workers have cost this much, by price_per_gpu_hour: all judges of a run."""
     price_per_gpu_hour: float | None = Field(default=None, ge=0)
     """Price of one GPU for an hour (of one worker, where there are no GPUs), in your currency."""
     vllm: Pointwise = Pointwise()
@@ -220,6 +220,19 @@ class Judging(Settings):
     def _priced(self) -> "Judging":
         if self.max_cost is not None and not self.price_per_gpu_hour:
             raise ValueError("max_cost needs price_per_gpu_hour")
+        return self
+
+    @model_validator(mode="after")
+    def _in_both_orders(self) -> "Judging":
+        # Here, before the cheap judge has been paid for every pair.
+        orders = {"vllm": self.vllm.orders, "openai": self.openai.orders}
+        cheap = self.cascade.cheap
+        by_order = self.judge == "cascade" and self.cascade.by == "disagreement"
+        if by_order and orders.get(cheap, 1) == 1:
+            raise ValueError(
+                "cascade.by disagreement needs a cheap judge that is asked in both orders, "
+                f"{cheap} is asked once"
+            )
         return self
 
 

@@ -4,11 +4,11 @@ CustomIR, arXiv 2510.21729, has a language model verify that a mined negative do
 the judge that grades pairs does, with a margin between answer and none (thresholds ours).
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bixse.judging.settings import Verification
+from bixse.records import words
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ def unverified(
     dropped: dict[tuple[str, str], str] = {}
     for query_id, rows in of_query.items():
         positives = {row.doc_id for row in rows if row.relevance >= settings.positive}
-        answers = [_words(texts[doc_id]) for doc_id in sorted(positives)]
+        answers = [frozenset(words(texts[doc_id])) for doc_id in sorted(positives)]
         whole = "" if seeds.get(query_id) is None else _ungrounded(rows, seeds[query_id], positives)
         for row in rows:
             reason = whole or _doubt(row, texts[row.doc_id], answers, settings)
@@ -62,15 +62,11 @@ def _doubt(
         return ""
     if row.relevance >= settings.negative:
         return f"neither answer nor none: relevance {row.relevance:.3f}"
-    words = _words(text)
-    if any(_jaccard(words, answer) >= settings.near_duplicate for answer in answers):
+    own = frozenset(words(text))
+    if any(_jaccard(own, answer) >= settings.near_duplicate for answer in answers):
         return "a negative that nearly equals a positive"
     return ""
 
 
 def _jaccard(a: frozenset[str], b: frozenset[str]) -> float:
     return len(a & b) / len(a | b) if a | b else 1.0
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(re.findall(r"\w+", text.casefold()))

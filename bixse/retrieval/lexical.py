@@ -1,5 +1,6 @@
 """BM25 through bm25s: candidates, a feature of the embedded judge, and the baseline."""
 
+import unicodedata
 from collections.abc import Sequence
 
 import bm25s
@@ -9,6 +10,10 @@ import Stemmer
 
 from bixse.records import Hit
 from bixse.retrieval.settings import Lexical
+
+# Vowel signs and accents of their own belong to the word of their letter; for `\w` they end it.
+_MARKS = "".join(c for c in map(chr, range(0x10000)) if unicodedata.category(c)[0] == "M")
+_WORD = rf"[\w{_MARKS}]{{2,}}"
 
 
 class Words:
@@ -24,6 +29,7 @@ class Words:
         stopwords = "en" if self._language == "english" else []
         tokens = bm25s.tokenize(
             list(texts),
+            token_pattern=_WORD,
             stopwords=stopwords,
             stemmer=self._stemmer,
             return_ids=False,

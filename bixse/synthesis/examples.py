@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from bixse.synthesis.prompts import Example
+from bixse.synthesis.prompts import WRITTEN, Example
 from bixse.synthesis.requests import GRADES, chance
 from bixse.synthesis.settings import FewShot, GradedQueries
 
@@ -48,8 +48,8 @@ def example_of(pair: GivenPair, query: str, document: str) -> Example:
 
 
 def grade_of(relevance: float) -> int:
-    """Relevance in [0, 1] as the nearest of the grades a text is written at."""
-    return round(relevance * GRADES[-1])
+    """Relevance in [0, 1] as the nearest of the grades a text is written at; half-way goes up."""
+    return GRADES[WRITTEN.nearest(relevance)]
 
 
 def _apart(pairs: list[GivenPair], count: int) -> list[GivenPair]:

@@ -12,6 +12,7 @@ of the corpus and the number of workers.
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Iterator
 
 from bixse.records import Document, Query, Rejection, text_hash
@@ -24,7 +25,7 @@ _HEAD_SENTENCES = 8
 _BULLET = re.compile(r"^(?:[*+•-]|\d+[.)])\s+")
 _CALL = re.compile(r"^[\w.]+\s?\([^()]*(?:\([^()]*\)[^()]*)*\)\s*(?:->|--|:|—)?\s*")
 _RESULT = re.compile(r"^[^.]{0,60}?\s--\s+")
-_END = re.compile(r"(?<=[.!?])\s+(?=[\"'(`*]?[A-Z0-9])|(?<=[\u3002\uff01\uff1f])")
+_END = re.compile(r"(?<=[.!?])\s+(?=[\"'(`*]?[A-Z0-9])|(?<=[\u0964\u3002\uff01\uff1f])")
 _ASIDE = re.compile(
     r"(?i)(?:changed|new|added|deprecated|removed)\b.{0,12}\b(?:version|since)\b|see\b|note\b|"
     r"for example|e\.g\.|example|usage|warning|deprecated|copyright"
@@ -124,7 +125,7 @@ def _without_call(paragraph: str) -> str:
 def _plain(sentence: str) -> str:
     for pattern, replacement in _MARKUP:
         sentence = pattern.sub(replacement, sentence)
-    return sentence.strip(" \t.,:;!-—()[]{}'")
+    return sentence.strip(" \t.,:;!-—()[]{}'\u0964\u3002")
 
 
 def _without_name(sentence: str, doc_id: str) -> str:
@@ -144,13 +145,18 @@ def _without_name(sentence: str, doc_id: str) -> str:
 def _stands(sentence: str, min_words: int) -> bool:
     """Whether it reads as a sentence of words, and as more than an aside or a line of grammar."""
     words = sum(1 for word in sentence.split() if any(c.isalpha() for c in word))
-    letters = sum(1 for c in sentence if c.isalpha() or c.isspace() or not c.isprintable())
+    letters = sum(1 for c in sentence if _is_letter(c) or c.isspace() or not c.isprintable())
     return (
         words >= min_words
         and letters >= 0.8 * len(sentence)
         and "::=" not in sentence
         and _ASIDE.match(sentence) is None
     )
+
+
+def _is_letter(character: str) -> bool:
+    """Vowel signs, as of Hindi and Thai, are marks beside a letter."""
+    return character.isalpha() or unicodedata.category(character).startswith("M")
 
 
 def _asked(sentence: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from bixse.records import text_hash
+from bixse.records import text_hash, words
 from bixse.synthesis.prompts import WRITTEN, key_of
 
 MAX_QUERY_CHARACTERS = 400
@@ -63,7 +63,7 @@ def read_query(response: str, document: str) -> str:
     """
     text = _read(WrittenQuery, response).query
     text = " ".join(text.split())
-    text = _PREFIX.sub("", text, count=1).strip().strip(_QUOTES).strip()
+    text = _unquoted(_PREFIX.sub("", text, count=1).strip())
     if not any(c.isalnum() for c in text):
         raise Unreadable("the query has no word")
     if is_copy(text, document):
@@ -71,12 +71,19 @@ def read_query(response: str, document: str) -> str:
     return text
 
 
+def _unquoted(text: str) -> str:
+    """The text without the quotes around all of it; those around a word of it stay."""
+    first, inside, last = text[:1], text[1:-1], text[-1:]
+    around = first in _QUOTES and last in _QUOTES and not {first, last} & set(inside)
+    return inside.strip() if around else text
+
+
 def is_copy(query: str, document: str) -> bool:
     """Whether the query is the whole document, or a stretch of it of `COPIED_WORDS` words or more.
 
-    Case, punctuation and white space aside.
+    Case, punctuation, white space and Unicode form aside.
     """
-    asked, said = _words(query), _words(document)
+    asked, said = words(query), words(document)
     if asked == said:
         return True
     return len(asked) >= COPIED_WORDS and f" {' '.join(asked)} " in f" {' '.join(said)} "
@@ -92,13 +99,13 @@ def read_passages(response: str, query: str) -> dict[int, str]:
     found = {grade: " ".join(getattr(answer, key_of(grade)).split()) for grade in _GRADES}
     if len({text_hash(text) for text in found.values()}) < len(found):
         raise Unreadable("two grades have the same passage")
-    asked = f" {' '.join(_words(query))} "
+    asked = f" {' '.join(words(query))} "
     for grade, text in found.items():
         if not any(c.isalnum() for c in text):
             raise Unreadable(f"a passage has no word: grade {grade}")
         if _GRADE_NAMED.search(text):
             raise Unreadable(f"a passage names its grade: grade {grade}")
-        if asked.count(" ") >= 4 and asked in f" {' '.join(_words(text))} ":
+        if asked.count(" ") >= 4 and asked in f" {' '.join(words(text))} ":
             raise Unreadable(f"a passage repeats the query: grade {grade}")
     return found
 
@@ -117,7 +124,3 @@ def _read(model: type[BaseModel], response: str) -> Any:
         where = ".".join(str(part) for part in first["loc"])
         detail = f"{where} {first['msg']}" if where else first["msg"]
         raise Unreadable(f"not the JSON that was asked for: {detail}") from None
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.casefold())

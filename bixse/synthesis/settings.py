@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from bixse.settings import Settings
 
@@ -98,6 +98,17 @@ class Styled(Settings):
     generator: Generator = Generator()
     seed: int = 0
     """Of the draw and the sampling."""
+
+    @field_validator("styles")
+    @classmethod
+    def _apart(cls, styles: tuple[StyleName, ...]) -> tuple[StyleName, ...]:
+        # A style twice would be the same requests twice, which repeat each other and are dropped.
+        if not styles or len(set(styles)) < len(styles):
+            raise ValueError(
+                f"one or more styles are needed, each once (queries_per_style asks for several), "
+                f"found {', '.join(styles) or 'none'}"
+            )
+        return styles
 
 
 class GradedQueries(Settings):

@@ -5,12 +5,11 @@ them one after another on what the one before has left, so that every query is k
 one reason.
 """
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from bixse.records import Hit, Query, text_hash
+from bixse.records import Hit, Query, text_hash, words
 from bixse.synthesis.requests import chance
 from bixse.synthesis.writing import Comparison, Verdict
 
@@ -50,13 +49,13 @@ def repeated(queries: Sequence[Query], taken: Iterable[str], near_duplicate: flo
     bags: dict[tuple[str, ...], str] = {}
     for text in taken:
         texts[text_hash(text)] = "equals a given query"
-        bags[tuple(sorted(_words(text)))] = "has the words of a given query"
+        bags[tuple(sorted(words(text)))] = "has the words of a given query"
     of_document: dict[str | None, list[tuple[str, frozenset[str]]]] = {}
     dropped: Dropped = {}
     for query in queries:
-        key, bag = text_hash(query.text), tuple(sorted(_words(query.text)))
-        words, siblings = frozenset(bag), of_document.setdefault(query.seed_doc_id, [])
-        near = next((q for q, other in siblings if jaccard(words, other) >= near_duplicate), None)
+        key, bag = text_hash(query.text), tuple(sorted(words(query.text)))
+        own, siblings = frozenset(bag), of_document.setdefault(query.seed_doc_id, [])
+        near = next((q for q, other in siblings if jaccard(own, other) >= near_duplicate), None)
         if key in texts:
             dropped[query.query_id] = texts[key]
         elif bag and bag in bags:
@@ -66,7 +65,7 @@ def repeated(queries: Sequence[Query], taken: Iterable[str], near_duplicate: flo
         else:
             texts[key] = f"equals a query: {query.query_id}"
             bags[bag] = f"has the words of a query: {query.query_id}"
-            siblings.append((query.query_id, words))
+            siblings.append((query.query_id, own))
     return dropped
 
 
@@ -163,7 +162,3 @@ def histogram(queries: Iterable[Query]) -> dict[str, int]:
         name = "none" if query.target_grade is None else f"{query.target_grade:g}"
         counts[name] = counts.get(name, 0) + 1
     return dict(sorted(counts.items()))
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.casefold())

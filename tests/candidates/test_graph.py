@@ -6,6 +6,7 @@ import pytest
 from bixse.candidates import graph
 from bixse.candidates.bands import Bands, triplet_sources
 from bixse.candidates.graph import linked, neighbour_lists, node_vectors
+from bixse.candidates.settings import Neighbours
 
 WALK = (0, 0, 1, 1)
 
@@ -24,6 +25,11 @@ def test_isolated_documents_are_no_nodes() -> None:
     assert linked([("b", "a"), ("c", "c"), ("a", "d")]) == ["a", "b", "d"]
     with pytest.raises(ValueError, match="'c' has no link with another"):
         node_vectors([("b", "a"), ("c", "c")], ["a", "b", "c"], 8, WALK, seed=0)
+
+
+def test_a_walk_that_goes_nowhere_is_refused() -> None:
+    with pytest.raises(ValueError, match="a step whose weight is not 0"):
+        Neighbours(walk=(0, 0))
 
 
 def test_steps_of_a_walk_by_hand() -> None:

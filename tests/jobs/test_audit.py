@@ -7,8 +7,12 @@ from typing import Any
 import pytest
 
 from benchmarks.judge_agreement import EXPECTED, YEARS, agreement_of, rotation, sets
-from bixse.artifacts import Artifact
+from bixse.artifacts import Artifact, Draft, begin
+from bixse.candidates.settings import Stratified
+from bixse.records import PAIRS, Pair
 from jobs.cascade import merge
+from jobs.labels import contrast, sample
+from jobs.parts import rows_of
 from jobs.verbs import main
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -185,6 +189,45 @@ def test_human_grades_are_not_measured_against_themselves(data: Path, tmp_path: 
     found = json.loads((tmp_path / "audit" / "report.json").read_text())
     assert found["agreement"] is None
     assert found["leakage"]["by_id"]["queries"] == 0
+
+
+def contrasted(data: Path, out: Path) -> Artifact:
+    """The judgments of a run, and candidates of them that nobody judged."""
+    found = {name: Artifact.open(str(out / name), name) for name in ("judgments", "corpus")}
+    rows = [Pair(f"q{n:02d}", f"d{n + 10:02d}", "bm25", 1, 1.0) for n in range(12)]
+    draft = begin(str(out / "pairs"), "pairs", config={}, inputs={})
+    assert isinstance(draft, Draft)
+    draft.write_part(0, rows_of(rows, PAIRS))
+    return contrast(found["judgments"], draft.finish(), found["corpus"], 1, 0, str(out / "made"))
+
+
+def test_what_is_made_of_human_grades_is_not_measured_against_them(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["bixse", "--data", str(data), "--out", str(tmp_path), "--audit.bootstrap", "20"]
+    main("judge", line)
+    human = Artifact.open(str(tmp_path / "judgments"), "judgments")
+    sampled = sample(human, Stratified(documents=2), str(tmp_path / "sampled"))
+    for number, made in enumerate((sampled, contrasted(data, tmp_path))):
+        out = tmp_path / str(number)
+        main("audit", [*line, "--out", str(out), "--audit.judgments", made.url])
+        found = json.loads((out / "audit" / "report.json").read_text())
+        assert found["agreement"] is None
+    with pytest.raises(SystemExit):
+        main("audit", [*line, "--out", str(tmp_path / "map"), "--audit.fit", "isotonic"])
+    assert "these are the grades that people gave" in capsys.readouterr().err
+    assert not (tmp_path / "map" / "calibration").exists()
+
+
+def test_a_map_is_fitted_beside_candidates_that_nobody_judged(data: Path, tmp_path: Path) -> None:
+    main("judge", flags(data, tmp_path))
+    alone, beside = tmp_path / "alone", tmp_path / "beside"
+    main("audit", [*flags(data, alone), "--audit.fit", "isotonic"])
+    line = [*flags(data, beside), "--audit.fit", "isotonic"]
+    main("audit", [*line, "--audit.judgments", contrasted(data, tmp_path).url])
+    reports = [json.loads((out / "audit" / "report.json").read_text()) for out in (alone, beside)]
+    assert reports[0]["agreement"] == reports[1]["agreement"]
+    assert reports[1]["judgments"]["rows"] == reports[0]["judgments"]["rows"] + 12
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,12 @@ import pyarrow as pa
 import pytest
 
 from bixse.artifacts import Artifact, Draft, begin
-from bixse.judging.settings import Cascade
+from bixse.judging.settings import Cascade, Judging
 from bixse.records import JUDGMENTS, REJECTED
 from jobs.cascade import escalate, merge
+from jobs.command import Run
+from jobs.pipeline import Pipeline
+from jobs.recipes.bixse import bixse
 from jobs.verbs import main
 from tests.jobs.hostile import hostile, probs
 
@@ -18,7 +21,12 @@ SURE, UNSURE, TORN = [1.0, 0, 0, 0], [0.7, 0.1, 0.1, 0.1], [0.25] * 4
 
 
 def judgments(
-    at: Path, judge: str, probs_of: dict[str, list[float]], parts: int = 1, lost: str = ""
+    at: Path,
+    judge: str,
+    probs_of: dict[str, list[float]],
+    parts: int = 1,
+    lost: str = "",
+    **usage: float,
 ) -> Artifact:
     draft = begin(str(at), "judgments", config={}, inputs={})
     assert isinstance(draft, Draft)
@@ -33,7 +41,8 @@ def judgments(
         table = pa.Table.from_pylist(own, schema=JUDGMENTS)
         beside = pa.Table.from_pylist(rejected if number == 0 else [], schema=REJECTED)
         draft.write_part(number, table, beside)
-    return draft.finish(extra={"scale": {"name": "umbrela", "values": [0, 1, 2, 3]}})
+    scale = {"name": "umbrela", "values": [0, 1, 2, 3]}
+    return draft.finish(extra={"scale": scale, "usage": usage})
 
 
 CHEAP = {"d0": SURE, "d1": TORN, "d2": UNSURE, "d3": SURE, "d4": UNSURE}
@@ -76,6 +85,22 @@ def test_a_budget_of_nothing_is_said(tmp_path: Path) -> None:
     cheap = judgments(tmp_path / "cheap", "cheap", CHEAP)
     with pytest.raises(ValueError, match="the budget of the cascade is 0 of 5 pairs"):
         escalate(cheap, Cascade(share=0.1), str(tmp_path / "chosen"))
+
+
+def test_the_strong_judge_may_cost_what_the_cheap_one_has_left(tmp_path: Path) -> None:
+    limit = Judging(judge="cascade", max_cost=10.0, price_per_gpu_hour=2.0)
+    pipeline = Pipeline(Run(recipe=bixse().replace(judging=limit), out=str(tmp_path)))
+    assert pipeline.judging().max_cost == 10
+    cheap = judgments(tmp_path / "cheap", "cheap", CHEAP, device_seconds=3 * 3600)
+    pipeline.once("judge cheap", lambda: cheap)
+    pipeline.once("escalate", lambda: escalate(cheap, Cascade(), str(tmp_path / "chosen")))
+    assert pipeline.judging().max_cost == 4
+    dear = judgments(tmp_path / "dear", "cheap", CHEAP, device_seconds=9 * 3600)
+    pipeline.once("score", lambda: dear)
+    assert pipeline.judging().max_cost == 0
+    free = Pipeline(Run(recipe=bixse(), out=str(tmp_path)))
+    free.once("judge cheap", lambda: cheap)
+    assert free.judging().max_cost is None
 
 
 def write_data(at: Path) -> Path:

@@ -44,6 +44,17 @@ def test_grades_are_judgments_under_their_judges_name(data: Ingested, tmp_path: 
     assert imported(data, tmp_path).fingerprint == made.fingerprint
 
 
+def test_a_file_is_the_same_however_a_path_leads_to_it(
+    data: Ingested, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = imported(data, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for file in ("gpt4o_umbrela.tsv", "./gpt4o_umbrela.tsv"):
+        settings = config(Judging(judge="given", given=Given(file=file)))
+        again = import_grades([data.queries], data.corpus, Given(file=file), settings, made.url)
+        assert again.fingerprint == made.fingerprint
+
+
 def test_the_same_grades_under_another_name_are_another_judge(
     data: Ingested, tmp_path: Path
 ) -> None:

@@ -7,9 +7,10 @@ import pyarrow as pa
 import pytest
 
 from bixse.artifacts import Artifact, Draft, begin
+from bixse.candidates.settings import Stratified
 from bixse.judging.settings import Verification
 from bixse.records import CORPUS, DOCUMENTS, JUDGMENTS, PAIRS, QRELS, QUERIES
-from jobs.labels import contrast, label, verify, with_given
+from jobs.labels import contrast, label, sample, verify, with_given
 from jobs.supervision import read_labels
 
 
@@ -183,3 +184,18 @@ def test_verified_judgments_are_the_others_rejected(tmp_path: Path, corpus: Arti
     assert made.manifest.extra == {"scale": "s", "unverified": {"neither answer nor none": 1}}
     again = verify(judged, [queries], corpus, settings, str(tmp_path / "verified"))
     assert again.fingerprint == made.fingerprint
+
+
+def test_a_part_whose_pairs_were_all_rejected_is_left_as_it_is(
+    tmp_path: Path, corpus: Artifact, queries: Artifact
+) -> None:
+    """A unit of pairs that are too long for the judge becomes a part without rows."""
+    row = {
+        "query_id": "q0", "doc_id": "d0", "grade_probs": [0.0, 1.0], "relevance": 1.0,
+        "judge": "j", "prompt": "p", "origin": "llm",
+    }  # fmt: skip
+    judged = artifact(tmp_path / "judged", "judgments", [[row], []], JUDGMENTS)
+    verified = verify(judged, [queries], corpus, Verification(), str(tmp_path / "verified"))
+    sampled = sample(judged, Stratified(), str(tmp_path / "sampled"))
+    for made in (verified, sampled):
+        assert [made.part(name).num_rows for name in made.parts()] == [1, 0]

@@ -82,6 +82,29 @@ def test_a_budget_that_comparisons_do_not_heed_is_refused_before_anything_is_jud
     assert not (out / "judgments").exists()
 
 
+@pytest.mark.parametrize(
+    ("recipe", "flags", "reason"),
+    [
+        ("pairdistill", ["--preferring.no-train"], "this objective learns from preferences"),
+        ("bixse", ["--judging.preferences", "file.tsv"], "does not read preferences"),
+        ("bixse", ["--judging.calibration", "nowhere"], "no finished artefact at"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_is_judged(
+    recipe: str,
+    flags: list[str],
+    reason: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data, out = write_beir(tmp_path / "data", documents=8, queries=4), tmp_path / "out"
+    with pytest.raises(SystemExit) as exit_:
+        main("train", [recipe, "--data", str(data), "--out", str(out), *flags])
+    assert exit_.value.code == 1
+    assert reason in capsys.readouterr().err
+    assert not (out / "judgments").exists()
+
+
 def test_a_budget_is_for_judging_alone_and_stands_beside_given_preferences(tmp_path: Path) -> None:
     data, out = write_beir(tmp_path / "data", documents=8, queries=4), tmp_path / "out"
     line = ["pairdistill", "--data", str(data), "--out", str(out), "--judging.max-pairs", "5"]

@@ -61,6 +61,13 @@ def test_both_layouts_are_read(data: tuple[Artifact, Artifact], tmp_path: Path) 
     assert imported(data, tmp_path / "b", named).table()["prob_a"].to_pylist() == [0.25]
 
 
+def test_a_byte_order_mark_is_no_part_of_the_header(
+    data: tuple[Artifact, Artifact], tmp_path: Path
+) -> None:
+    """Windows puts one before the first line."""
+    assert imported(data, tmp_path, "\ufeff" + WON + "q0\td1\td2\t1\n").manifest.rows == 1
+
+
 def test_every_bad_line_is_a_rejection(data: tuple[Artifact, Artifact], tmp_path: Path) -> None:
     lines = (
         "query_id\tdoc_id_a\tdoc_id_b\tprob_a\nq0\td1\td2\t0.5\nq9\td1\td2\t0.5\n"

@@ -83,6 +83,14 @@ def test_what_is_saved_reads_as_much_as_in_training(tmp_path: Path) -> None:
     assert max(Reranker.load(str(tmp_path / "again"), "cpu").lengths(pairs)) == 18
 
 
+def test_negatives_come_from_no_source_that_is_turned_off(tmp_path: Path) -> None:
+    data, out = write_beir(tmp_path / "beir", documents=60, queries=16), tmp_path / "out"
+    main("judge", ["lce", "--data", str(data), "--out", str(out), "--candidates.dense", "0"])
+    assert set(Artifact.open(str(out / "pairs")).table()["source"].to_pylist()) == {"bm25"}
+    assert Artifact.open(str(out / "judgments-contrasted")).manifest.extra["negatives"] > 0
+    assert not (out / "embeddings-base").exists()
+
+
 @pytest.mark.slow
 def test_the_pipeline_trains_and_measures_a_reranker(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -322,6 +322,19 @@ def test_an_index_of_another_encoder_is_refused(
         pair([data.queries], data.corpus, embeddings, other, pools, Lexical(), out)
 
 
+def test_candidates_that_bm25_alone_does_not_find_are_refused(tmp_path: Path) -> None:
+    """And leave nothing in the way of another flag."""
+    (tmp_path / "corpus.jsonl").write_text('{"_id": "d", "text": "tea leaves"}\n')
+    (tmp_path / "queries.jsonl").write_text('{"_id": "q", "text": "zebra"}\n')
+    found, out = ingest(str(tmp_path), Ingest(), str(tmp_path / "out")), str(tmp_path / "pairs")
+    arguments = ([found.queries], found.corpus, None, "")
+    alone = Pools(bm25=5, dense=0, random=0)
+    with pytest.raises(ValueError, match="no document shares a word with any of the 1 queries"):
+        pair(*arguments, alone, Lexical(), out)
+    made = pair(*arguments, alone.replace(random=1), Lexical(), out)
+    assert made.table()["source"].to_pylist() == ["random"]
+
+
 def test_a_document_stays_in_its_shard() -> None:
     counts = np.bincount([shard_of(f"d{n}", 7) for n in range(7000)])
     assert counts.min() > 850

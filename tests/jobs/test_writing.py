@@ -27,6 +27,7 @@ from jobs.pair import pair
 from jobs.parts import rows_of
 from jobs.recipe import Ingest, Placement
 from jobs.sifting import drop_repeats, keep_returned
+from jobs.verbs import main
 from jobs.writing import ask_documents
 from tests.synthesis.stubs import StubWriter
 
@@ -245,6 +246,18 @@ def test_killed_with_minus_nine_no_accepted_row_is_lost(
     assert again.fingerprint == written.fingerprint
     after = {path.name: path.stat().st_mtime_ns for path in out.glob("part-*.parquet")}
     assert {name: after[name] for name in before} == before
+
+
+def test_a_scorer_on_another_scale_is_refused_before_it_is_tuned(
+    beir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its scores are read last, when both models have been tuned and queries written."""
+    line = ["ssra", "--data", str(beir), "--out", str(tmp_path)]
+    for rounds in ("0", "2"):
+        more = ["--judging.vllm.prompt", "lightblue", "--synthesis.rounds", rounds]
+        with pytest.raises(SystemExit):
+            main("synthesise", [*line, *more])
+        assert "the scorer must grade 0 to 3" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")

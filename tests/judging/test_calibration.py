@@ -17,6 +17,7 @@ from bixse.judging.calibration import (
     relevance,
     signers,
 )
+from bixse.judging.given import ASSUMED
 from bixse.records import JUDGMENTS
 from bixse.scale import UMBRELA
 
@@ -126,6 +127,13 @@ def test_a_map_of_other_judges_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match=r"also by gpt \(prompt other\)"):
         relevance(table(one_hot([0]), prompt="other"), SCALE, calibration())
     assert signers(table(one_hot([0, 0]), prompt="")) == (("gpt", ""),)
+
+
+def test_a_candidate_that_nobody_judged_is_not_mapped() -> None:
+    """It is irrelevant by assumption, and no map can be fitted on what nobody said."""
+    assumed = table(one_hot([0]), judge=ASSUMED, prompt="")
+    rows = pa.concat_tables([table(one_hot([0, 3])), assumed])
+    assert relevance(rows, SCALE, calibration()) == pytest.approx([0.1, 0.6, 0])
 
 
 def test_a_map_of_another_scale_is_refused() -> None:

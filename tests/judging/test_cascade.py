@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bixse.judging.cascade import budget, doubt, entropy, most_doubtful
-from bixse.judging.settings import Cascade
+from bixse.judging.settings import Cascade, Judging, Pointwise
 
 
 def test_entropy_by_hand() -> None:
@@ -28,6 +28,18 @@ def test_doubt_is_what_was_asked_for() -> None:
     assert doubt(Cascade(by="disagreement"), [0.5, 0.5], 0.1) == 0.1
     with pytest.raises(ValueError, match="features is asked once"):
         doubt(Cascade(by="disagreement"), [0.5, 0.5], None)
+
+
+def test_a_cheap_judge_without_a_second_order_is_refused_before_it_is_asked() -> None:
+    by_order = Cascade(cheap="vllm", strong="openai", by="disagreement")
+    once = Pointwise(orders=1)
+    Judging(judge="cascade", cascade=by_order)
+    Judging(judge="human", cascade=by_order, vllm=once)
+    Judging(judge="cascade", cascade=by_order.replace(by="entropy"), vllm=once)
+    with pytest.raises(ValueError, match="vllm is asked once"):
+        Judging(judge="cascade", cascade=by_order, vllm=once)
+    with pytest.raises(ValueError, match="features is asked once"):
+        Judging(judge="cascade", cascade=Cascade(by="disagreement"))
 
 
 @pytest.mark.parametrize(

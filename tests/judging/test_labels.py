@@ -138,3 +138,24 @@ def test_small_parts_are_put_together_while_others_read(
     reader.refresh()
     for one in (reader, Labels(str(tmp_path), SIGNATURE)):
         assert one.find(keys(23)) == [*[label(n) for n in range(22)], None]
+
+
+def test_jobs_that_put_the_same_parts_together_leave_no_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slower of two jobs that end at once finds that everything it has listed is gone."""
+    monkeypatch.setattr(labels_module, "SMALL_PARTS", 3)
+    slower, faster = (Labels(str(tmp_path), SIGNATURE) for _ in range(2))
+    for number in range(4):
+        faster.add([label(number)])
+    listed = slower._place.names()
+    faster.compact()
+    going_on = Labels(str(tmp_path), SIGNATURE)
+    with monkeypatch.context() as patched:
+        patched.setattr(type(slower._place), "names", lambda place: listed)
+        slower.compact()
+    assert len(list(tmp_path.rglob("labels-*.parquet"))) == 1
+    # A store that already has an empty part is read.
+    going_on._write(labels_module.LABELS.empty_table())
+    going_on.refresh()
+    assert going_on.find(keys(4)) == [label(n) for n in range(4)]

@@ -36,6 +36,15 @@ def test_ties_break_by_doc_id() -> None:
     assert [hit.doc_id for hit in tied.search("same", 2)] == ["a", "b"]
 
 
+def test_a_mark_beside_a_letter_parts_no_word() -> None:
+    """Vowel signs of Hindi, and French whose accents stand by themselves."""
+    texts = {"tea": "चाय की पत्ती असम में", "rail": "रेल गाड़ी समय पर", "e": "e\u0301te\u0301"}
+    made = LexicalIndex(list(texts), list(texts.values()), Lexical(language="none"))
+    assert made.tokenize(list(texts.values())) == [text.split() for text in texts.values()]
+    assert [hit.doc_id for hit in made.search("चाय की खेती", 10)] == ["tea"]
+    assert made.tokenize(["it's a 7-bit, x_y"]) == [["it", "bit", "x_y"]]
+
+
 def test_bigrams_for_languages_without_spaces() -> None:
     chinese = LexicalIndex(["x", "y"], ["深度学习模型", "天气预报"], Lexical(language="bigrams"))
     assert [hit.doc_id for hit in chinese.search("学习", 5)] == ["x"]

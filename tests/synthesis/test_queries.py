@@ -57,6 +57,13 @@ def test_an_order_is_asked_as_a_question_half_of_the_time(text: str, wanted: str
     assert any(not item.startswith("how do I") for item in asked)
 
 
+def test_vowel_signs_are_letters_and_a_danda_ends_a_sentence() -> None:
+    """Hindi writes a third of its letters as marks."""
+    text = "पानी सौ डिग्री पर उबलता है। चाय की पत्ती असम में उगाई जाती है।"
+    found = sentences(Document("d", "", text), 4)
+    assert list(found) == ["पानी सौ डिग्री पर उबलता है", "चाय की पत्ती असम में उगाई जाती है"]
+
+
 def test_what_is_no_order_is_not_asked_as_one() -> None:
     text = "The capital of France lies on the Seine."
     assert every_text(Document("d", "", text)) == {"The capital of France lies on the Seine"}

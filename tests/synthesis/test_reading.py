@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import unicodedata
 
 import pytest
 from hypothesis import given
@@ -25,6 +26,9 @@ DOCUMENT = "Tea is brewed from the dried leaves of Camellia sinensis. It was fir
         ("  how \n is tea   made ", "how is tea made"),
         ("Query: how is tea made", "how is tea made"),
         ('Search query: "how is tea made"', "how is tea made"),
+        ("\u201cwhat's tea\u201d", "what's tea"),
+        ('what is "Camellia"', 'what is "Camellia"'),
+        ('"Camellia" or "Thea"', '"Camellia" or "Thea"'),
         ("- how is tea made", "how is tea made"),
         ("1. how is tea made", "how is tea made"),
         ("3 ways to brew tea", "3 ways to brew tea"),
@@ -67,6 +71,9 @@ def test_fewer_than_six_words_in_a_row_are_no_copy_but_a_whole_document_is() -> 
     assert not is_copy("the dried leaves of Camellia", DOCUMENT)
     assert is_copy("tea leaves", "Tea: leaves.")
     assert not is_copy("was it first drunk in China", DOCUMENT)
+    # Documents come with accents of their own, models write them with their letter.
+    nfd = unicodedata.normalize("NFD", "On récolte le thé dès l'été près des forêts.")
+    assert is_copy("le thé dès l'été près des forêts", nfd)
 
 
 def passages(**changes: str) -> str:

@@ -28,6 +28,12 @@ def query(name: str, text: str, doc_id: str = "d", grade: float | None = None) -
     return Query(name, text, "synthetic", doc_id, grade)
 
 
+def test_words_are_told_apart_by_their_vowel_signs() -> None:
+    """The first two share their consonants, in Hindi, and no word."""
+    queries = [query("a", "दिन का दाम"), query("b", "दीन की दामी"), query("c", "दाम का दिन")]
+    assert repeated(queries, [], 0.8) == {"c": "has the words of a query: a"}
+
+
 def test_repeats_in_any_dress_are_dropped_and_the_first_stays() -> None:
     queries = [
         query("a", "How is tea made?"),

@@ -4,11 +4,12 @@ import json
 import random
 from collections import Counter
 
+import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
 from bixse.records import Document, Query, Rejection
-from bixse.synthesis.examples import MAX_CHARACTERS, GivenPair, choose, example_of
+from bixse.synthesis.examples import MAX_CHARACTERS, GivenPair, choose, example_of, grade_of
 from bixse.synthesis.prompts import Example
 from bixse.synthesis.requests import Request, document_requests, draw, query_requests
 from bixse.synthesis.settings import (
@@ -236,6 +237,18 @@ def test_the_draw_depends_on_the_ids_and_the_seed_alone() -> None:
     assert draw(ids, 50, 0) == draw(ids[::-1], 50, 0) == draw(ids, 100, 0)[:50]
     assert draw(ids, 50, 0) != draw(ids, 50, 1)
     assert len(draw(ids, 900, 0)) == 500
+
+
+def test_the_grade_of_an_example_is_the_nearest_and_half_goes_up() -> None:
+    """As the scorer's (`Scale.nearest`): both models are tuned on the same labels."""
+    grades = [grade_of(value) for value in (0, 1 / 6, 1 / 3, 0.5, 2 / 3, float(np.float32(5 / 6)))]
+    assert grades == [0, 1, 1, 2, 2, 3]
+
+
+def test_a_style_twice_is_refused_since_its_queries_would_repeat_each_other() -> None:
+    for styles in ((), ("question", "claim", "question")):
+        with pytest.raises(ValueError, match="one or more styles are needed, each once"):
+            Styled(styles=styles)
 
 
 def test_the_examples_are_the_best_pairs_that_share_nothing() -> None:
