@@ -79,8 +79,9 @@ def main() -> None:
         # One sentence here instead of a replica's traceback; the replicas verify again.
         Artifact.open(args.index, "index", verify=True)
         application = wiring.build(args)
-    except ValueError as error:
-        _refuse(str(error))
+    except (ValueError, OSError, ImportError) as error:
+        # The last two of what reads a URL: it is not reached, or its package is not installed.
+        _refuse(" ".join(str(error).split()) or type(error).__name__)
     wiring.start_ray(args)
     stop, deployed = threading.Event(), threading.Event()
 

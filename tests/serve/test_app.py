@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import faiss
+import fsspec
 import numpy as np
 import pytest
 import ray.serve
@@ -62,6 +63,19 @@ def test_a_missing_index(refused, tmp_path):
     url = str(tmp_path / "absent")
     sentence = refused("--index", url, "--encoder", PACKAGED)
     assert sentence == f"error: no finished artefact at {url}: manifest.json is missing"
+
+
+@pytest.mark.parametrize("flags", [(), ("--plan",)])
+def test_a_place_that_cannot_be_read(refused, flags, monkeypatch):
+    """Each was a traceback."""
+    for error in (ImportError("Install s3fs to access S3"), PermissionError("not\n yours")):
+
+        def fails(url: str, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(fsspec.core, "url_to_fs", fails)
+        sentence = refused("--index", "s3://bucket/index", "--encoder", PACKAGED, *flags)
+        assert sentence == f"error: {' '.join(str(error).split())}"
 
 
 def test_an_artefact_of_another_kind(refused, tmp_path):
