@@ -137,6 +137,12 @@ class ServeArgs(Settings):
     It reads them one query at a time, beside those requests."""
 
     @model_validator(mode="after")
+    def _gate_is_whole(self) -> "ServeArgs":
+        if (self.gate_queries is None) != (self.gate_judgments is None):
+            raise ValueError("give both --gate-queries and --gate-judgments, or neither")
+        return self
+
+    @model_validator(mode="after")
     def _tls_is_whole(self) -> "ServeArgs":
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("give both --tls-certificate and --tls-key, or neither")
