@@ -105,7 +105,12 @@ class Ledger:
                 return Outcome(self._generations, _reason(error))
             self._become(self._generations.propose(index, encoder or now.encoder, second))
             number = self._generations.newest
-            problem = await self._loaded(number, time.monotonic() + within_s)
+            try:
+                problem = await self._loaded(number, time.monotonic() + within_s)
+            except BaseException:
+                # Whoever asked has gone, and Ray cancels what he asked for.
+                self._become(self._generations.abandon(number))
+                raise
             if problem is not None:
                 self._become(self._generations.abandon(number))
             return Outcome(self._generations, problem)
@@ -126,6 +131,11 @@ class Ledger:
         """Turn every replica back to the generation before the current one."""
         if self._changing:
             return Outcome(self._generations, "another change is under way", busy=True)
+        previous = self._generations.previous
+        # A replica that began since the change may have found its files gone.
+        problem = None if previous is None else failure(previous.number, self._live())
+        if problem is not None:
+            return Outcome(self._generations, problem)
         try:
             self._become(self._generations.roll_back())
         except ValueError as error:
@@ -214,11 +224,14 @@ class Follower:
 
         Raises what loading the current generation raises: such a replica cannot serve.
         """
-        generations, _ = await self._ledger.sync.remote(self._report(), None, 0.0)
-        self._known = generations
-        current = generations.current
-        await self._load(current)
-        self._holds.add(current.number)
+        while True:
+            self._known, _ = await self._ledger.sync.remote(self._report(), self._known, 0.0)
+            current = self._known.current
+            if current.number in self._holds:
+                break
+            # While this loads another may become current: this replica is not there to wait for.
+            await self._load(current)
+            self._holds.add(current.number)
         self._turn_to(current)
         self._loop = asyncio.create_task(self._follow())
 

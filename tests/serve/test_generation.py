@@ -202,3 +202,66 @@ def test_an_index_that_cannot_be_read_is_refused_whatever_is_raised(monkeypatch)
     monkeypatch.setattr(ServedIndex, "read", read)
     outcome = asyncio.run(Ledger(FIRST, ("front",)).prepare("s3://b/i", None, None, 1.0))
     assert (outcome.problem, outcome.busy) == ("Install s3fs to access S3", False)
+
+
+def test_a_change_that_nobody_waits_for_any_more_leaves_no_candidate(monkeypatch):
+    """Every replica kept it in memory until the next change."""
+
+    async def run() -> None:
+        ledger = Ledger(FIRST, ("front",))
+        asked = asyncio.create_task(ledger.prepare("b", None, None, 60.0))
+        async with asyncio.timeout(30):
+            while (await ledger.state()).generations.candidate is None:
+                await asyncio.sleep(0.01)
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        assert (await ledger.state()).generations.candidate is None
+        assert not (await ledger.roll_back()).busy
+
+    monkeypatch.setattr(ServedIndex, "read", index_named)
+    asyncio.run(run())
+
+
+def test_a_rollback_to_what_a_replica_could_not_load_is_refused():
+    """It was said to be served, and its shard was lost for every request."""
+
+    async def run() -> None:
+        ledger = Ledger(FIRST, ("front",))
+        later = FIRST.propose(index_named("b"), "start").promote(2)
+        await ledger.sync(report("front", 1, 2, current=2), later, 0.0)
+        begun_since = Report("shard-2", "shard", 3, frozenset({2}), {1: "a is missing"})
+        await ledger.sync(begun_since, later, 0.0)
+        refused = await ledger.roll_back()
+        assert (refused.problem, refused.generations.current.number) == ("a is missing", 2)
+        # Once that replica holds it, too.
+        await ledger.sync(replace(begun_since, holds=frozenset({1, 2}), failed={}), later, 0.0)
+        turning = asyncio.create_task(ledger.roll_back())
+        await asyncio.sleep(0)
+        await ledger.sync(report("front", 1, 2, current=1), later, 0.0)
+        assert (await turning).generations.current.number == 1
+
+    asyncio.run(run())
+
+
+def test_a_replica_that_begins_during_a_change_answers_by_what_holds_after_it():
+    """It began by the generation before, beside replicas that had turned to the new one."""
+    loaded, turned = [], []
+
+    async def run() -> None:
+        ledger = Ledger(FIRST, ("front",))
+        later = FIRST.propose(index_named("b"), "start").promote(2)
+
+        async def load(generation: Generation) -> None:
+            loaded.append(generation.number)
+            # Meanwhile the others have turned.
+            await ledger.sync(report("other", 1, 2, current=2), later, 0.0)
+
+        def turn(generation: Generation) -> None:
+            turned.append(generation.number)
+
+        follower = Follower(LedgerHandle(ledger), "front", load, lambda number: None, turn=turn)
+        await follower.start()
+        assert (loaded, turned) == ([1, 2], [2])
+
+    asyncio.run(run())
