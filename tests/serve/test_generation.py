@@ -209,6 +209,7 @@ def test_a_change_that_nobody_waits_for_any_more_leaves_no_candidate(monkeypatch
 
     async def run() -> None:
         ledger = Ledger(FIRST, ("front",))
+        await ledger.sync(report("front", 1, current=1), FIRST, 0.0)
         asked = asyncio.create_task(ledger.prepare("b", None, None, 60.0))
         async with asyncio.timeout(30):
             while (await ledger.state()).generations.candidate is None:
@@ -265,3 +266,29 @@ def test_a_replica_that_begins_during_a_change_answers_by_what_holds_after_it():
         assert (loaded, turned) == ([1, 2], [2])
 
     asyncio.run(run())
+
+
+def test_a_new_ledger_changes_nothing_before_it_is_told_what_held(monkeypatch):
+    """What was asked for while it began was decided by what was served at first, and lost."""
+
+    async def run(method: str, *ask: Any) -> Any:
+        ledger = Ledger(FIRST, ("front",))
+        later = FIRST.propose(index_named("b"), "start").promote(2)
+        asked = asyncio.create_task(getattr(ledger, method)(*ask))
+        await asyncio.sleep(0.05)
+        # By followers, as soon as they find it.
+        told, _ = await ledger.sync(report("front", 1, 2, 3, current=1), later, 0.0)
+        while not asked.done():
+            await asyncio.sleep(0.01)
+            front = report("front", 1, 2, 3, current=told.current.number)
+            told, _ = await ledger.sync(replace(front, version=told.version), told, 0.0)
+        return await asked, told
+
+    monkeypatch.setattr(ServedIndex, "read", index_named)
+    prepared, _ = asyncio.run(run("prepare", "c", None, None, 30.0))
+    assert (prepared.problem, prepared.generations.candidate.number) == (None, 3)
+    turned, _ = asyncio.run(run("roll_back"))
+    assert (turned.problem, turned.generations.current.number) == (None, 1)
+    answered, told = asyncio.run(run("drain", 30.0))
+    assert answered
+    assert told.draining
