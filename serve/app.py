@@ -82,7 +82,10 @@ def main() -> None:
     except (ValueError, OSError, ImportError) as error:
         # The last two of what reads a URL: it is not reached, or its package is not installed.
         _refuse(" ".join(str(error).split()) or type(error).__name__)
-    wiring.start_ray(args)
+    try:
+        wiring.start_ray(args)
+    except ValueError as error:
+        _refuse(str(error))
     stop, deployed = threading.Event(), threading.Event()
 
     def asked_to_stop(*_: object) -> None:

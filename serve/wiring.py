@@ -160,7 +160,10 @@ def deploy(args: ServeArgs, application: ray.serve.Application) -> None:
 
 
 def start_ray(args: ServeArgs) -> None:
-    """Join the cluster of RAY_ADDRESS, or start a local one with room for every replica."""
+    """Join the cluster of RAY_ADDRESS, or start a local one with room for every replica.
+
+    Raises ValueError when this machine has too few GPUs.
+    """
     # Workers must find bixse and serve wherever the program was started from.
     root = str(Path(__file__).resolve().parent.parent)
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
@@ -176,17 +179,32 @@ def start_ray(args: ServeArgs) -> None:
     if "RAY_ADDRESS" in os.environ:
         ray.init(address=os.environ["RAY_ADDRESS"], **options)
         return
-    if args.topology == "replicate":
-        wanted = args.replicas * (args.encoder_cpus + args.shard_cpus)
-    else:
-        shards = len(ServedIndex.read(args.index).shard_rows)
-        wanted = 1 + args.encoder_cpus * args.encoder_replicas
-        wanted += args.shard_cpus * args.replicas_per_shard * shards
-    if args.reranker is not None:
-        wanted += args.reranker_replicas * args.reranker_cpus
+    cpus, gpus = _asked(args)
     # On a laptop replicas share cores rather than wait for some that never come.
-    cpus = max(wanted, os.cpu_count() or 1)
+    cpus = max(cpus, os.cpu_count() or 1)
     ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
+    found = ray.cluster_resources().get("GPU", 0.0)
+    if gpus > found:
+        ray.shutdown()
+        raise ValueError(
+            f"the replicas ask for {gpus:g} GPUs and Ray finds {found:g} here: they would wait for "
+            "ever (--encoder-gpus, --shard-gpus and --reranker-gpus are of each replica)"
+        )
+
+
+def _asked(args: ServeArgs) -> tuple[int, float]:
+    """CPUs and GPUs of all replicas together."""
+    if args.topology == "replicate":
+        cpus = args.replicas * (args.encoder_cpus + args.shard_cpus)
+        gpus = args.replicas * (args.encoder_gpus + args.shard_gpus)
+    else:
+        shards = args.replicas_per_shard * len(ServedIndex.read(args.index).shard_rows)
+        cpus = 1 + args.encoder_cpus * args.encoder_replicas + args.shard_cpus * shards
+        gpus = args.encoder_gpus * args.encoder_replicas + args.shard_gpus * shards
+    if args.reranker is not None:
+        cpus += args.reranker_replicas * args.reranker_cpus
+        gpus += args.reranker_replicas * args.reranker_gpus
+    return cpus, gpus
 
 
 def drain(within_s: float) -> bool:
