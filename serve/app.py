@@ -98,7 +98,10 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, asked_to_stop)
     try:
-        wiring.deploy(args, application)
+        try:
+            wiring.deploy(args, application)
+        except RuntimeError as error:
+            _refuse(str(error), status=1)
         deployed.set()
         index = ServedIndex.read(args.index)
         scheme = "http" if args.tls_certificate is None else "https"

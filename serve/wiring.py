@@ -143,7 +143,10 @@ def _deployment(of: type) -> Any:
 
 
 def deploy(args: ServeArgs, application: ray.serve.Application) -> None:
-    """Start Serve on the connected cluster, and wait until every replica has loaded."""
+    """Start Serve on the connected cluster, and wait until every replica has loaded.
+
+    Raises RuntimeError with what a replica raised that cannot.
+    """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ray.serve.start(
         http_options=HTTPOptions(
@@ -156,7 +159,26 @@ def deploy(args: ServeArgs, application: ray.serve.Application) -> None:
         ),
         logging_config=_LOGGING,
     )
-    ray.serve.run(application, name=NAME, route_prefix="/")
+    try:
+        ray.serve.run(application, name=NAME, route_prefix="/")
+    except RuntimeError as error:
+        # It names the deployments, and says nothing of why.
+        raise RuntimeError(_failures() or str(error)) from None
+
+
+def _failures() -> str:
+    """Of each deployment that could not be started, what its replicas raised."""
+    application = ray.serve.status().applications.get(NAME)
+    deployments = {} if application is None else application.deployments
+    said = {
+        name: of.message.strip().splitlines()
+        for name, of in deployments.items()
+        if of.status == "DEPLOY_FAILED"
+    }
+    # The last line of a traceback is the error.
+    return ", ".join(
+        f"{name} cannot be started: {lines[-1]}" for name, lines in said.items() if lines
+    )
 
 
 def start_ray(args: ServeArgs) -> None:

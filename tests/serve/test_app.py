@@ -2,10 +2,12 @@
 
 import asyncio
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import faiss
 import fsspec
@@ -17,6 +19,7 @@ import torch
 from bixse.artifacts import Artifact, ArtifactError, begin
 from bixse.models.encoder import resolve
 from bixse.models.settings import PACKAGED
+from serve import wiring
 from serve.app import build, main
 from serve.generation import Generation
 from serve.messages import NotHeld, Wanted
@@ -170,6 +173,34 @@ def test_empty_shards_are_not_served_and_an_empty_index_is_refused(
     draft.finish(rows=0, extra={**three.manifest.extra, "shard_rows": [0] * 5})
     sentence = refused("--index", str(tmp_path / "none"), "--encoder", PACKAGED)
     assert sentence.endswith("holds no document")
+
+
+def test_what_a_replica_raises_as_it_begins_is_the_sentence(index, monkeypatch, capsys):
+    """It was a traceback of ours that named the deployment, and nowhere the reason."""
+    raised = "RuntimeError: Traceback (most recent call last):\n  ...\nValueError: no room here\n"
+    failed = SimpleNamespace(status="DEPLOY_FAILED", message=f"It failed 3 times. Error:\n{raised}")
+    well = SimpleNamespace(status="HEALTHY", message="")
+    deployments = {"Ledger": well, "shard-00000": failed}
+    status = SimpleNamespace(applications={"bixse": SimpleNamespace(deployments=deployments)})
+    stopped = []
+
+    def run(*application: object, **named: object) -> None:
+        raise RuntimeError("Failed to update the deployments ['shard-00000'].")
+
+    monkeypatch.setattr(ray.serve, "start", lambda **options: None)
+    monkeypatch.setattr(ray.serve, "run", run)
+    monkeypatch.setattr(ray.serve, "status", lambda: status)
+    monkeypatch.setattr(wiring, "start_ray", lambda args: None)
+    monkeypatch.setattr(wiring, "stop", lambda: stopped.append(True))
+    monkeypatch.setattr(signal, "signal", lambda *ask: None)
+    flags = ["--index", index.url, "--encoder", PACKAGED, "--port", "8799"]
+    monkeypatch.setattr(sys, "argv", ["serve.app", *flags])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert (caught.value.code, stopped) == (1, [True])
+    assert capsys.readouterr().err == (
+        "error: shard-00000 cannot be started: ValueError: no room here\n"
+    )
 
 
 def test_a_port_in_use(refused, index):
