@@ -239,15 +239,17 @@ class Follower:
 
         Raises what loading the current generation raises: such a replica cannot serve.
         """
-        while True:
-            self._known, _ = await self._ledger.sync.remote(self._report(), self._known, 0.0)
-            current = self._known.current
-            if current.number in self._holds:
-                break
-            # While this loads another may become current: this replica is not there to wait for.
-            await self._load(current)
-            self._holds.add(current.number)
-        self._turn_to(current)
+        known, _ = await self._ledger.sync.remote(self._report(), None, 0.0)
+        while known.current.number not in self._holds:
+            self._known = known
+            await self._load(known.current)
+            self._holds.add(known.current.number)
+            # While this loaded another may have become current: nobody waits for a replica that is
+            # not there yet. Where the ledger is being replaced, what is known holds.
+            with contextlib.suppress(RayError, RayServeException):
+                known, _ = await self._ledger.sync.remote(self._report(), known, 0.0)
+        self._known = known
+        self._turn_to(known.current)
         self._loop = asyncio.create_task(self._follow())
 
     async def _follow(self) -> None:

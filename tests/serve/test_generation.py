@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from ray.exceptions import RayActorError
 
 from serve.generation import (
     Generation,
@@ -292,3 +293,31 @@ def test_a_new_ledger_changes_nothing_before_it_is_told_what_held(monkeypatch):
     answered, told = asyncio.run(run("drain", 30.0))
     assert answered
     assert told.draining
+
+
+def test_a_replica_begins_while_the_ledger_is_replaced():
+    """It has been told what to load, and waits for no ledger to say so again."""
+    turned = []
+
+    async def run() -> None:
+        ledger = Ledger(FIRST, ("front",))
+
+        class Dying(LedgerHandle):
+            async def remote(self, *ask: Any) -> Any:
+                if turned == ["loaded"]:
+                    raise RayActorError
+                return await super().remote(*ask)
+
+            def __getattr__(self, name: str) -> LedgerHandle:
+                return Dying(getattr(self._method, name))
+
+        async def load(generation: Generation) -> None:
+            turned.append("loaded")
+
+        def turn(generation: Generation) -> None:
+            turned.append(generation.number)
+
+        await Follower(Dying(ledger), "front", load, lambda number: None, turn=turn).start()
+        assert turned == ["loaded", 1]
+
+    asyncio.run(run())
