@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field, ValidationError, model_validator
 
 from bixse.artifacts import Artifact, ArtifactError
+from bixse.copies import leave
 from bixse.records import Kind
 from bixse.settings import Precision, Settings
 
@@ -193,7 +194,10 @@ class ServedReranker:
         from bixse.models.encoder import encoder_fingerprint
         from bixse.models.reranker import trained_directory
 
-        return cls(start, encoder_fingerprint(trained_directory(start)))
+        directory = trained_directory(start)
+        fingerprint = encoder_fingerprint(directory)
+        leave(directory.name)
+        return cls(start, fingerprint)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from ray.serve.config import BackpressureConfig, HTTPOptions
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
+from bixse.copies import leave
 from bixse.models.encoder import encoder_fingerprint, resolve
 from serve.backend import CALLS_A_REPLICA
 from serve.fanout import RERANKER
@@ -47,7 +48,9 @@ def build(args: ServeArgs) -> ray.serve.Application:
     `ServedReranker.read`.
     """
     index = ServedIndex.read(args.index)
-    index.check_encoder(args.encoder, encoder_fingerprint(resolve(args.encoder)))
+    directory = resolve(args.encoder)
+    index.check_encoder(args.encoder, encoder_fingerprint(directory))
+    leave(directory.name)
     reranker = None if args.reranker is None else ServedReranker.read(args.reranker)
     first = Generations.first(index, args.encoder, reranker)
     if args.topology == "replicate":
