@@ -208,7 +208,8 @@ def start_ray(args: ServeArgs) -> None:
     # On a laptop replicas share cores rather than wait for some that never come.
     cpus = max(cpus, os.cpu_count() or 1)
     ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
-    found = ray.cluster_resources().get("GPU", 0.0)
+    # Ray leaves it without types.
+    found = ray.cluster_resources().get("GPU", 0.0)  # type: ignore[no-untyped-call]
     if gpus > found:
         ray.shutdown()
         raise ValueError(
