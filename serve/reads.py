@@ -22,9 +22,13 @@ class Reads:
             self._of[number] = fingerprint
 
     def end(self, number: int) -> None:
-        """Remove the copy, unless another generation here or another process reads it. Of large
-        files that takes a while.
+        """Remove the copy, some time later, unless another generation here or another process reads
+        it.
         """
+        # Of large files that takes a while, and requests are answered here.
+        threading.Thread(target=self._let_go, args=(number,), name="copies").start()
+
+    def _let_go(self, number: int) -> None:
         with self._lock:
             fingerprint = self._of.pop(number, None)
             if fingerprint is not None and fingerprint not in self._of.values():

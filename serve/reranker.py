@@ -65,7 +65,7 @@ class RerankerStore:
     def drop(self, number: int) -> None:
         """Forget a generation, and remove the copy of a remote reranker as `Reads.end`."""
         self._rerankers.pop(number, None)
-        self._thread.submit(self._reads.end, number)
+        self._reads.end(number)
 
     async def score(
         self, number: int, pairs: Sequence[tuple[str, str]], budget_s: float

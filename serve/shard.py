@@ -5,7 +5,6 @@ Shapes: Q queries, D dimensions.
 
 import asyncio
 import logging
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -129,8 +128,7 @@ class ShardStore:
         process uses, some time later.
         """
         self._held.pop(number, None)
-        # Requests are answered here meanwhile.
-        threading.Thread(target=self._reads.end, args=(number,), name="copies").start()
+        self._reads.end(number)
 
     async def search(
         self, number: int, vectors_QD: Vectors, wanted: Sequence[Wanted], budget_s: float
