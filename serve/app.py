@@ -10,6 +10,7 @@ import contextlib
 import io
 import itertools
 import os
+import re
 import signal
 import socket
 import ssl
@@ -208,6 +209,8 @@ def _one_sentence(box: str) -> str:
     rule = next((i for i, row in enumerate(rows) if not row), len(rows))
     sentence = " ".join(row for row in rows[:rule] if "errors.pydantic.dev" not in row)
     sentence = sentence.split(" For further information")[0]
+    # What a validator of ours says, without pydantic's words around it.
+    sentence = re.sub(r"^.*Value error, (.+?) \[type=value_error, .*$", r"\1", sentence)
     nearest = [row for row in rows[rule + 1 :] if row.startswith("--")]
     if "Perhaps you meant:" in rows[rule + 1 :] and nearest:
         sentence += f": the nearest is {nearest[0].split()[0]}"

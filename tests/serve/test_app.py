@@ -239,6 +239,7 @@ def test_the_program_itself_refuses_without_a_traceback(tmp_path):
         (["--port", "abc"], "error: Error parsing --port: invalid literal for int()"),
         (["--topology", "mesh"], "error: invalid choice 'mesh'"),
         (["--wrong-flag"], "error: "),
+        (["--tls-key", "k"], "error: give both --tls-certificate and --tls-key, or neither"),
     ],
 )
 def test_a_flag_that_is_not_one(refused, flags, sentence):
