@@ -212,7 +212,7 @@ class Artifact:
         for name, expected in self.manifest.files.items():
             wanted = name.startswith(under)
             if wanted and not (cache.exists(name) and cache.entry(name) == expected):
-                cache.write(name, self.place.read(name))
+                self.place.get(name, folder / name)
         cache.write(MANIFEST, self.place.read(MANIFEST))
         return folder
 

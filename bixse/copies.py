@@ -34,6 +34,13 @@ def hold(fingerprint: str) -> Path:
     return folder
 
 
+def leave(fingerprint: str) -> None:
+    """Hold a copy no longer, and leave it for those who are about to read it."""
+    with _lock:
+        if (descriptor := _held.pop(copy_of(fingerprint), None)) is not None:
+            os.close(descriptor)
+
+
 def let_go(fingerprint: str) -> None:
     """Remove a copy that this process has held, unless another holds it; else do nothing."""
     folder = copy_of(fingerprint)

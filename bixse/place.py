@@ -75,6 +75,11 @@ class Place:
         with _aside(path) as aside:
             shutil.copyfile(local, aside)
 
+    def get(self, name: str, local: Path) -> None:
+        """Copy a file out, atomically, without holding it in memory. Raises FileNotFoundError."""
+        with _aside(str(local)) as aside:
+            self._resolved[0].get_file(self.path(name), aside)
+
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
         if self.exists(name):
@@ -114,7 +119,7 @@ def _aside(path: str) -> Iterator[str]:
         with open(aside, "rb") as handle:
             os.fsync(handle.fileno())
         os.replace(aside, path)
-    except OSError:
+    except BaseException:
         if os.path.exists(aside):
             os.unlink(aside)
         raise

@@ -69,6 +69,7 @@ def index(
     _check(embeddings, corpus, encoder, fingerprint, base)
     source = Source(embeddings, corpus, base, deleted)
     source.kinds()  # What cannot be is refused before anything is made.
+    _warn_of_metadata(base, corpus)
     inputs = {
         name: artifact.fingerprint
         for name, artifact in (("embeddings", embeddings), ("corpus", corpus), ("base", base))
@@ -85,11 +86,13 @@ def index(
     draft = begin(out, "index", config=config, inputs=inputs)
     if isinstance(draft, Artifact):
         return draft
-    asked = _once(draft, QUERIES, lambda: _truth_queries(queries, corpus, base, settings))
+    asked = _truth_queries(queries, corpus, base, settings)
     vectors_QD = Encoder.load(encoder).encode(asked["texts"], "query")
     start_ray()
     run = _Run(draft, source, vectors_QD, placement)
     plan = _once(draft, PLAN, lambda: _plan(run, settings))
+    # Not before: while a plan is refused nothing is saved, and the flag may be corrected.
+    asked = _once(draft, QUERIES, lambda: asked)
     chosen = Retrieval.model_validate(plan["settings"])
     run.train(chosen)
     built = run.build(chosen)
@@ -148,6 +151,19 @@ def _check(
         )
     if not embeddings and not base:
         raise ValueError("an index is made from embeddings, from a base index, or from both")
+
+
+def _warn_of_metadata(base: Artifact | None, corpus: Artifact | None) -> None:
+    """A corpus that was read without its metadata is one that filters find nothing of."""
+    if base is None or corpus is None:
+        return
+    held, given = (one.manifest.extra.get("metadata", {}) for one in (base, corpus))
+    if lacking := sorted(held.keys() - given.keys()):
+        _log.warning(
+            "no document of %s has %s, which documents of %s have: name them with "
+            "--ingest.metadata, or filters on them find no document that is added or replaced",
+            *(corpus.url, ", ".join(lacking), base.url),
+        )
 
 
 def _once(draft: Draft, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -43,5 +43,5 @@ def _documents(draft: Draft, name: str) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "documents.arrow"
-        copy.write_bytes(draft.place.read(file))
+        draft.place.get(file, copy)
         yield copy

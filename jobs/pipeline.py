@@ -395,7 +395,7 @@ def _doc_ids(path: str | None) -> frozenset[str]:
     """The lines of a file, white space at the ends taken off."""
     if path is None:
         return frozenset()
-    with open(path, encoding="utf-8") as lines:
+    with open(path, encoding="utf-8-sig") as lines:
         return frozenset(filter(None, map(str.strip, lines)))
 
 

@@ -123,6 +123,6 @@ def measure_one(
             directory = Path(folder)
             for file in draft.place.names():
                 if file.startswith(f"{name}/") and file.count("/") == 1:
-                    (directory / file.split("/", 1)[1]).write_bytes(draft.place.read(file))
+                    draft.place.get(file, directory / file.split("/", 1)[1])
         shard = Shard.load(directory)
         return watch(shard, settings, searches, vectors_QD, true, RECALL_AT)

@@ -61,7 +61,7 @@ def load_keys(keys_file: str | None, environment: Mapping[str, str]) -> Keys:
     """Keys from the file, else from BIXSE_KEYS, else none: `role:key`, one a line (or by comma).
 
     Empty lines and lines that begin with # are skipped. Raises ValueError for a file that cannot be
-    read or holds no key, for an unknown role, and for a short or repeated key.
+    read or holds no key, for an unknown role, and for a key that is short, repeated or not ASCII.
     """
     if keys_file is None:
         text, source = environment.get(KEYS_VARIABLE), KEYS_VARIABLE
@@ -76,13 +76,15 @@ def load_keys(keys_file: str | None, environment: Mapping[str, str]) -> Keys:
     for number, line in enumerate(text.replace(",", "\n").splitlines(), start=1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
-        role, colon, key = line.strip().partition(":")
+        role, colon, key = map(str.strip, line.partition(":"))
         if not colon or role not in _ROLES:
             raise ValueError(
                 f"{source}, key {number}: expected search:KEY, monitor:KEY or admin:KEY"
             )
         if len(key) < MIN_KEY_LENGTH:
             raise ValueError(f"{source}, key {number}: shorter than {MIN_KEY_LENGTH} characters")
+        if not key.isascii():
+            raise ValueError(f"{source}, key {number}: a header can hold ASCII characters only")
         if key.encode() in roles:
             raise ValueError(f"{source}, key {number}: stands there twice")
         roles[key.encode()] = _ROLES[role]
@@ -150,7 +152,7 @@ def _is_admin(path: str) -> bool:
 class Rate:
     """A token bucket a key: `per_s` requests a second, `burst` at once. Holds keys only as hashes.
 
-    Only known keys come here, so that it holds no more buckets than there are keys.
+    Only known keys come here, or no key where there are none, so that it holds few buckets.
     """
 
     def __init__(self, per_s: float, burst: int, clock: Callable[[], float] = time.monotonic):
@@ -235,7 +237,9 @@ class Door:
                     receive = _replay(await self._body(headers, receive), receive)
                 await self._app(scope, receive, send)
                 return
-            wait_s = self._rate.take(_offered(headers)) if self._rate else 0.0
+            # Without keys whatever is offered was not looked at, and may be another every time.
+            key = _offered(headers) if self._keys else ""
+            wait_s = self._rate.take(key) if self._rate else 0.0
             if wait_s:
                 sentence = "this key has used up its requests: wait as long as Retry-After says"
                 raise ApiError(429, "rate_limited", sentence, retry_after_s=ceil(wait_s))

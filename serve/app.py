@@ -10,6 +10,7 @@ import contextlib
 import io
 import itertools
 import os
+import re
 import signal
 import socket
 import ssl
@@ -79,9 +80,13 @@ def main() -> None:
         # One sentence here instead of a replica's traceback; the replicas verify again.
         Artifact.open(args.index, "index", verify=True)
         application = wiring.build(args)
+    except (ValueError, OSError, ImportError) as error:
+        # The last two of what reads a URL: it is not reached, or its package is not installed.
+        _refuse(" ".join(str(error).split()) or type(error).__name__)
+    try:
+        wiring.start_ray(args)
     except ValueError as error:
         _refuse(str(error))
-    wiring.start_ray(args)
     stop, deployed = threading.Event(), threading.Event()
 
     def asked_to_stop(*_: object) -> None:
@@ -94,7 +99,10 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, asked_to_stop)
     try:
-        wiring.deploy(args, application)
+        try:
+            wiring.deploy(args, application)
+        except RuntimeError as error:
+            _refuse(str(error), status=1)
         deployed.set()
         index = ServedIndex.read(args.index)
         scheme = "http" if args.tls_certificate is None else "https"
@@ -201,6 +209,8 @@ def _one_sentence(box: str) -> str:
     rule = next((i for i, row in enumerate(rows) if not row), len(rows))
     sentence = " ".join(row for row in rows[:rule] if "errors.pydantic.dev" not in row)
     sentence = sentence.split(" For further information")[0]
+    # What a validator of ours says, without pydantic's words around it.
+    sentence = re.sub(r"^.*Value error, (.+?) \[type=value_error, .*$", r"\1", sentence)
     nearest = [row for row in rows[rule + 1 :] if row.startswith("--")]
     if "Perhaps you meant:" in rows[rule + 1 :] and nearest:
         sentence += f": the nearest is {nearest[0].split()[0]}"

@@ -18,6 +18,7 @@ What is told is told: an answer that does not cover the whole index says so in `
 """
 
 import base64
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -230,9 +231,10 @@ def _headers(key: str | None) -> dict[str, str]:
 
 
 def _read(reply: httpx.Response) -> Any:
-    """The body of an answer. Raises ServerError for a refusal."""
+    """The body of an answer. Raises ServerError for a refusal, and for what is no JSON."""
     if reply.status_code == 200:
-        return reply.json()
+        with contextlib.suppress(ValueError):
+            return reply.json()
     try:
         error = reply.json()["error"]
         kind, message, param = error["type"], error["message"], error.get("param")

@@ -14,15 +14,20 @@ if TYPE_CHECKING:
 
 _K = 10
 _WITHIN_S = 30.0
+_JUDGED = ("judgments", "qrels")
 
 
 def read_judged(queries: str, judgments: str) -> tuple[dict[str, str], dict[str, dict[str, float]]]:
     """Texts of the judged queries, and their relevance: query_id -> doc_id -> relevance.
 
     Of an artefact with splits (`qrels`), the rows of `train` are left out. Raises ArtifactError
-    when an artefact is missing or damaged, or no query is judged.
+    when an artefact is missing, damaged or of another kind, or no query is judged.
     """
-    table = Artifact.open(judgments).table()
+    given = Artifact.open(judgments)
+    if given.manifest.kind not in _JUDGED:
+        kinds = " or ".join(_JUDGED)
+        raise ArtifactError(f"expected {kinds} at {judgments}, found {given.manifest.kind}")
+    table = given.table()
     judged: dict[str, dict[str, float]] = defaultdict(dict)
     for row in table.to_pylist():
         if row.get("split") != "train":

@@ -62,6 +62,7 @@ class Ledger:
         self._slots = slots
         self._seen: dict[str, tuple[float, Report]] = {}
         self._changed = asyncio.Event()
+        self._told = asyncio.Event()
         self._changing = False
 
     async def sync(
@@ -69,8 +70,10 @@ class Ledger:
     ) -> tuple[Generations, frozenset[int]]:
         """Take a report; give what holds and what must be kept, after up to `wait_s` of no news."""
         self._seen[report.member] = (time.monotonic(), report)
-        if known is not None and known.version > self._generations.version:
-            self._become(known)
+        if known is not None:
+            self._told.set()
+            if known.version > self._generations.version:
+                self._become(known)
         if report.version >= self._generations.version and wait_s > 0:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), wait_s)
@@ -87,6 +90,7 @@ class Ledger:
 
         What is None is that of the current one.
         """
+        await self._hear()
         if self._changing:
             return Outcome(self._generations, "another change is under way", busy=True)
         now = self._generations.current
@@ -105,7 +109,12 @@ class Ledger:
                 return Outcome(self._generations, _reason(error))
             self._become(self._generations.propose(index, encoder or now.encoder, second))
             number = self._generations.newest
-            problem = await self._loaded(number, time.monotonic() + within_s)
+            try:
+                problem = await self._loaded(number, time.monotonic() + within_s)
+            except BaseException:
+                # Whoever asked has gone, and Ray cancels what he asked for.
+                self._become(self._generations.abandon(number))
+                raise
             if problem is not None:
                 self._become(self._generations.abandon(number))
             return Outcome(self._generations, problem)
@@ -114,6 +123,7 @@ class Ledger:
 
     async def settle(self, number: int, accept: bool) -> Outcome:
         """Turn every replica to a prepared generation, or give it up."""
+        await self._hear()
         try:
             self._become(
                 self._generations.promote(number) if accept else self._generations.abandon(number)
@@ -124,8 +134,14 @@ class Ledger:
 
     async def roll_back(self) -> Outcome:
         """Turn every replica back to the generation before the current one."""
+        await self._hear()
         if self._changing:
             return Outcome(self._generations, "another change is under way", busy=True)
+        previous = self._generations.previous
+        # A replica that began since the change may have found its files gone.
+        problem = None if previous is None else failure(previous.number, self._live())
+        if problem is not None:
+            return Outcome(self._generations, problem)
         try:
             self._become(self._generations.roll_back())
         except ValueError as error:
@@ -134,6 +150,7 @@ class Ledger:
 
     async def drain(self, within_s: float) -> bool:
         """Have no new request answered; whether those under way all were, within `within_s`."""
+        await self._hear()
         self._become(self._generations.drain())
         version, until = self._generations.version, time.monotonic() + within_s
         while undrained(version, self._live()):
@@ -141,6 +158,14 @@ class Ledger:
                 return False
             await asyncio.sleep(_LOOK_S)
         return True
+
+    async def _hear(self) -> None:
+        """Wait until a follower has said what it knows: a ledger that begins in place of one that
+        died holds what was served first, and is asked before it is told.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SYNC_S):
+                await self._told.wait()
 
     def _become(self, generations: Generations) -> None:
         self._generations = generations
@@ -214,12 +239,17 @@ class Follower:
 
         Raises what loading the current generation raises: such a replica cannot serve.
         """
-        generations, _ = await self._ledger.sync.remote(self._report(), None, 0.0)
-        self._known = generations
-        current = generations.current
-        await self._load(current)
-        self._holds.add(current.number)
-        self._turn_to(current)
+        known, _ = await self._ledger.sync.remote(self._report(), None, 0.0)
+        while known.current.number not in self._holds:
+            self._known = known
+            await self._load(known.current)
+            self._holds.add(known.current.number)
+            # While this loaded another may have become current: nobody waits for a replica that is
+            # not there yet. Where the ledger is being replaced, what is known holds.
+            with contextlib.suppress(RayError, RayServeException):
+                known, _ = await self._ledger.sync.remote(self._report(), known, 0.0)
+        self._known = known
+        self._turn_to(known.current)
         self._loop = asyncio.create_task(self._follow())
 
     async def _follow(self) -> None:

@@ -11,6 +11,7 @@ from serve.encoder_process import EncoderProcess
 from serve.generation import Generation
 from serve.ledger import Follower
 from serve.messages import EncodedBatch, NotHeld, Vectors
+from serve.reads import Reads
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -27,6 +28,7 @@ class EncoderStore:
         """`threads` of each; `queries`: as in `Encoder.load`."""
         self._threads, self._queries = threads, queries
         self._encoders: dict[int, tuple[EncoderProcess, Vectors]] = {}
+        self._reads = Reads()
         self._thread = ThreadPoolExecutor(1, "encoder")
 
     def load(self, generation: Generation) -> None:
@@ -36,7 +38,9 @@ class EncoderStore:
         RuntimeError when its process dies.
         """
         start, index = generation.encoder, generation.index
-        fingerprint = encoder_fingerprint(resolve(start))
+        directory = resolve(start)
+        self._reads.begin(generation.number, directory.name)
+        fingerprint = encoder_fingerprint(directory)
         index.check_encoder(start, fingerprint)
         same = [held for held in self._encoders.values() if held[0].fingerprint == fingerprint]
         if not same:
@@ -51,11 +55,13 @@ class EncoderStore:
         self._encoders[generation.number] = same[0]
 
     def drop(self, number: int) -> None:
-        """Forget a generation."""
+        """Forget a generation, and remove the copy of a remote encoder as `Reads.end`."""
         held = self._encoders.pop(number, None)
         if held is not None and not any(one[0] is held[0] for one in self._encoders.values()):
             # After what it is doing.
             self._thread.submit(held[0].close)
+        # After its process, which reads it too.
+        self._thread.submit(self._reads.end, number)
 
     async def encode(
         self, number: int, texts: Sequence[str], role: Role, budget_s: float

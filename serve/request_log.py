@@ -83,8 +83,15 @@ class RequestLog:
 
     def _write(self, lines: list[str]) -> None:
         # Opened anew each time: another replica may have deleted the file as the oldest.
-        with open(self._path, "a", encoding="utf-8", opener=_for_its_owner) as out:
-            out.writelines(lines)
+        with open(self._path, "ab", buffering=0, opener=_for_its_owner) as out:
+            start, left = out.tell(), memoryview("".join(lines).encode())
+            try:
+                while left:
+                    left = left[out.write(left) :]
+            except OSError:
+                # Half a line would spoil the next one, too.
+                out.truncate(start)
+                raise
             full = out.tell() >= self._most_bytes
         if full:
             self._path = self._next_path()

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bixse.models.reranker import Reranker
+from bixse.models.reranker import Reranker, trained_directory
 from serve.fanout import RERANKER
 from serve.generation import Generation
 from serve.ledger import Follower
 from serve.messages import NotHeld, ScoredPairs
+from serve.reads import Reads
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -33,6 +34,7 @@ class RerankerStore:
 
         torch.set_num_threads(threads)
         self._rerankers: dict[int, tuple[Reranker, float]] = {}
+        self._reads = Reads()
         self._batch_tokens = batch_tokens
         # OpenMP keeps its number of threads by thread: it must be set on the one that scores too.
         self._thread = ThreadPoolExecutor(
@@ -46,10 +48,12 @@ class RerankerStore:
         """
         wanted = generation.reranker
         assert wanted is not None
+        directory = trained_directory(wanted.start)
+        self._reads.begin(generation.number, directory.name)
         held = self._rerankers.values()
         same = [one for one in held if one[0].fingerprint == wanted.fingerprint]
         if not same:
-            reranker = Reranker.load(wanted.start)
+            reranker = Reranker.load(str(directory))
             if reranker.fingerprint != wanted.fingerprint:
                 raise ValueError(
                     f"expected reranker {wanted.fingerprint} at {wanted.start}, found "
@@ -59,8 +63,9 @@ class RerankerStore:
         self._rerankers[generation.number] = same[0]
 
     def drop(self, number: int) -> None:
-        """Forget a generation."""
+        """Forget a generation, and remove the copy of a remote reranker as `Reads.end`."""
         self._rerankers.pop(number, None)
+        self._reads.end(number)
 
     async def score(
         self, number: int, pairs: Sequence[tuple[str, str]], budget_s: float

@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field, ValidationError, model_validator
 
 from bixse.artifacts import Artifact, ArtifactError
+from bixse.copies import leave
 from bixse.records import Kind
 from bixse.settings import Precision, Settings
 
@@ -140,6 +141,12 @@ class ServeArgs(Settings):
     It reads them one query at a time, beside those requests."""
 
     @model_validator(mode="after")
+    def _gate_is_whole(self) -> "ServeArgs":
+        if (self.gate_queries is None) != (self.gate_judgments is None):
+            raise ValueError("give both --gate-queries and --gate-judgments, or neither")
+        return self
+
+    @model_validator(mode="after")
     def _tls_is_whole(self) -> "ServeArgs":
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("give both --tls-certificate and --tls-key, or neither")
@@ -190,7 +197,10 @@ class ServedReranker:
         from bixse.models.encoder import encoder_fingerprint
         from bixse.models.reranker import trained_directory
 
-        return cls(start, encoder_fingerprint(trained_directory(start)))
+        directory = trained_directory(start)
+        fingerprint = encoder_fingerprint(directory)
+        leave(directory.name)
+        return cls(start, fingerprint)
 
 
 @dataclass(frozen=True)

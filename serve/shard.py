@@ -5,7 +5,6 @@ Shapes: Q queries, D dimensions.
 
 import asyncio
 import logging
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ import faiss
 import numpy as np
 
 from bixse.artifacts import Artifact, ArtifactError
-from bixse.copies import let_go
 from bixse.place import Place
 from bixse.records import Hit
 from bixse.retrieval.device import Device, find
@@ -26,6 +24,7 @@ from bixse.retrieval.shard import Ranking, Shard
 from serve.generation import Generation
 from serve.ledger import Follower
 from serve.messages import FoundInSlot, NotHeld, Vectors, Wanted
+from serve.reads import Reads
 
 if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
@@ -92,9 +91,7 @@ class ShardStore:
     ) -> None:
         self._slot, self._slots, self._on_gpu = slot_name(slot), slots, on_gpu
         self._held: dict[int, _Loaded] = {}
-        self._reads: dict[int, str] = {}
-        """Fingerprint of the index, by generation: of those that are being loaded too."""
-        self._reading = threading.Lock()
+        self._reads = Reads()
         # OpenMP keeps its number of threads by thread: it must be set on the one that searches.
         self._thread = ThreadPoolExecutor(
             1, "shards", initializer=faiss.omp_set_num_threads, initargs=(threads,)
@@ -110,8 +107,7 @@ class ShardStore:
         names = shards_by_slot(list(index.shard_rows), self._slots).get(self._slot, [])
         if not names:
             return
-        with self._reading:
-            self._reads[generation.number] = index.fingerprint
+        self._reads.begin(generation.number, index.fingerprint)
         # Of this generation alone: another is searched, or forgotten, on another thread meanwhile.
         device = _gpu() if self._on_gpu else None
         loaded = [load_shard(index.url, index.fingerprint, name, device) for name in names]
@@ -132,15 +128,7 @@ class ShardStore:
         process uses, some time later.
         """
         self._held.pop(number, None)
-        if number in self._reads:
-            # Of large files that takes a while, and requests are answered here.
-            threading.Thread(target=self._let_go, args=(number,), name="copies").start()
-
-    def _let_go(self, number: int) -> None:
-        with self._reading:
-            fingerprint = self._reads.pop(number, None)
-            if fingerprint is not None and fingerprint not in self._reads.values():
-                let_go(fingerprint)
+        self._reads.end(number)
 
     async def search(
         self, number: int, vectors_QD: Vectors, wanted: Sequence[Wanted], budget_s: float

@@ -15,6 +15,7 @@ from ray.serve.config import BackpressureConfig, HTTPOptions
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
+from bixse.copies import leave
 from bixse.models.encoder import encoder_fingerprint, resolve
 from serve.backend import CALLS_A_REPLICA
 from serve.fanout import RERANKER
@@ -47,7 +48,9 @@ def build(args: ServeArgs) -> ray.serve.Application:
     `ServedReranker.read`.
     """
     index = ServedIndex.read(args.index)
-    index.check_encoder(args.encoder, encoder_fingerprint(resolve(args.encoder)))
+    directory = resolve(args.encoder)
+    index.check_encoder(args.encoder, encoder_fingerprint(directory))
+    leave(directory.name)
     reranker = None if args.reranker is None else ServedReranker.read(args.reranker)
     first = Generations.first(index, args.encoder, reranker)
     if args.topology == "replicate":
@@ -143,7 +146,10 @@ def _deployment(of: type) -> Any:
 
 
 def deploy(args: ServeArgs, application: ray.serve.Application) -> None:
-    """Start Serve on the connected cluster, and wait until every replica has loaded."""
+    """Start Serve on the connected cluster, and wait until every replica has loaded.
+
+    Raises RuntimeError with what a replica raised that cannot.
+    """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ray.serve.start(
         http_options=HTTPOptions(
@@ -156,11 +162,33 @@ def deploy(args: ServeArgs, application: ray.serve.Application) -> None:
         ),
         logging_config=_LOGGING,
     )
-    ray.serve.run(application, name=NAME, route_prefix="/")
+    try:
+        ray.serve.run(application, name=NAME, route_prefix="/")
+    except RuntimeError as error:
+        # It names the deployments, and says nothing of why.
+        raise RuntimeError(_failures() or str(error)) from None
+
+
+def _failures() -> str:
+    """Of each deployment that could not be started, what its replicas raised."""
+    application = ray.serve.status().applications.get(NAME)
+    deployments = {} if application is None else application.deployments
+    said = {
+        name: of.message.strip().splitlines()
+        for name, of in deployments.items()
+        if of.status == "DEPLOY_FAILED"
+    }
+    # The last line of a traceback is the error.
+    return ", ".join(
+        f"{name} cannot be started: {lines[-1]}" for name, lines in said.items() if lines
+    )
 
 
 def start_ray(args: ServeArgs) -> None:
-    """Join the cluster of RAY_ADDRESS, or start a local one with room for every replica."""
+    """Join the cluster of RAY_ADDRESS, or start a local one with room for every replica.
+
+    Raises ValueError when this machine has too few GPUs.
+    """
     # Workers must find bixse and serve wherever the program was started from.
     root = str(Path(__file__).resolve().parent.parent)
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
@@ -176,17 +204,33 @@ def start_ray(args: ServeArgs) -> None:
     if "RAY_ADDRESS" in os.environ:
         ray.init(address=os.environ["RAY_ADDRESS"], **options)
         return
-    if args.topology == "replicate":
-        wanted = args.replicas * (args.encoder_cpus + args.shard_cpus)
-    else:
-        shards = len(ServedIndex.read(args.index).shard_rows)
-        wanted = 1 + args.encoder_cpus * args.encoder_replicas
-        wanted += args.shard_cpus * args.replicas_per_shard * shards
-    if args.reranker is not None:
-        wanted += args.reranker_replicas * args.reranker_cpus
+    cpus, gpus = _asked(args)
     # On a laptop replicas share cores rather than wait for some that never come.
-    cpus = max(wanted, os.cpu_count() or 1)
+    cpus = max(cpus, os.cpu_count() or 1)
     ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
+    # Ray leaves it without types.
+    found = ray.cluster_resources().get("GPU", 0.0)  # type: ignore[no-untyped-call]
+    if gpus > found:
+        ray.shutdown()
+        raise ValueError(
+            f"the replicas ask for {gpus:g} GPUs and Ray finds {found:g} here: they would wait for "
+            "ever (--encoder-gpus, --shard-gpus and --reranker-gpus are of each replica)"
+        )
+
+
+def _asked(args: ServeArgs) -> tuple[int, float]:
+    """CPUs and GPUs of all replicas together."""
+    if args.topology == "replicate":
+        cpus = args.replicas * (args.encoder_cpus + args.shard_cpus)
+        gpus = args.replicas * (args.encoder_gpus + args.shard_gpus)
+    else:
+        shards = args.replicas_per_shard * len(ServedIndex.read(args.index).shard_rows)
+        cpus = 1 + args.encoder_cpus * args.encoder_replicas + args.shard_cpus * shards
+        gpus = args.encoder_gpus * args.encoder_replicas + args.shard_gpus * shards
+    if args.reranker is not None:
+        cpus += args.reranker_replicas * args.reranker_cpus
+        gpus += args.reranker_replicas * args.reranker_gpus
+    return cpus, gpus
 
 
 def drain(within_s: float) -> bool:

@@ -5,7 +5,9 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import tracemalloc
 from pathlib import Path
 
 import pyarrow as pa
@@ -71,6 +73,31 @@ def test_a_hundred_thousand_parts_and_more_are_in_order(url: str) -> None:
     assert made.table()["doc_id"].to_pylist() == [
         row["doc_id"] for number in numbers for row in rows(number, 1).to_pylist()
     ]
+
+
+def test_a_remote_one_is_copied_piece_by_piece(tmp_path: Path, monkeypatch) -> None:
+    """A shard was held in memory whole while it was copied, beside the one that was served."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    draft = begin(f"memory://{tmp_path.name}/index", "index", config={}, inputs={})
+    assert isinstance(draft, Draft)
+    draft.write_file("shard-00000/index.faiss", bytes(64 << 20))
+    made = draft.finish(rows=1)
+    tracemalloc.start()
+    try:
+        local = made.local_directory()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        draft.place.clear()
+    assert peak < 32 << 20
+    Artifact(Place(str(local)), made.manifest).verify()
+
+
+def test_a_copy_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
+    place = Place(f"memory://{tmp_path.name}/corpus")
+    with pytest.raises(FileNotFoundError):
+        place.get("absent", tmp_path / "copy")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_same_content_has_the_same_fingerprint(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.command import RECIPES, parse
+from jobs.pipeline import _doc_ids
 from jobs.recipe import Recipe
 from jobs.verbs import VERBS
 
@@ -94,3 +95,11 @@ def test_json_is_alone_on_standard_output(tmp_path: Path) -> None:
     done = command("jobs.ingest", "bixse", "--data", str(data), "--out", out, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["rows"] == 1
+
+
+def test_ids_to_delete_are_the_lines_of_a_file(tmp_path):
+    """Of one that began with a byte order mark the first id was not in the index."""
+    path = tmp_path / "ids"
+    path.write_bytes("\ufeffd/1\r\n\r\n  d 2 \nñ\u2028x\n".encode())
+    assert _doc_ids(str(path)) == {"d/1", "d 2", "ñ\u2028x"}
+    assert _doc_ids(None) == frozenset()

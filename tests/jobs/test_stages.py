@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jobs.index as index_module
-from bixse.artifacts import Artifact, ArtifactError
+from bixse.artifacts import Artifact, ArtifactError, Draft, begin
 from bixse.candidates.settings import Pools
 from bixse.models.encoder import Encoder
 from bixse.records import Hit, document_text, text_hash
@@ -259,6 +259,36 @@ def test_a_generation_leaves_out_what_is_deleted(
     assert made.manifest.files[trained] == base.manifest.files[trained]
     with pytest.raises(ValueError, match="has shards 2, 3 was asked for"):
         generation(Retrieval(shards=3), urls[2])
+
+
+def test_a_flag_may_be_corrected_while_nothing_is_built(
+    data: Ingested, encoder: str, embeddings: Artifact, tmp_path: Path
+) -> None:
+    """The queries to measure with were saved before the settings were refused."""
+
+    def made(nlist: int) -> Artifact:
+        wanted = Retrieval(structure="ivf_flat", nlist=nlist, nprobe=4, truth_queries=5)
+        url = str(tmp_path / "index")
+        return index(embeddings, data.corpus, [], encoder, wanted, PLACEMENT, url)
+
+    with pytest.raises(ValueError, match="1000 lists needs 39000 training vectors"):
+        made(1000)
+    assert made(16).manifest.rows == 3000
+
+
+def test_metadata_that_a_new_generation_forgets_is_said(tmp_path: Path, caplog: Any) -> None:
+    def made(name: str, **kinds: str) -> Artifact:
+        draft = begin(str(tmp_path / name), name, config={}, inputs={})
+        assert isinstance(draft, Draft)
+        return draft.finish(rows=0, extra={"metadata": kinds} if kinds else {})
+
+    base, without = made("index", price="number", brand="text"), made("corpus")
+    for given in ((None, without), (base, None), (base, base), (without, base)):
+        index_module._warn_of_metadata(*given)
+    assert not caplog.text
+    index_module._warn_of_metadata(base, without)
+    assert f"no document of {without.url} has brand, price, which documents of" in caplog.text
+    assert "--ingest.metadata" in caplog.text
 
 
 def test_words_are_indexed_by_the_statistics_of_the_whole(

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from typing import Any
 
 import httpx
 import psutil
@@ -138,11 +139,16 @@ def test_five_times_the_load_is_shed_in_our_words_and_then_all_is_normal(tried, 
     wait_until(lambda: tried.search(query="otter").status_code == 200, 30)
 
 
+def no_bug(context: Any, response: Any, case: schemathesis.Case) -> bool | None:
+    """A request may ask for its answer within a millisecond."""
+    return None if response.status_code == 504 else not_a_server_error(context, response, case)
+
+
 def test_whatever_the_openapi_document_allows_is_answered_as_it_says(tried):
     headers = {"Authorization": f"Bearer {tried.admin_key}"}
     schema = schemathesis.openapi.from_url(f"{tried.url}/openapi.json", headers=headers)
     checks = (
-        not_a_server_error,
+        no_bug,
         status_code_conformance,
         content_type_conformance,
         response_schema_conformance,

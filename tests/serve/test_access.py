@@ -50,12 +50,19 @@ def test_only_the_whole_key_fits(near):
         (SEARCH, "key 1: expected search:KEY"),
         (f"root:{SEARCH}", "key 1: expected search:KEY"),
         (f"search:{SEARCH}\nmonitor:{SEARCH}", "key 2: stands there twice"),
+        (f"search:{SEARCH}é", "key 1: a header can hold ASCII characters only"),
     ],
 )
 def test_bad_keys_are_refused_and_not_repeated_in_the_message(text, sentence):
     with pytest.raises(ValueError, match=sentence) as caught:
         load_keys(None, {"BIXSE_KEYS": text})
     assert SEARCH not in str(caught.value)
+
+
+def test_space_around_a_key_is_no_part_of_it():
+    """No header could bring it: the key was known to nobody."""
+    keys = load_keys(None, {"BIXSE_KEYS": f"search: {SEARCH} , monitor :{MONITOR}"})
+    assert (keys.role_of(SEARCH), keys.role_of(MONITOR)) == ("search", "monitor")
 
 
 def test_an_unreadable_file_is_refused_by_name(tmp_path):
@@ -217,6 +224,22 @@ def test_a_key_over_its_rate_is_429_and_told_how_long_to_wait():
             assert 9 <= int(last.headers["retry-after"]) <= 10
             assert shed == ["rate", "rate"]
             assert (await client.get("/metrics", headers=headers)).status_code == 200
+
+    asyncio.run(run())
+
+
+def test_without_keys_the_rate_is_one_whatever_is_offered():
+    """Another header was another key: without a limit, and remembered for ever."""
+
+    async def run() -> None:
+        app = Slow()
+        app.gate.set()
+        door = Door(app, keys=Keys(), places=Places(9), max_body_bytes=9, rate=Rate(0.1, burst=2))
+        transport = httpx.ASGITransport(door)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            offered = [{"Authorization": f"Bearer {n}"} for n in range(3)]
+            asked = [await client.post("/search", content=b"x", headers=each) for each in offered]
+        assert [reply.status_code for reply in asked] == [200, 200, 429]
 
     asyncio.run(run())
 

@@ -2,12 +2,15 @@
 
 import asyncio
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import faiss
+import fsspec
 import numpy as np
 import pytest
 import ray.serve
@@ -16,6 +19,7 @@ import torch
 from bixse.artifacts import Artifact, ArtifactError, begin
 from bixse.models.encoder import resolve
 from bixse.models.settings import PACKAGED
+from serve import wiring
 from serve.app import build, main
 from serve.generation import Generation
 from serve.messages import NotHeld, Wanted
@@ -62,6 +66,19 @@ def test_a_missing_index(refused, tmp_path):
     url = str(tmp_path / "absent")
     sentence = refused("--index", url, "--encoder", PACKAGED)
     assert sentence == f"error: no finished artefact at {url}: manifest.json is missing"
+
+
+@pytest.mark.parametrize("flags", [(), ("--plan",)])
+def test_a_place_that_cannot_be_read(refused, flags, monkeypatch):
+    """Each was a traceback."""
+    for error in (ImportError("Install s3fs to access S3"), PermissionError("not\n yours")):
+
+        def fails(url: str, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(fsspec.core, "url_to_fs", fails)
+        sentence = refused("--index", "s3://bucket/index", "--encoder", PACKAGED, *flags)
+        assert sentence == f"error: {' '.join(str(error).split())}"
 
 
 def test_an_artefact_of_another_kind(refused, tmp_path):
@@ -158,6 +175,34 @@ def test_empty_shards_are_not_served_and_an_empty_index_is_refused(
     assert sentence.endswith("holds no document")
 
 
+def test_what_a_replica_raises_as_it_begins_is_the_sentence(index, monkeypatch, capsys):
+    """It was a traceback of ours that named the deployment, and nowhere the reason."""
+    raised = "RuntimeError: Traceback (most recent call last):\n  ...\nValueError: no room here\n"
+    failed = SimpleNamespace(status="DEPLOY_FAILED", message=f"It failed 3 times. Error:\n{raised}")
+    well = SimpleNamespace(status="HEALTHY", message="")
+    deployments = {"Ledger": well, "shard-00000": failed}
+    status = SimpleNamespace(applications={"bixse": SimpleNamespace(deployments=deployments)})
+    stopped = []
+
+    def run(*application: object, **named: object) -> None:
+        raise RuntimeError("Failed to update the deployments ['shard-00000'].")
+
+    monkeypatch.setattr(ray.serve, "start", lambda **options: None)
+    monkeypatch.setattr(ray.serve, "run", run)
+    monkeypatch.setattr(ray.serve, "status", lambda: status)
+    monkeypatch.setattr(wiring, "start_ray", lambda args: None)
+    monkeypatch.setattr(wiring, "stop", lambda: stopped.append(True))
+    monkeypatch.setattr(signal, "signal", lambda *ask: None)
+    flags = ["--index", index.url, "--encoder", PACKAGED, "--port", "8799"]
+    monkeypatch.setattr(sys, "argv", ["serve.app", *flags])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert (caught.value.code, stopped) == (1, [True])
+    assert capsys.readouterr().err == (
+        "error: shard-00000 cannot be started: ValueError: no room here\n"
+    )
+
+
 def test_a_port_in_use(refused, index):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -194,6 +239,7 @@ def test_the_program_itself_refuses_without_a_traceback(tmp_path):
         (["--port", "abc"], "error: Error parsing --port: invalid literal for int()"),
         (["--topology", "mesh"], "error: invalid choice 'mesh'"),
         (["--wrong-flag"], "error: "),
+        (["--tls-key", "k"], "error: give both --tls-certificate and --tls-key, or neither"),
     ],
 )
 def test_a_flag_that_is_not_one(refused, flags, sentence):

@@ -82,6 +82,14 @@ def test_retry_after_is_honoured_and_so_is_the_time_given(ask):
         ask(Scripted(503, retry_after="9"), retry_for_s=2)
 
 
+def test_a_page_is_no_answer():
+    """What stands at a wrong URL, or a proxy that asks to sign in, was an error of json's."""
+    page = httpx.MockTransport(lambda request: httpx.Response(200, html="<p>Sign in</p>"))
+    refused = pytest.raises(ServerError, match=r"^200 unknown: <p>Sign in</p>$")
+    with Client("http://test", transport=page) as client, refused:
+        client.search("x")
+
+
 def test_against_the_application(served, encoder):
     with Client(served.url, served.search_key) as client:
         one = client.search("otter", k=3)

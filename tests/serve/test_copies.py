@@ -1,21 +1,26 @@
-"""Copies of a remote index, which go with the last generation and process that read them."""
+"""Copies of what is remote, which go with the last generation and process that read them."""
 
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bixse.artifacts import Artifact
-from bixse.copies import copy_of
+from bixse.artifacts import Artifact, begin
+from bixse.copies import copy_of, leave
+from bixse.models.encoder import encoder_fingerprint, resolve
 from bixse.models.settings import PACKAGED
 from serve.generation import Generation
-from serve.settings import ServedIndex
+from serve.query_encoder import EncoderStore
+from serve.reranker import RerankerStore
+from serve.settings import ServedIndex, ServedReranker
 from serve.shard import ShardStore
+from tests.encoders import save_tiny_cross_encoder, save_tiny_encoder
 
 
 @pytest.fixture
@@ -110,3 +115,39 @@ def test_a_generation_that_cannot_be_loaded_leaves_no_copy(remote, wait_until):
     assert copy_at(remote[0]).exists()
     store.drop(1)
     wait_until(lambda: not copy_at(remote[0]).exists(), 10)
+
+
+@pytest.fixture
+def models(cache, monkeypatch) -> list[str]:
+    """An encoder and a reranker, each by its URL on a filesystem that other processes see too."""
+    monkeypatch.setenv("TMPDIR", str(cache))
+    made = save_tiny_encoder(cache / "tiny"), save_tiny_cross_encoder(cache / "cross", 1)
+    urls = []
+    for kind, folder in zip(("encoder", "reranker"), made, strict=True):
+        url = f"simplecache::file://{cache}/{kind}"
+        draft = begin(f"{cache}/{kind}", kind, config={}, inputs={})
+        draft.add_directory(folder)
+        draft.finish(rows=0)
+        urls.append(url)
+    return urls
+
+
+@pytest.mark.timeout(120)
+def test_copies_of_models_go_with_the_last_generation_that_reads_them(index, models, wait_until):
+    """A new encoder a week would fill the disk, too."""
+    encoder, reranker = (copy_at(url) for url in models)
+    read = ServedReranker.read(models[1])
+    made_by = encoder_fingerprint(resolve(models[0]))
+    leave(encoder.name)
+    assert encoder.exists(), "whoever only looks at one leaves it to those who load it"
+    assert reranker.exists()
+    served = replace(ServedIndex.read(index.url), encoder=made_by)
+    one, two = (Generation(number, served, models[0], read) for number in (1, 2))
+    for store, copy in ((EncoderStore(1), encoder), (RerankerStore(1, 1024), reranker)):
+        store.load(one)
+        store.load(two)
+        store.drop(1)
+        wait_until(lambda store=store: len(store._reads) == 1, 10)
+        assert copy.exists()
+        store.drop(2)
+        wait_until(lambda copy=copy: not copy.exists(), 20)

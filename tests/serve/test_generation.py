@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from ray.exceptions import RayActorError
 
 from serve.generation import (
     Generation,
@@ -202,3 +203,121 @@ def test_an_index_that_cannot_be_read_is_refused_whatever_is_raised(monkeypatch)
     monkeypatch.setattr(ServedIndex, "read", read)
     outcome = asyncio.run(Ledger(FIRST, ("front",)).prepare("s3://b/i", None, None, 1.0))
     assert (outcome.problem, outcome.busy) == ("Install s3fs to access S3", False)
+
+
+def test_a_change_that_nobody_waits_for_any_more_leaves_no_candidate(monkeypatch):
+    """Every replica kept it in memory until the next change."""
+
+    async def run() -> None:
+        ledger = Ledger(FIRST, ("front",))
+        await ledger.sync(report("front", 1, current=1), FIRST, 0.0)
+        asked = asyncio.create_task(ledger.prepare("b", None, None, 60.0))
+        async with asyncio.timeout(30):
+            while (await ledger.state()).generations.candidate is None:
+                await asyncio.sleep(0.01)
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        assert (await ledger.state()).generations.candidate is None
+        assert not (await ledger.roll_back()).busy
+
+    monkeypatch.setattr(ServedIndex, "read", index_named)
+    asyncio.run(run())
+
+
+def test_a_rollback_to_what_a_replica_could_not_load_is_refused():
+    """It was said to be served, and its shard was lost for every request."""
+
+    async def run() -> None:
+        ledger = Ledger(FIRST, ("front",))
+        later = FIRST.propose(index_named("b"), "start").promote(2)
+        await ledger.sync(report("front", 1, 2, current=2), later, 0.0)
+        begun_since = Report("shard-2", "shard", 3, frozenset({2}), {1: "a is missing"})
+        await ledger.sync(begun_since, later, 0.0)
+        refused = await ledger.roll_back()
+        assert (refused.problem, refused.generations.current.number) == ("a is missing", 2)
+        # Once that replica holds it, too.
+        await ledger.sync(replace(begun_since, holds=frozenset({1, 2}), failed={}), later, 0.0)
+        turning = asyncio.create_task(ledger.roll_back())
+        await asyncio.sleep(0)
+        await ledger.sync(report("front", 1, 2, current=1), later, 0.0)
+        assert (await turning).generations.current.number == 1
+
+    asyncio.run(run())
+
+
+def test_a_replica_that_begins_during_a_change_answers_by_what_holds_after_it():
+    """It began by the generation before, beside replicas that had turned to the new one."""
+    loaded, turned = [], []
+
+    async def run() -> None:
+        ledger = Ledger(FIRST, ("front",))
+        later = FIRST.propose(index_named("b"), "start").promote(2)
+
+        async def load(generation: Generation) -> None:
+            loaded.append(generation.number)
+            # Meanwhile the others have turned.
+            await ledger.sync(report("other", 1, 2, current=2), later, 0.0)
+
+        def turn(generation: Generation) -> None:
+            turned.append(generation.number)
+
+        follower = Follower(LedgerHandle(ledger), "front", load, lambda number: None, turn=turn)
+        await follower.start()
+        assert (loaded, turned) == ([1, 2], [2])
+
+    asyncio.run(run())
+
+
+def test_a_new_ledger_changes_nothing_before_it_is_told_what_held(monkeypatch):
+    """What was asked for while it began was decided by what was served at first, and lost."""
+
+    async def run(method: str, *ask: Any) -> Any:
+        ledger = Ledger(FIRST, ("front",))
+        later = FIRST.propose(index_named("b"), "start").promote(2)
+        asked = asyncio.create_task(getattr(ledger, method)(*ask))
+        await asyncio.sleep(0.05)
+        # By followers, as soon as they find it.
+        told, _ = await ledger.sync(report("front", 1, 2, 3, current=1), later, 0.0)
+        while not asked.done():
+            await asyncio.sleep(0.01)
+            front = report("front", 1, 2, 3, current=told.current.number)
+            told, _ = await ledger.sync(replace(front, version=told.version), told, 0.0)
+        return await asked, told
+
+    monkeypatch.setattr(ServedIndex, "read", index_named)
+    prepared, _ = asyncio.run(run("prepare", "c", None, None, 30.0))
+    assert (prepared.problem, prepared.generations.candidate.number) == (None, 3)
+    turned, _ = asyncio.run(run("roll_back"))
+    assert (turned.problem, turned.generations.current.number) == (None, 1)
+    answered, told = asyncio.run(run("drain", 30.0))
+    assert answered
+    assert told.draining
+
+
+def test_a_replica_begins_while_the_ledger_is_replaced():
+    """It has been told what to load, and waits for no ledger to say so again."""
+    turned = []
+
+    async def run() -> None:
+        ledger = Ledger(FIRST, ("front",))
+
+        class Dying(LedgerHandle):
+            async def remote(self, *ask: Any) -> Any:
+                if turned == ["loaded"]:
+                    raise RayActorError
+                return await super().remote(*ask)
+
+            def __getattr__(self, name: str) -> LedgerHandle:
+                return Dying(getattr(self._method, name))
+
+        async def load(generation: Generation) -> None:
+            turned.append("loaded")
+
+        def turn(generation: Generation) -> None:
+            turned.append(generation.number)
+
+        await Follower(Dying(ledger), "front", load, lambda number: None, turn=turn).start()
+        assert turned == ["loaded", 1]
+
+    asyncio.run(run())

@@ -7,6 +7,7 @@ from pathlib import Path
 import faiss
 import pyarrow as pa
 import pytest
+import ray
 
 import serve.shard
 from bixse.artifacts import begin
@@ -20,7 +21,7 @@ from serve.messages import Wanted
 from serve.plan import as_text, plan
 from serve.settings import ServeArgs, ServedIndex
 from serve.shard import ShardStore
-from serve.wiring import build
+from serve.wiring import build, start_ray
 from tests.retrieval.devices import StandIn
 from tests.retrieval.made import clustered, table
 
@@ -83,6 +84,22 @@ def test_no_gpu_where_one_is_asked_for_is_refused(index, monkeypatch):
     store = ShardStore(1, on_gpu=True)
     with pytest.raises(ValueError, match="--shard-gpus asks for a GPU and FAISS sees none"):
         store.load(Generation(3, ServedIndex.read(index.url), PACKAGED))
+
+
+def test_gpus_that_this_machine_lacks_are_not_waited_for(index, monkeypatch):
+    """The program said nothing and was never ready."""
+    found, stopped = {"CPU": 8.0, "GPU": 1.0}, []
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", lambda **options: None)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: found)
+    monkeypatch.setattr(ray, "shutdown", lambda: stopped.append(True))
+    start_ray(args(index, shard_gpus=0.5))
+    start_ray(args(index, topology="replicate", replicas=2, encoder_gpus=0.25, shard_gpus=0.25))
+    assert not stopped
+    for flags in ({"shard_gpus": 0.5, "encoder_gpus": 0.25}, {"shard_gpus": 1}):
+        with pytest.raises(ValueError, match=r"the replicas ask for \S+ GPUs and Ray finds 1 here"):
+            start_ray(args(index, **flags))
+    assert stopped == [True, True]
 
 
 def test_a_full_gpu_is_refused_and_what_is_served_goes_on(index, vectors, monkeypatch):

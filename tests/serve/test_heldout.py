@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bixse.artifacts import ArtifactError
 from bixse.models.reranker import Reranker, reranked
 from bixse.models.settings import PACKAGED
 from bixse.records import document_text
@@ -13,7 +14,7 @@ from serve.backend import Local
 from serve.fanout import RERANKER
 from serve.gateway import FRONT, Front
 from serve.generation import Generation, Generations, HeldOut
-from serve.heldout import heldout_ndcg
+from serve.heldout import heldout_ndcg, read_judged
 from serve.ledger import Follower, Ledger, Outcome
 from serve.messages import ScoredPairs
 from serve.metrics import Metrics
@@ -114,3 +115,17 @@ def test_a_reranker_without_scores_is_no_measurement(index, gate, reranker):
     outcome = asyncio.run(run(Mute))
     assert outcome.generations.current.number == 1
     assert "the reranker gave no scores for query 0" in outcome.problem
+
+
+def test_what_is_no_judgments_is_refused(gate):
+    """It was a bug of ours to whoever had asked for the change."""
+    queries = gate["gate_queries"]
+    with pytest.raises(ArtifactError, match=r"^expected judgments or qrels at .*, found queries$"):
+        read_judged(queries, queries)
+
+
+@pytest.mark.parametrize("flag", ["gate_queries", "gate_judgments"])
+def test_half_a_gate_is_refused(flag):
+    """It was none, and nobody was told."""
+    with pytest.raises(ValueError, match="give both --gate-queries and --gate-judgments"):
+        ServeArgs.model_validate({"index": "i", "encoder": "e", flag: "there"})

@@ -1,13 +1,20 @@
 """The search page in a real browser."""
 
+import json
 import os
 import re
 import shutil
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
 import httpx
 import pytest
+
+from serve.api import PAGE
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -137,3 +144,72 @@ def test_the_page_asks_nobody_else(served):
     assert "default-src 'none'" in reply.headers["content-security-policy"]
     assert not re.findall(r"(?:src|href)=\"(?!data:)|https?://|@import|url\(", reply.text)
     assert "innerHTML" not in reply.text
+
+
+class Slow(BaseHTTPRequestHandler):
+    """The page, and hits that are called as the mode that was asked for; `dense` waits from its
+    second time on for `hybrid`.
+    """
+
+    dense, answered = 0, threading.Event()
+
+    def do_GET(self) -> None:
+        self.reply(PAGE.read_bytes(), "text/html")
+
+    def do_POST(self) -> None:
+        mode = json.loads(self.rfile.read(int(self.headers["content-length"])))["mode"]
+        if mode == "dense":
+            Slow.dense += 1
+            if Slow.dense > 1:
+                Slow.answered.wait(20)
+                time.sleep(0.5)
+        body = {
+            "hits": [{"doc_id": mode, "score": 1.0, "rank": 1}],
+            "coverage": {"fraction": 1.0, "shards_ok": 1, "shards": 1, "degraded": []},
+            "index": {"generation": 1, "fingerprint": "f", "modes": ["dense", "hybrid"]},
+            "encoder": "e",
+            "timing_ms": {"total": 1.0},
+        }
+        with suppress(OSError):
+            self.reply(json.dumps(body).encode(), "application/json")
+        if mode == "hybrid":
+            Slow.answered.set()
+
+    def reply(self, body: bytes, kind: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *said: object) -> None:
+        pass
+
+
+def test_a_late_answer_does_not_replace_that_of_the_mode_chosen_since(browser):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.select import Select
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    def shown() -> list[str]:
+        return [element.text for element in browser.find_elements(By.CSS_SELECTOR, "#hits h2")]
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        wait = WebDriverWait(browser, 20)
+        browser.get(f"http://127.0.0.1:{server.server_port}/")
+        query = browser.find_element(By.ID, "query")
+        query.send_keys("otter", Keys.ENTER)
+        wait.until(lambda _: shown() == ["dense"])
+        query.send_keys("s", Keys.ENTER)
+        wait.until(lambda _: Slow.dense == 2)
+        Select(browser.find_element(By.ID, "mode")).select_by_value("hybrid")
+        wait.until(lambda _: shown() == ["hybrid"])
+        time.sleep(1.5)
+        assert shown() == ["hybrid"]
+        assert browser.find_element(By.ID, "ask").is_enabled()
+        assert "1 hit" in browser.find_element(By.ID, "status").text
+    finally:
+        server.shutdown()

@@ -1,6 +1,7 @@
 """Lists that were shown are written down where that is wished, and nowhere else."""
 
 import json
+import resource
 import stat
 import threading
 from pathlib import Path
@@ -71,6 +72,22 @@ def test_what_cannot_be_written_is_counted(tmp_path):
     log.put({"n": 1})
     log.close()
     assert lost == [1]
+
+
+def test_a_line_that_was_written_in_part_spoils_no_other(tmp_path):
+    """The first line after a disk had been full was added to it: no JSON, and not counted."""
+    lost = threading.Event()
+    log = RequestLog(str(tmp_path), 1 << 20, 9, lost=lambda lines: lost.set())
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        log.put({"n": 1, "query": "x" * 200})
+        assert lost.wait(60)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    log.put({"n": 2})
+    log.close()
+    assert lines_of(tmp_path) == [{"n": 2}]
 
 
 def test_a_place_that_is_no_directory_is_refused(tmp_path):
