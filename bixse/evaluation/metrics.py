@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bixse.records import Hit
+from bixse.scale import reaches
 
 Rankings = Mapping[str, Sequence[Hit]]
 """query_id -> its hits, best first."""
@@ -58,7 +59,7 @@ def measure(
     }
     names = {measure: name for name, measure in foreign.items() if name in measures(depth)}
     binary = {
-        query_id: {doc_id: int(value >= relevant_from) for doc_id, value in judged.items()}
+        query_id: {doc_id: int(reaches(value, relevant_from)) for doc_id, value in judged.items()}
         for query_id, judged in qrels.items()
     }
     run = {query_id: _by_rank(query_id, hits) for query_id, hits in rankings.items() if hits}
@@ -93,7 +94,7 @@ def without_relevant(qrels: Qrels, relevant_from: float) -> dict[str, int]:
     best = [max(judged.values(), default=0.0) for judged in qrels.values()]
     return {
         "no_gain": sum(value <= 0 for value in best),
-        "none_relevant": sum(value < relevant_from for value in best),
+        "none_relevant": sum(not reaches(value, relevant_from) for value in best),
     }
 
 
