@@ -198,6 +198,8 @@ def _method(report: Mapping[str, Any]) -> str:
     unjudged = ", ".join(f"{name} {count:,}" for name, count in report["unjudged@10"].items())
     depth = report["config"].get("rerank_depth")
     reread = f" A reranker puts the first {depth} of a ranking into its order." if depth else ""
+    themselves = empty.get("themselves")
+    own = f" {themselves:,} are documents too, and do not find themselves." if themselves else ""
     return (
         f"<p>Every system ranks all {report['n_documents']:,} documents; the first "
         f"{settings['depth']} are kept.{reread} The gain of a document in nDCG is its "
@@ -206,7 +208,7 @@ def _method(report: Mapping[str, Any]) -> str:
         "Documents without a judgment have gain 0; Judged@10 is the share of the first ten that "
         f"have one (unjudged: {escape(unjudged)}).</p>"
         f"<p>Every judged query counts. {empty['no_gain']:,} have no document with a gain and "
-        f"{empty['none_relevant']:,} none that is relevant: they count 0 for every system.</p>"
+        f"{empty['none_relevant']:,} none that is relevant: they count 0 for every system.{own}</p>"
         f"<p>Intervals: percentile bootstrap over queries, {settings['bootstrap']:,} resamples, "
         "the same ones for all systems. p: paired randomisation test, two-sided, not corrected "
         "for the number of comparisons.</p>"
