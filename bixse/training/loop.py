@@ -28,6 +28,7 @@ from bixse.training.feed import Mine, batches_from, first_batches, fitted, share
 from bixse.training.gather import World, gather_rows
 from bixse.training.gradients import batch_cosines, batch_gradients, most
 from bixse.training.groups import Labels, count_groups, count_rows
+from bixse.training.objective import refuse_idle
 from bixse.training.order import Plan, Turns, rate_factor, share
 from bixse.training.scoring import EncoderScoring, Scoring, scoring_of
 from bixse.training.seen import Seen
@@ -94,8 +95,9 @@ class Trained:
 def plan_of(labels: Labels, settings: Training) -> Plan:
     """The steps that settings ask for.
 
-    Raises ValueError for fewer than two rows, and as `count_groups`.
+    Raises ValueError for fewer than two rows, and as `count_groups` and `refuse_idle`.
     """
+    refuse_idle(settings.objective, labels)
     docs, threshold = settings.docs_per_query, settings.objective.grouped_from
     return Plan(
         rows=count_rows(labels, docs) if threshold is None else count_groups(labels, threshold),
