@@ -149,9 +149,10 @@ def train_loop(
     With `settings.lora` adapters alone are tuned, and merged into the model in the end, whose
     weights keep their type.
 
-    Raises ValueError as `state.load` and `adapt`, or when `evaluate_every` is set without
-    `measure`; RuntimeError when a loss or gradient is not finite, the ranks read different
-    checkpoints or memory does not suffice for one text; Stopped when a notice says so.
+    Raises ValueError as `state.load`, `adapt` and `Scoring.refuse_unread`, when `evaluate_every` is
+    set without `measure`, or when a loss or gradient is not finite; RuntimeError when the ranks
+    read different checkpoints or memory does not suffice for one text; Stopped when a notice says
+    so.
     """
     settings = run.settings
     if settings.evaluate_every is not None and measure is None:
@@ -165,6 +166,7 @@ def train_loop(
         model.float()
     model.eval()
     module = scoring_of(model, settings, world, len(run.sets)).to(model.device)
+    module.refuse_unread(model, settings)
     _same_weights(module, world)
     twin = None
     if settings.sharded and world.size > 1:
