@@ -26,7 +26,7 @@ from torch.nn.functional import normalize
 from torch.utils.checkpoint import checkpoint
 
 from bixse.precision import autocast
-from bixse.reading.chunks import Reading, Side, Texts, tokenise
+from bixse.reading.chunks import Reading, Side, Texts, longest_of, tokenise
 from bixse.reading.tokenising import Role
 from bixse.settings import Precision
 from bixse.training import objective as objectives
@@ -177,7 +177,7 @@ class EncoderScoring(Scoring):
         for role, limit in limits.items():
             ((_, features),) = tokenise(model, [Texts([""], role)]).chunks
             prompt = int(features["attention_mask"].sum()) if "attention_mask" in features else 0
-            if prompt >= min(limit, model.max_seq_length or limit):
+            if prompt >= min(limit, longest_of(model, role) or limit):
                 raise ValueError(
                     f"the {role} prompt of the model takes {prompt} tokens and leaves none for a "
                     f"{role}: raise training.{role}_tokens, now {limit}"
