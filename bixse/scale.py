@@ -95,6 +95,11 @@ class Scale(Settings):
         return tuple(probs)
 
 
+def reaches(relevance: float, least: float) -> bool:
+    """Whether a relevance is `least` or more; stored as float32, 0.7 is a little less than 0.7."""
+    return round(relevance - least, 6) >= 0
+
+
 def linear(minimum: float, maximum: float) -> Scale:
     """A scale without words, for given judgments: whole steps, or its two ends if they are not
     whole or more than 100 apart.

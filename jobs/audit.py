@@ -26,6 +26,7 @@ from bixse.judging.audit import changes, copies, histogram, matched, positives_a
 from bixse.judging.calibration import relevance, signers
 from bixse.judging.settings import Audit
 from bixse.records import JUDGMENTS, document_text, text_hash
+from bixse.scale import reaches
 from jobs.calibration import agreement
 from jobs.parts import progress
 
@@ -193,7 +194,7 @@ def _hidden(
     judged_low = [one for one in found if one.copy_relevance is not None]
     unjudged = [one for one in found if one.copy_relevance is None]
     return {
-        "positives": sum(row[2] >= relevant_from for row in rows),
+        "positives": sum(reaches(row[2], relevant_from) for row in rows),
         "positives_with_one": len({(one.query_id, one.doc_id) for one in found}),
         "judged_low": len(judged_low),
         "unjudged": len(unjudged),

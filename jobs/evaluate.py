@@ -7,23 +7,31 @@ each of the others has found.
 
 import json
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bixse.artifacts import Artifact, Draft, begin, library_versions, parquet_bytes
 from bixse.evaluation.leakage import find_leaks
-from bixse.evaluation.metrics import Qrels, Rankings, measure, unjudged, without_relevant
+from bixse.evaluation.metrics import (
+    Qrels,
+    Rankings,
+    measure,
+    others,
+    themselves,
+    unjudged,
+    without_relevant,
+)
 from bixse.evaluation.page import page
 from bixse.evaluation.report import FEEDBACK, HYBRID, MAIN, RERANKED, Measured, summarise
 from bixse.evaluation.settings import Evaluation
 from bixse.evaluation.trec import gains_on_scale, write_qrels, write_run
 from bixse.models.encoder import Encoder, encoder_fingerprint, resolve
 from bixse.models.reranker import Reranker, reranked
-from bixse.records import document_text
+from bixse.records import Hit, document_text
 from bixse.retrieval.exact import search_again, search_exact
-from bixse.retrieval.fusion import fuse_ranks
+from bixse.retrieval.fusion import FUSION_DEPTH, fuse_ranks
 from bixse.retrieval.lexical import LexicalIndex
 from bixse.retrieval.settings import Lexical
 from jobs.parts import progress
@@ -90,19 +98,27 @@ def evaluate(
     draft = begin(out, "report", config=config, inputs=inputs)
     if isinstance(draft, Artifact):
         return draft
+    itself = themselves(texts, judged, _rows(corpus, "doc_id", "title", "text"))
+    # What reads a ranking again may read deeper than what is kept of it.
+    again = (settings.feedback, reranker[1] if reranker else 0)
+    depth = max(settings.depth, *again, FUSION_DEPTH if settings.hybrid else 0)
     systems = (1 + len(encoders)) * (1 if reranker is None else 2)
     with progress("evaluate", len(texts) * systems) as advance:
-        rankings: dict[str, Rankings] = {"bm25": _bm25(corpus, texts, lexical, settings.depth)}
+        rankings: dict[str, Rankings] = {"bm25": _bm25(corpus, texts, lexical, depth, itself)}
         advance(len(texts))
         for name, (path, embeddings) in encoders.items():
-            rankings[name] = _dense(path, embeddings, texts, settings.depth)
+            rankings[name] = _dense(path, embeddings, texts, depth, itself)
             advance(len(texts))
         if reranker is not None:
             rankings |= _reranked(*reranker, rankings, texts, corpus, advance)
         if settings.feedback:
-            rankings |= _after_feedback(rankings, encoders, texts, settings)
+            rankings |= _after_feedback(rankings, encoders, texts, settings, itself)
         if settings.hybrid:
             rankings |= _hybrid(rankings, encoders, settings.depth)
+    rankings = {
+        name: {query_id: hits[: settings.depth] for query_id, hits in ranking.items()}
+        for name, ranking in rankings.items()
+    }
     values = {
         name: measure(ranking, judged, settings.relevant_from, settings.depth)
         for name, ranking in rankings.items()
@@ -113,7 +129,10 @@ def evaluate(
         "split": split,
         **summarise(measured, settings),
         "unjudged@10": {name: unjudged(ranking, judged, 10) for name, ranking in rankings.items()},
-        "queries": without_relevant(judged, settings.relevant_from),
+        "queries": {
+            **without_relevant(judged, settings.relevant_from),
+            "themselves": len(itself),
+        },
         "n_documents": corpus.manifest.rows,
         "n_judgments": sum(map(len, judged.values())),
         "seconds": dict(seconds),
@@ -245,17 +264,44 @@ def _rows(artifact: Artifact, *columns: str) -> Iterator[tuple[Any, ...]]:
         yield from zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
 
 
-def _bm25(corpus: Artifact, texts: Mapping[str, str], lexical: Lexical, depth: int) -> Rankings:
+def _bm25(
+    corpus: Artifact,
+    texts: Mapping[str, str],
+    lexical: Lexical,
+    depth: int,
+    itself: frozenset[str],
+) -> Rankings:
     rows = corpus.table(["doc_id", "title", "text"])
     titles, bodies = rows["title"].to_pylist(), rows["text"].to_pylist()
     documents = [document_text(t, x) for t, x in zip(titles, bodies, strict=True)]
     index = LexicalIndex(rows["doc_id"].to_pylist(), documents, lexical)
-    return {query_id: index.search(text, depth) for query_id, text in texts.items()}
+    found = [index.search(text, depth + bool(itself)) for text in texts.values()]
+    return _of_others(texts, found, itself, depth)
 
 
-def _dense(path: str, embeddings: Artifact, texts: Mapping[str, str], depth: int) -> Rankings:
+def _dense(
+    path: str,
+    embeddings: Artifact,
+    texts: Mapping[str, str],
+    depth: int,
+    itself: frozenset[str],
+) -> Rankings:
     vectors_QD = Encoder.load(path).encode(list(texts.values()), "query")
-    return dict(zip(texts, search_exact(embeddings, vectors_QD, depth), strict=True))
+    found = search_exact(embeddings, vectors_QD, depth + bool(itself))
+    return _of_others(texts, found, itself, depth)
+
+
+def _of_others(
+    query_ids: Iterable[str],
+    found: Iterable[Sequence[Hit]],
+    itself: frozenset[str],
+    depth: int,
+) -> Rankings:
+    """The first `depth` documents that each query found, itself apart."""
+    return {
+        query_id: others(query_id, hits, itself)[:depth]
+        for query_id, hits in zip(query_ids, found, strict=True)
+    }
 
 
 def _after_feedback(
@@ -263,26 +309,27 @@ def _after_feedback(
     encoders: Encoders,
     texts: Mapping[str, str],
     settings: Evaluation,
+    itself: frozenset[str],
 ) -> dict[str, Rankings]:
     """What each encoder finds when its queries have moved towards what they had found."""
     made: dict[str, Rankings] = {}
     for name, (path, embeddings) in encoders.items():
         queries_QD = Encoder.load(path).encode(list(texts.values()), "query")
         found = [rankings[name][query_id] for query_id in texts]
-        how = (settings.feedback, settings.feedback_weight, settings.depth)
+        how = (settings.feedback, settings.feedback_weight, settings.depth + bool(itself))
         again = search_again(embeddings, queries_QD, found, *how)
-        made[f"{name}{FEEDBACK}"] = dict(zip(texts, again, strict=True))
+        made[f"{name}{FEEDBACK}"] = _of_others(texts, again, itself, settings.depth)
     return made
 
 
 def _hybrid(
     rankings: Mapping[str, Rankings], encoders: Encoders, depth: int
 ) -> dict[str, Rankings]:
-    """Each encoder's ranking fused with that of BM25."""
-    words = rankings["bm25"]
+    """Each encoder's ranking fused with that of BM25, both from as deep as `/search` does."""
+    words, fused = rankings["bm25"], max(depth, FUSION_DEPTH)
     return {
         f"{name}{HYBRID}": {
-            query_id: fuse_ranks([hits, words[query_id]], depth)
+            query_id: fuse_ranks([hits[:fused], words[query_id][:fused]], depth)
             for query_id, hits in rankings[name].items()
         }
         for name in encoders

@@ -1,7 +1,7 @@
 """nDCG@10 on the dev split while training: what `evaluate` would say of the encoder as it stands.
 
 Every rank encodes its share of the whole corpus, some thousand documents at a time, and keeps the
-best ten of each dev query; the shares are merged on every rank, so all ranks get one number. The
+best of each dev query; the shares are merged on every rank, so all ranks get one number. The
 test split is never read here, and a dev query that training reads is refused. The trainer's weights
 are float32 and its attention may be another: `evaluate` differs by rounding.
 """
@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from bixse.artifacts import Artifact
 from bixse.evaluation.leakage import find_leaks
-from bixse.evaluation.metrics import Qrels, ndcg
+from bixse.evaluation.metrics import Qrels, ndcg, others, themselves
 from bixse.records import CORPUS, Hit, document_text
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ class DevSplit:
     gains: Qrels
     inputs: Mapping[str, str]
     """Fingerprints of what it was read from."""
+    itself: frozenset[str] = frozenset()
+    """Queries that are documents too, and do not find themselves."""
 
 
 def dev_split(corpus: Artifact, queries: Artifact, qrels: Artifact) -> DevSplit:
@@ -60,7 +62,8 @@ def dev_split(corpus: Artifact, queries: Artifact, qrels: Artifact) -> DevSplit:
     gains = dict(sorted(gains.items()))
     texts = {query_id: known[query_id] for query_id in gains}
     inputs = {"dev queries": queries.fingerprint, "dev qrels": qrels.fingerprint}
-    return DevSplit(corpus, texts, gains, inputs)
+    documents = ((row["doc_id"], row["title"], row["text"]) for row in _rows(corpus, CORPUS.names))
+    return DevSplit(corpus, texts, gains, inputs, themselves(texts, gains, documents))
 
 
 def refuse_trained(dev: DevSplit, training_texts: Iterable[str]) -> None:
@@ -95,8 +98,8 @@ def dev_ndcg(dev: DevSplit, encoder: "Encoder", world: "World", tokens: int | No
 
     shares = zip(*(found for found, _ in every), strict=True)
     values = [
-        ndcg(merge(hits, K), gains, K)
-        for hits, gains in zip(shares, dev.gains.values(), strict=True)
+        ndcg(others(query_id, merge(hits, K + 1), dev.itself), gains, K)
+        for hits, (query_id, gains) in zip(shares, dev.gains.items(), strict=True)
     ]
     return sum(values) / len(values)
 
@@ -124,8 +127,9 @@ def _found(
         index = faiss.IndexFlatIP(vectors_NE.shape[1])
         index.add(vectors_NE)
         ids = pa.Table.from_batches([part.select(["doc_id"])])
-        found = Shard(index, ids).search(vectors_QE, K)
-        best = [merge(both, K) for both in zip(best, found, strict=True)]
+        # One more, for a query that is a document itself.
+        found = Shard(index, ids).search(vectors_QE, K + 1)
+        best = [merge(both, K + 1) for both in zip(best, found, strict=True)]
     return best
 
 

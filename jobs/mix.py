@@ -21,7 +21,7 @@ from jobs.supervision import read_labels
 if TYPE_CHECKING:
     from bixse.training.groups import Labels
 
-_JUDGMENTS = ("judgments-sampled", "judgments-verified", "judgments")
+_JUDGMENTS = ("judgments-sampled", "judgments-contrasted", "judgments-verified", "judgments")
 """From the last that a run makes to the first."""
 
 

@@ -73,6 +73,37 @@ def save_tiny_cross_encoder(directory: Path, logits: int, words: Sequence[str] =
     return directory
 
 
+def save_tiny_roberta(directory: Path) -> Path:
+    """A RoBERTa of 2 layers that reads 32 tokens, as transformers saves it; its tokenizer has no
+    limit.
+    """
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaModel
+
+    vocabulary = {word: number for number, word in enumerate(["[UNK]", "[PAD]", *WORDS])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]"
+    ).save_pretrained(directory)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = RobertaConfig(
+            vocab_size=len(vocabulary),
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            # Two of them stand before the first token.
+            max_position_embeddings=34,
+            pad_token_id=1,
+        )
+        RobertaModel(config).save_pretrained(directory)
+    return directory
+
+
 def save_tiny_decoder(directory: Path, padding_side: str) -> Path:
     """A Qwen3 of 2 layers and 32 dimensions that reads causally, its vector the last token's."""
     from sentence_transformers import SentenceTransformer

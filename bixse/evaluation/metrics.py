@@ -11,12 +11,13 @@ Conventions, all of them those of trec_eval and ir_measures:
 - every judged query counts; one without a document of any gain has nDCG 0, one without a document
   from `relevant_from` on has Recall 0 and MRR 0, for every system alike;
 - a judged query for which a system found nothing has 0; a query that nobody judged does not count;
-- an unjudged document has gain 0; `judged@10` says how many are not unjudged.
+- an unjudged document has gain 0; `judged@10` says how many are not unjudged;
+- a query that is itself a document, as those of ArguAna, does not find itself (`themselves`).
 
 The order of the hits decides, never their scores: ours stand by falling score, ties by `doc_id`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from itertools import islice
 from math import log2
 from typing import Any
@@ -24,7 +25,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bixse.records import Hit
+from bixse.records import Hit, document_text, text_hash
+from bixse.scale import reaches
 
 Rankings = Mapping[str, Sequence[Hit]]
 """query_id -> its hits, best first."""
@@ -58,7 +60,7 @@ def measure(
     }
     names = {measure: name for name, measure in foreign.items() if name in measures(depth)}
     binary = {
-        query_id: {doc_id: int(value >= relevant_from) for doc_id, value in judged.items()}
+        query_id: {doc_id: int(reaches(value, relevant_from)) for doc_id, value in judged.items()}
         for query_id, judged in qrels.items()
     }
     run = {query_id: _by_rank(query_id, hits) for query_id, hits in rankings.items() if hits}
@@ -93,8 +95,30 @@ def without_relevant(qrels: Qrels, relevant_from: float) -> dict[str, int]:
     best = [max(judged.values(), default=0.0) for judged in qrels.values()]
     return {
         "no_gain": sum(value <= 0 for value in best),
-        "none_relevant": sum(value < relevant_from for value in best),
+        "none_relevant": sum(not reaches(value, relevant_from) for value in best),
     }
+
+
+def themselves(
+    texts: Mapping[str, str], qrels: Qrels, documents: Iterable[tuple[str, str, str]]
+) -> frozenset[str]:
+    """Queries that are a document: of equal id and text, and not judged for themselves.
+
+    `texts` are the queries' by id, `documents` (doc_id, title, text).
+    """
+    return frozenset(
+        doc_id
+        for doc_id, title, text in documents
+        if doc_id in texts
+        and doc_id not in qrels.get(doc_id, ())
+        and text_hash(texts[doc_id]) in (text_hash(text), text_hash(document_text(title, text)))
+    )
+
+
+def others(query_id: str, hits: Sequence[Hit], itself: Container[str]) -> list[Hit]:
+    """The hits of a query less the query, if it is of `itself`; ranks renewed."""
+    kept = (hit for hit in hits if hit.doc_id != query_id or query_id not in itself)
+    return [hit._replace(rank=rank) for rank, hit in enumerate(kept, start=1)]
 
 
 def _dcg(gains: Sequence[float]) -> float:

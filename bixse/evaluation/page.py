@@ -117,8 +117,9 @@ def _headline(report: Mapping[str, Any]) -> str:
     system, against = pair.split("-")
     found = report["differences"][pair][MAIN]
     low, high = found["ci95"]
-    style = "good" if low > 0 else "bad" if high < 0 else ""
-    verdict = "" if style else ": the interval holds 0, so this is no proof of a change"
+    style = _tone(found)
+    why = "the interval holds 0" if low <= 0 <= high else "p is not below 0.05"
+    verdict = "" if style else f": {why}, so this is no proof of a change"
     return (
         f'<p class="head">nDCG@10 of {escape(system)} against {escape(against)}: '
         f'<b class="{style}">{found["mean"]:+.3f}</b> '
@@ -155,7 +156,7 @@ def _differences(report: Mapping[str, Any]) -> str:
     rows = []
     for pair, found in report["differences"].items():
         cells = "".join(
-            f'<td class="{_tone(found[name]["ci95"])}">{found[name]["mean"]:+.3f}'
+            f'<td class="{_tone(found[name])}">{found[name]["mean"]:+.3f}'
             f"<small>{_range(found[name]['ci95'], '+')}</small>"
             f"<small>p = {_p(found[name]['p'])}</small></td>"
             for name in measures
@@ -198,6 +199,8 @@ def _method(report: Mapping[str, Any]) -> str:
     unjudged = ", ".join(f"{name} {count:,}" for name, count in report["unjudged@10"].items())
     depth = report["config"].get("rerank_depth")
     reread = f" A reranker puts the first {depth} of a ranking into its order." if depth else ""
+    themselves = empty.get("themselves")
+    own = f" {themselves:,} are documents too, and do not find themselves." if themselves else ""
     return (
         f"<p>Every system ranks all {report['n_documents']:,} documents; the first "
         f"{settings['depth']} are kept.{reread} The gain of a document in nDCG is its "
@@ -206,7 +209,7 @@ def _method(report: Mapping[str, Any]) -> str:
         "Documents without a judgment have gain 0; Judged@10 is the share of the first ten that "
         f"have one (unjudged: {escape(unjudged)}).</p>"
         f"<p>Every judged query counts. {empty['no_gain']:,} have no document with a gain and "
-        f"{empty['none_relevant']:,} none that is relevant: they count 0 for every system.</p>"
+        f"{empty['none_relevant']:,} none that is relevant: they count 0 for every system.{own}</p>"
         f"<p>Intervals: percentile bootstrap over queries, {settings['bootstrap']:,} resamples, "
         "the same ones for all systems. p: paired randomisation test, two-sided, not corrected "
         "for the number of comparisons.</p>"
@@ -249,8 +252,13 @@ def _range(interval: Sequence[float], sign: str = "") -> str:
     return f"[{interval[0]:{sign}.3f}, {interval[1]:{sign}.3f}]"
 
 
-def _tone(interval: Sequence[float]) -> str:
-    return "good" if interval[0] > 0 else "bad" if interval[1] < 0 else ""
+def _tone(difference: Mapping[str, Any]) -> str:
+    """A colour where interval and test both say that it is no chance: a bootstrap of few queries is
+    too narrow, of one query it has no width at all."""
+    low, high = difference["ci95"]
+    if difference["p"] >= 0.05:
+        return ""
+    return "good" if low > 0 else "bad" if high < 0 else ""
 
 
 def _p(value: float) -> str:

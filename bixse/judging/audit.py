@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from bixse.judging.agreement import Aligned, Floats, Ints, confusion, grade, kappa, steps
 from bixse.judging.calibration import expected_relevance, grade_probs
+from bixse.scale import reaches
 
 KEYS = ["query_id", "doc_id"]
 
@@ -100,9 +101,9 @@ def positives_among_negatives(
     found = []
     for rows in by_text.values():
         query_id, doc_id, best = max(rows, key=lambda row: row[2])
-        if best < relevant_from:
+        if not reaches(best, relevant_from):
             continue
-        low = {row[1]: row[2] for row in rows if row[2] < relevant_from}
+        low = {row[1]: row[2] for row in rows if not reaches(row[2], relevant_from)}
         found += [Hidden(query_id, doc_id, best, other, value) for other, value in low.items()]
         known = {row[1] for row in rows}
         unjudged = [other for other in copies_of.get(doc_id, ()) if other not in known]

@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from bixse.settings import Precision
 if TYPE_CHECKING:
     import torch
     from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base import BaseModel
 
     from bixse.reading.chunks import Reading
 
@@ -76,6 +77,40 @@ def refuse_no_model(directory: Path, start: str) -> None:
         raise ValueError(f"{start} holds no model: none of {', '.join(_SAY_WHAT_IT_IS)} is there")
 
 
+def unloadable() -> tuple[type[Exception], ...]:
+    """What loading raises where no model stands, or a damaged one."""
+    from safetensors import SafetensorError
+
+    return OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError
+
+
+def refuse_wordless(tokenizer: Any, start: str) -> None:
+    """Raises ValueError for a tokenizer that knows no word.
+
+    transformers makes one where the tokenizer's files are missing, in silence: to it every text is
+    the same few unknown tokens.
+    """
+    special = getattr(tokenizer, "all_special_tokens", None)
+    # That of T5 knows the space.
+    if special is not None and len(set(tokenizer.get_vocab()) - set(special)) < 2:
+        raise ValueError(
+            f"{start} has a tokenizer that knows no word: save the model's tokenizer beside it"
+        )
+
+
+def keep_to_positions(model: "BaseModel") -> None:
+    """Cut texts where RoBERTa and its kin have no more positions.
+
+    Two fewer than their configuration says, which sentence-transformers takes for the limit where
+    the tokenizer has none: a text that long would then end the process.
+    """
+    from bixse.reading.packing import first_position, positions
+
+    most, longest = positions(model), model.max_seq_length
+    if first_position(model) and most is not None and longest is not None and longest > most:
+        model.max_seq_length = most
+
+
 def encoder_fingerprint(directory: Path) -> str:
     """Identity of the vectors: weights, tokenizer, pooling, prompts, normalisation, max length."""
     digest = hashlib.sha256()
@@ -98,8 +133,8 @@ def load_model(start: str, device: str | None = None, seed: int = 0) -> "Sentenc
     """The sentence-transformers model, ending in a Normalize module whatever it was saved with.
 
     Weights have the type that they are stored in. What the directory lacks, as a pooler, is drawn
-    by `seed`. Raises ValueError as `resolve`, when the directory holds no loadable model, or one
-    that cuts its vectors only when asked by `encode`.
+    by `seed`. Raises ValueError as `resolve` and `refuse_wordless`, when the directory holds no
+    loadable model, or one that cuts its vectors only when asked by `encode`.
     """
     import torch
     from sentence_transformers import SentenceTransformer
@@ -113,15 +148,18 @@ def load_model(start: str, device: str | None = None, seed: int = 0) -> "Sentenc
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = SentenceTransformer(str(directory), device=device, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{start} is not an encoder: {str(error).splitlines()[0]}") from None
+    except unloadable() as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{start} is not an encoder: {reason}") from None
+    refuse_wordless(getattr(model, "tokenizer", None), start)
     if model.truncate_dim is not None:
         # `encode` would cut its vectors and training would not.
         raise ValueError(
             f"{start} cuts its vectors outside its modules (truncate_dim {model.truncate_dim}): "
             "save it without, and cut it with --truncate"
         )
-    if not any(type(module).__name__ == "Normalize" for module in model):
+    keep_to_positions(model)
+    if type(model[-1]).__name__ != "Normalize":
         model.append(Normalize())
     return model
 

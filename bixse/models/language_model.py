@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bixse.models.encoder import unloadable
+
 if TYPE_CHECKING:
     import torch
 
@@ -25,7 +27,7 @@ def load_language_model(
         model: Any = AutoModelForCausalLM.from_pretrained(
             start, revision=revision, dtype=torch.float32
         )
-    except (OSError, ValueError, KeyError) as error:
+    except unloadable() as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{start} is no causal language model: {reason}") from None
     return model.to(device or "cpu"), stored or torch.float32

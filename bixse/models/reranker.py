@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from bixse.models.encoder import encoder_fingerprint, load_model, resolve
+from bixse.models.encoder import (
+    encoder_fingerprint,
+    keep_to_positions,
+    load_model,
+    refuse_wordless,
+    resolve,
+    unloadable,
+)
 from bixse.records import Hit
 
 _WITH_A_HEAD = ("ForSequenceClassification", "ForCausalLM")
@@ -28,8 +35,8 @@ def load_reranker(
     token through a pooler that an encoder's training has not touched: it learns far more slowly,
     and is what vLLM can serve.
 
-    Raises ValueError as `resolve`, or when the directory holds no model that gives one score a
-    pair.
+    Raises ValueError as `resolve` and `refuse_wordless`, or when the directory holds no model that
+    gives one score a pair.
     """
     import torch
     from sentence_transformers import CrossEncoder
@@ -46,9 +53,11 @@ def load_reranker(
             model: CrossEncoder = CrossEncoder(
                 str(directory), num_labels=1, device=device, local_files_only=True
             )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except unloadable() as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{start} is no reranker with one score a pair: {reason}") from None
+    refuse_wordless(model.tokenizer, start)
+    keep_to_positions(model)
     return model
 
 
@@ -66,7 +75,7 @@ def _over_pooling(start: str, device: str | None, seed: int) -> "CrossEncoder":
     from sentence_transformers import CrossEncoder
     from sentence_transformers.base.modules import Dense
 
-    from bixse.reading.packing import first_position
+    from bixse.reading.packing import positions
 
     encoder = load_model(start, device, seed)
     modules = [module for module in encoder if type(module).__name__ != "Normalize"]
@@ -79,10 +88,10 @@ def _over_pooling(start: str, device: str | None, seed: int) -> "CrossEncoder":
             module_output_name="scores",
         )
     # An encoder is often told to read less than its model can: a pair is longer than a document.
-    positions = getattr(getattr(modules[0], "model", None), "config", None)
-    most = getattr(positions, "max_position_embeddings", None)
-    if most is not None and hasattr(modules[0], "max_seq_length"):
-        modules[0].max_seq_length = most - first_position(encoder)
+    first: Any = modules[0]
+    most = positions(encoder)
+    if most is not None and hasattr(first, "max_seq_length"):
+        first.max_seq_length = most
     model: CrossEncoder = CrossEncoder(modules=[*modules, head], device=device)
     return model
 

@@ -162,6 +162,24 @@ def prompt_of(model: "BaseModel", role: Role) -> str | None:
     return None if name is None else str(model.prompts[name])
 
 
+def first_module(model: "BaseModel", role: Role) -> Any:
+    """Of a model the module that reads texts of a role; a router has one a route."""
+    from sentence_transformers.sentence_transformer.modules import Router
+
+    first = model[0]
+    if isinstance(first, Router):
+        routes: Any = first.sub_modules
+        return routes[first._resolve_route(task=role, modality="text")][0]
+    return first
+
+
+def longest_of(model: "BaseModel", role: Role) -> int | None:
+    """Tokens at which the model cuts a text of a role, if it does."""
+    found = getattr(first_module(model, role), "max_seq_length", None)
+    # A static embedding has no limit, and calls that infinite.
+    return None if found is None or found == float("inf") else int(found)
+
+
 def tokenise(model: "BaseModel", asked: Sequence[Texts], most: int | None = None) -> Reading:
     """One or more texts of each of some sides as `encode_query`, `encode_document` or, of pairs,
     `predict` of sentence-transformers would read them.
@@ -186,7 +204,7 @@ def tokenise(model: "BaseModel", asked: Sequence[Texts], most: int | None = None
             continue
         joined = Ragged.joined(tokens)
         order = torch.argsort(joined.length_N, descending=True, stable=True)
-        for chunk in _chunks(model, joined.taken(order), most):
+        for chunk in _chunks(model, role, joined.taken(order), most):
             chunks.append((role, _moved(chunk, model.device)))
         place = torch.empty(len(order), dtype=torch.int64)
         place[order] = torch.arange(len(order))
@@ -200,7 +218,7 @@ def tokenise(model: "BaseModel", asked: Sequence[Texts], most: int | None = None
 
 
 def _tokens_of(model: "BaseModel", asked: Texts) -> Ragged | Features:
-    own, limit = model.max_seq_length, asked.max_tokens
+    own, limit = longest_of(model, asked.role), asked.max_tokens
     if limit is not None and own is not None:
         limit = min(limit, own)
     found = tokenised(model, asked.texts, asked.role, prompt_of(model, asked.role), limit)
@@ -227,14 +245,14 @@ def _alike(model: "BaseModel", made: Sequence[Ragged | Features]) -> bool:
     )
 
 
-def _chunks(model: "BaseModel", tokens: Ragged, most: int | None) -> Iterator[Features]:
+def _chunks(model: "BaseModel", role: Role, tokens: Ragged, most: int | None) -> Iterator[Features]:
     """Texts of falling length in chunks, in their order."""
     lengths = tokens.length_N.numpy()
     if reads_packed(model) and lengths[-1] > 0:
         for part in fill(lengths, most):
             yield packed_features(model, tokens.taken(part))
         return
-    tokenizer = model.tokenizer
+    tokenizer = getattr(first_module(model, role), "tokenizer", None)
     left = getattr(tokenizer, "padding_side", "right") == "left"
     pad = getattr(tokenizer, "pad_token_id", None) or 0
     for part in cut(lengths, _CHUNK_COST.get(model.device.type, 0), most):

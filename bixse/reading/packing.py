@@ -159,6 +159,13 @@ def first_position(model: "BaseModel") -> int:
     return 0
 
 
+def positions(model: "BaseModel") -> int | None:
+    """Tokens of a text that the model has a position for, where its configuration says so."""
+    config = getattr(getattr(model[0], "model", None), "config", None)
+    most = getattr(config, "max_position_embeddings", None)
+    return None if most is None else int(most) - first_position(model)
+
+
 def _attend(
     module: torch.nn.Module,
     query: Tensor,

@@ -28,6 +28,7 @@ from bixse.training.feed import Mine, batches_from, first_batches, fitted, share
 from bixse.training.gather import World, gather_rows
 from bixse.training.gradients import batch_cosines, batch_gradients, most
 from bixse.training.groups import Labels, count_groups, count_rows
+from bixse.training.objective import refuse_idle
 from bixse.training.order import Plan, Turns, rate_factor, share
 from bixse.training.scoring import EncoderScoring, Scoring, scoring_of
 from bixse.training.seen import Seen
@@ -94,8 +95,9 @@ class Trained:
 def plan_of(labels: Labels, settings: Training) -> Plan:
     """The steps that settings ask for.
 
-    Raises ValueError for fewer than two rows, and as `count_groups`.
+    Raises ValueError for fewer than two rows, and as `count_groups` and `refuse_idle`.
     """
+    refuse_idle(settings.objective, labels)
     docs, threshold = settings.docs_per_query, settings.objective.grouped_from
     return Plan(
         rows=count_rows(labels, docs) if threshold is None else count_groups(labels, threshold),
@@ -147,9 +149,10 @@ def train_loop(
     With `settings.lora` adapters alone are tuned, and merged into the model in the end, whose
     weights keep their type.
 
-    Raises ValueError as `state.load` and `adapt`, or when `evaluate_every` is set without
-    `measure`; RuntimeError when a loss or gradient is not finite, the ranks read different
-    checkpoints or memory does not suffice for one text; Stopped when a notice says so.
+    Raises ValueError as `state.load`, `adapt` and `Scoring.refuse_unread`, when `evaluate_every` is
+    set without `measure`, or when a loss or gradient is not finite; RuntimeError when the ranks
+    read different checkpoints or memory does not suffice for one text; Stopped when a notice says
+    so.
     """
     settings = run.settings
     if settings.evaluate_every is not None and measure is None:
@@ -163,6 +166,7 @@ def train_loop(
         model.float()
     model.eval()
     module = scoring_of(model, settings, world, len(run.sets)).to(model.device)
+    module.refuse_unread(model, settings)
     _same_weights(module, world)
     twin = None
     if settings.sharded and world.size > 1:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bixse.training import losses
 from bixse.training.batches import Batch
-from bixse.training.groups import Ints
+from bixse.training.groups import Ints, Labels
 from bixse.training.objective_settings import (
     LCE,
     Combined,
@@ -193,6 +193,40 @@ def divisors(objective: Objective, batch: Batch) -> Divisors:
             return tuple(d for part in objective.parts for d in divisors(part, batch))
         case _:
             assert_never(objective)
+
+
+def refuse_idle(objective: Objective, labels: Labels) -> None:
+    """Raises ValueError where no batch of these labels has a gradient, and decay alone would move
+    the model."""
+    if reason := _idle(objective, labels):
+        raise ValueError(f"{reason}: there is nothing to learn from")
+
+
+def _idle(objective: Objective, labels: Labels) -> str:
+    """Why an objective learns nothing; empty where it does."""
+    relevance_P, from_Q1 = labels.relevance_P, labels.pairs_from_Q1
+    least_Q, most_Q = (f.reduceat(relevance_P, from_Q1[:-1]) for f in (np.minimum, np.maximum))
+    match objective:
+        case InfoNCE(positives="threshold", threshold=least) | Triplet(threshold=least) if (
+            most_Q < least
+        ).all():
+            return f"no document is judged {least:g} or better"
+        case Triplet(in_batch=False, threshold=least):
+            if not ((most_Q >= least) & (least_Q < least)).any():
+                return f"no query has both a document judged {least:g} or better and one below"
+        case RankNet(in_batch=False) | LambdaLoss(in_batch=False) | MarginMSE(in_batch=False):
+            if (least_Q == most_Q).all():
+                return "no query has documents of different grades"
+        case ListKL(in_batch=False):
+            if (np.diff(from_Q1) < 2).all():
+                return "no query has two judged documents"
+        case PairBCE():
+            if least_Q.min() == most_Q.max():
+                return f"all {labels.pairs} judged pairs have relevance {most_Q[0]:g}"
+        case Combined():
+            reasons = [_idle(part, labels) for part in objective.parts]
+            return reasons[0] if all(reasons) else ""
+    return ""
 
 
 def _worse(batch: Batch, in_batch: bool) -> Ints:

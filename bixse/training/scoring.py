@@ -26,7 +26,7 @@ from torch.nn.functional import normalize
 from torch.utils.checkpoint import checkpoint
 
 from bixse.precision import autocast
-from bixse.reading.chunks import Reading, Side, Texts, tokenise
+from bixse.reading.chunks import Reading, Side, Texts, longest_of, tokenise
 from bixse.reading.tokenising import Role
 from bixse.settings import Precision
 from bixse.training import objective as objectives
@@ -81,6 +81,18 @@ class Scoring(nn.Module, ABC):
     @abstractmethod
     def longest(settings: Training) -> int:
         """Tokens of the longest text that is read."""
+
+    def refuse_unread(self, model: "BaseModel", settings: Training) -> None:
+        """Raises ValueError when longer texts are asked for than the model reads.
+
+        What is asked for by default is cut where a model reads less.
+        """
+        longest, most = self.longest(settings), model.max_seq_length
+        if most is not None and longest > max(most, self.longest(Training())):
+            raise ValueError(
+                f"training.query_tokens and document_tokens ask for texts of {longest} tokens, and "
+                f"the model reads {most}: lower them, or start from one that reads more"
+            )
 
     @abstractmethod
     def reading(
@@ -154,6 +166,22 @@ class EncoderScoring(Scoring):
     @staticmethod
     def longest(settings: Training) -> int:
         return max(settings.query_tokens, settings.document_tokens)
+
+    def refuse_unread(self, model: "BaseModel", settings: Training) -> None:
+        """Also when a prompt is so long that nothing of a text would be read behind it."""
+        super().refuse_unread(model, settings)
+        limits: dict[Role, int] = {
+            "query": settings.query_tokens,
+            "document": settings.document_tokens,
+        }
+        for role, limit in limits.items():
+            ((_, features),) = tokenise(model, [Texts([""], role)]).chunks
+            prompt = int(features["attention_mask"].sum()) if "attention_mask" in features else 0
+            if prompt >= min(limit, longest_of(model, role) or limit):
+                raise ValueError(
+                    f"the {role} prompt of the model takes {prompt} tokens and leaves none for a "
+                    f"{role}: raise training.{role}_tokens, now {limit}"
+                )
 
     def reading(
         self, model: "BaseModel", labels: Labels, batch: Batch, settings: Training

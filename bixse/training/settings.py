@@ -48,10 +48,11 @@ class Training(Settings):
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Global norm to which gradients are clipped."""
     query_tokens: int = Field(default=64, ge=4)
-    """Longest query; the rest is cut."""
+    """Longest query, its prompt included; the rest is cut."""
     document_tokens: int = Field(default=256, ge=4)
-    """Longest document; the rest is cut. A reranker reads both in `query_tokens` more, cuts the
-    longer of the two first, and is saved to read no more from then on."""
+    """Longest document, its prompt included; the rest is cut. More than 256 is refused where the
+    model reads less. A reranker reads both in `query_tokens` more, cuts the longer of the two
+    first, and is saved to read no more from then on."""
     mix: tuple[str, ...] = ()
     """The `--out` (directories or URLs) of other runs, whose judgments are trained on beside this
     run's own: each batch is of one run, each run has its rows' share of the batches and a bias of

@@ -48,6 +48,15 @@ def test_a_query_without_gain_counts_as_zero_as_in_ir_measures():
     assert found["ndcg@10"].mean() == theirs[ir_measures.nDCG @ 10] == 0.5
 
 
+@pytest.mark.parametrize("tenths", range(1, 11))
+def test_a_relevance_that_was_stored_as_float32_reaches_its_own_threshold(tenths):
+    qrels = {"q": {"a": float(np.float32(tenths / 10)), "b": float(np.float32(tenths / 10 - 0.01))}}
+    found = measure({"q": hits("b", "a")}, qrels, tenths / 10, 100)
+    assert (found["mrr@10"].tolist(), found["recall@10"].tolist()) == ([0.5], [1.0])
+    assert without_relevant(qrels, tenths / 10)["none_relevant"] == 0
+    assert without_relevant(qrels, tenths / 10 + 0.01)["none_relevant"] == 1
+
+
 def test_a_query_for_which_nothing_was_found_is_zero_and_stays_in_the_mean():
     qrels = {"q1": {"a": 1.0}, "q2": {"b": 1.0}, "q3": {"c": 1.0}}
     found = measure({"q1": hits("a"), "q2": []}, qrels, 0.5, 100)

@@ -58,15 +58,16 @@ def queries_artifact(url, texts, origin="given") -> Artifact:
     return artifact(url, "queries", rows, QUERIES)
 
 
-def qrels_artifact(url, grades=GRADES) -> Artifact:
+def qrels_artifact(url, grades=GRADES, split=None) -> Artifact:
+    """Of one split, or of test where the id begins with q."""
     rows = []
     for query_id, judged in grades.items():
         for doc_id, grade in judged.items():
             probs = [float(n == grade) for n in range(4)]
-            split = "test" if query_id.startswith("q") else "train"
+            home = "test" if query_id.startswith("q") else "train"
             rows.append(
                 {
-                    "split": split,
+                    "split": split or home,
                     "query_id": query_id,
                     "doc_id": doc_id,
                     "grade_probs": probs,

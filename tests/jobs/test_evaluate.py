@@ -17,15 +17,21 @@ from bixse.artifacts import Artifact, ArtifactError
 from bixse.evaluation.trec import read_qrels, read_run
 from bixse.models.encoder import Encoder
 from bixse.models.settings import PACKAGED
-from bixse.records import document_text
+from bixse.records import CORPUS, document_text
+from bixse.training.gather import World as Ranks
 from jobs.evaluate import table
+from jobs.measuring import dev_ndcg, dev_split
+from tests.encoders import save_tiny_cross_encoder, save_tiny_encoder, texts
 from tests.jobs.evaluated import (
     DOCUMENTS,
     GIVEN,
     GRADES,
     SETTINGS,
     World,
+    artifact,
+    embeddings_artifact,
     make_world,
+    qrels_artifact,
     queries_artifact,
     run,
 )
@@ -55,7 +61,7 @@ def test_the_report_holds_what_scripts_rely_on(report):
         for system, (low, high) in intervals.items():
             assert 0 <= low <= found[measure][system] <= high <= 1
     assert set(found["differences"]) == {"trained-base", "trained-bm25", "base-bm25"}
-    assert found["queries"] == {"no_gain": 1, "none_relevant": 1}
+    assert found["queries"] == {"no_gain": 1, "none_relevant": 1, "themselves": 0}
     assert found["n_documents"] == len(DOCUMENTS)
     assert report.manifest.kind == "report"
     assert report.manifest.rows == 5
@@ -100,6 +106,64 @@ def test_an_encoder_after_feedback_is_a_system_with_intervals(world, report, tmp
     after = read_run(found.place.read("runs/base+feedback.trec"))["q 1"]
     assert [h.score for h in after] == pytest.approx([cosines[h.doc_id] for h in after], abs=0.01)
     assert after[0].score > before[0].score + 0.05
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory) -> World:
+    """60 documents, of which the queries are the first six; `d5` is judged for itself."""
+    root = tmp_path_factory.mktemp("many")
+    documents = {f"d{number}": text for number, text in enumerate(texts(60, seed=1))}
+    rows = [{"doc_id": d, "title": "a title", "text": text} for d, text in documents.items()]
+    corpus = artifact(root / "corpus", "corpus", rows, CORPUS)
+    asked = {f"d{number}": documents[f"d{number}"].upper() for number in range(6)}
+    queries = queries_artifact(root / "queries", asked)
+    grades = {f"d{number}": {f"d{number + 10}": 3} for number in range(6)}
+    grades["d5"]["d5"] = 3
+    qrels = qrels_artifact(root / "qrels", grades, "test")
+    encoder = str(save_tiny_encoder(root))
+    embeddings = embeddings_artifact(root / "embeddings", corpus, encoder)
+    return World(corpus, queries, qrels, {"base": (encoder, embeddings)})
+
+
+def runs_of(report):
+    names = numbers(report)["ndcg@10"]
+    return {name: read_run(report.place.read(f"runs/{name}.trec")) for name in names}
+
+
+def test_what_reads_a_ranking_again_reads_as_deep_whatever_is_kept(many, tmp_path):
+    reranker = str(save_tiny_cross_encoder(tmp_path / "reranker", logits=1)), 30
+    settings = SETTINGS.replace(hybrid=True, feedback=20)
+    more = {"reranker": reranker, "trained_on": []}
+    shallow = runs_of(run(many, tmp_path / "a", settings=settings.replace(depth=10), **more))
+    deep = runs_of(run(many, tmp_path / "b", settings=settings.replace(depth=50), **more))
+    assert len(shallow) == 6
+    for name, ranking in shallow.items():
+        for query_id, hits in ranking.items():
+            assert hits == deep[name][query_id][:10], name
+
+
+def test_a_query_that_is_a_document_does_not_find_itself(many, tmp_path):
+    settings = SETTINGS.replace(hybrid=True, feedback=5)
+    report = run(many, tmp_path / "out", settings=settings, trained_on=[])
+    for name, ranking in runs_of(report).items():
+        for query_id, hits in ranking.items():
+            found = [hit.doc_id for hit in hits]
+            # Somebody said of that one what it is worth to itself.
+            assert (query_id in found) == (query_id == "d5"), name
+            assert [hit.rank for hit in hits] == [*range(1, len(hits) + 1)]
+            if name == "base":
+                assert len(hits) == 59 + (query_id == "d5")
+    assert numbers(report)["queries"]["themselves"] == 5
+    assert "5 are documents too" in report.place.read("report.html").decode()
+    qrels = qrels_artifact(
+        tmp_path / "qrels", {q: {f"d{int(q[1:]) + 10}": 3} for q in ("d0", "d1")}, "dev"
+    )
+    dev = dev_split(many.corpus, many.queries, qrels)
+    assert dev.itself == {"d0", "d1"}
+    encoder, _ = many.encoders["base"]
+    measured = run(many, tmp_path / "dev", "dev", qrels=qrels, trained_on=[])
+    of_evaluate = numbers(measured)["ndcg@10"]["base"]
+    assert dev_ndcg(dev, Encoder.load(encoder, "cpu"), Ranks()) == pytest.approx(of_evaluate)
 
 
 def test_the_encoder_finds_what_it_should(report):

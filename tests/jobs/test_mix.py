@@ -148,13 +148,17 @@ def test_a_directory_that_holds_no_run_is_refused(place: Path, tmp_path: Path) -
     refused(run_, "no finished artefact at .*/judgments-verified")
 
 
-def test_a_later_stage_s_judgments_and_made_queries_are_read(place: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("later", ["verified", "contrasted", "sampled"])
+def test_a_later_stage_s_judgments_and_made_queries_are_read(
+    later: str, place: Path, tmp_path: Path
+) -> None:
     run_ = tmp_path / "run"
     shutil.copytree(place / "judged", run_)
-    shutil.copytree(run_ / "judgments", run_ / "judgments-verified")
+    shutil.copytree(run_ / "judgments", run_ / "judgments-verified", dirs_exist_ok=True)
+    shutil.copytree(run_ / "judgments", run_ / f"judgments-{later}", dirs_exist_ok=True)
     shutil.copytree(run_ / "queries", run_ / "synthetic")
     found = open_run(str(run_))
-    assert found.judgments.url.endswith("/judgments-verified")
+    assert found.judgments.url.endswith(f"/judgments-{later}")
     assert [queries.url.rpartition("/")[2] for queries in found.queries] == ["queries", "synthetic"]
     assert len(found.inputs("mix-3")) == 4
 

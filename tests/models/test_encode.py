@@ -1,6 +1,7 @@
 """`Encoder.encode` gives the vectors of sentence-transformers, whatever the model is made of."""
 
 import inspect
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,9 +18,13 @@ from sentence_transformers.sentence_transformer.modules import (
     StaticEmbedding,
     Transformer,
 )
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from transformers import BertModel
 
-from bixse.models.encoder import Encoder, Role
+from bixse.models.encoder import Encoder, Role, load_model
+from bixse.reading.chunks import Texts, longest_of, tokenise
 from tests.encoders import WORDS, save_tiny_decoder, save_tiny_encoder, texts
 
 # Long, short, cut by the model, and empty: in no order.
@@ -169,3 +174,36 @@ def test_a_text_without_a_direction_is_refused_by_its_place(tmp_path: Path) -> N
     encoder.model.prompts.clear()
     with pytest.raises(ValueError, match=r"not finite for text 1$"):
         encoder.encode(["bal", ""], "document")
+
+
+def routed(place: Path, queries: SentenceTransformer, documents: SentenceTransformer) -> str:
+    """A model of which two others read queries and documents."""
+    router = Router.for_query_document([*queries], [*documents])  # type: ignore[arg-type]
+    SentenceTransformer(modules=[router], device="cpu").save_pretrained(str(place))
+    return str(place)
+
+
+def test_each_route_pads_on_its_own_side(tmp_path: Path) -> None:
+    left = SentenceTransformer(str(save_tiny_decoder(tmp_path / "left", "left")), device="cpu")
+    right = SentenceTransformer(str(save_tiny_encoder(tmp_path / "right")), device="cpu")
+    asked = ["bal", *texts(8, seed=1)]
+    for name, towers in (("a", (left, right)), ("b", (right, left))):
+        start = routed(tmp_path / name, *towers)
+        encoder, plain = Encoder.load(start, "cpu"), SentenceTransformer(start, device="cpu")
+        for role, encode in (("query", plain.encode_query), ("document", plain.encode_document)):
+            theirs = encode(asked, normalize_embeddings=True)
+            assert (encoder.encode(asked, role) * theirs).sum(axis=1).min() > 0.999  # type: ignore[arg-type]
+
+
+def test_each_route_cuts_where_it_does_by_itself(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(WordLevel({word: at for at, word in enumerate(["[UNK]", *WORDS])}))
+    tokenizer.pre_tokenizer = Whitespace()
+    static = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=32)])
+    other = SentenceTransformer(str(save_tiny_encoder(tmp_path)), device="cpu")
+    model = load_model(routed(tmp_path / "routed", static, other), "cpu")
+    # A static embedding reads on for ever: that is no limit of the other route's.
+    assert model.max_seq_length == math.inf
+    assert longest_of(model, "query") is None
+    assert longest_of(model, "document") == 32
+    ((_, chunk),) = tokenise(model, [Texts([" ".join(WORDS[:200])], "document", 256)]).chunks
+    assert chunk["input_ids"].shape == (1, 32)

@@ -1,6 +1,7 @@
 """Encoders: unit vectors, prompts, fingerprints, and what cannot be loaded."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 
-from bixse.models.encoder import Encoder, encoder_fingerprint, load_model, resolve
+from bixse.models.encoder import Encoder, encoder_fingerprint, load_model, resolve, truncated
+from bixse.models.language_model import load_language_model
+from bixse.models.reranker import load_reranker
 from bixse.models.settings import PACKAGED
 from bixse.precision import in_bfloat16
-from tests.encoders import save_tiny_encoder
+from tests.encoders import (
+    WORDS,
+    save_tiny_cross_encoder,
+    save_tiny_encoder,
+    save_tiny_roberta,
+)
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +132,57 @@ def test_an_encoder_that_cuts_only_in_encode_is_refused(directory: Path, tmp_pat
     model.save_pretrained(str(tmp_path / "cut"), create_model_card=False)
     with pytest.raises(ValueError, match=r"outside its modules \(truncate_dim 8\)"):
         Encoder.load(str(tmp_path / "cut"))
+
+
+def test_whatever_was_saved_last_a_loaded_encoder_ends_normalised(
+    directory: Path, tmp_path: Path
+) -> None:
+    plain = SentenceTransformer(str(directory))
+    plain.append(Normalize())
+    plain.append(Dense(32, 16))
+    plain.save_pretrained(str(tmp_path / "dense"), create_model_card=False)
+    model = load_model(str(tmp_path / "dense"), "cpu")
+    assert np.linalg.norm(model.encode(["bal bem"])) == pytest.approx(1, abs=1e-6)
+    assert truncated(model, 8).encode(["bal bem"]).shape == (1, 8)
+
+
+@pytest.mark.parametrize("load", [load_model, load_reranker, load_language_model])
+def test_weights_that_were_copied_in_part_are_one_sentence(
+    load: Callable[[str], object], directory: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(directory, tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"cut is (not|no) .*incomplete metadata") as error:
+        load(str(tmp_path / "cut"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_without_its_tokenizer_is_refused(directory: Path, tmp_path: Path) -> None:
+    # transformers gives it one to which all texts are the same unknown words.
+    shutil.copytree(directory, tmp_path / "mute", ignore=shutil.ignore_patterns("tokenizer*"))
+    one, other = SentenceTransformer(str(tmp_path / "mute")).encode(["bal bem", "tot sas"])
+    assert np.allclose(one, other)
+    with pytest.raises(ValueError, match="mute has a tokenizer that knows no word"):
+        load_model(str(tmp_path / "mute"))
+    cross = save_tiny_cross_encoder(tmp_path / "cross", logits=1)
+    for name in ("tokenizer.json", "vocab.txt"):
+        (cross / name).unlink()
+    with pytest.raises(ValueError, match="cross has a tokenizer that knows no word"):
+        load_reranker(str(cross))
+
+
+def test_a_text_is_cut_where_a_roberta_has_no_more_positions(tmp_path: Path) -> None:
+    directory = save_tiny_roberta(tmp_path)
+    # What sentence-transformers takes from the configuration is two too many.
+    assert SentenceTransformer(str(directory)).max_seq_length == 34
+    encoder = Encoder.load(str(directory), "cpu")
+    assert encoder.model.max_seq_length == 32
+    long = " ".join(WORDS[:60])
+    assert encoder.encode([long, long + " bal"], "document").shape == (2, 32)
+    reranker = load_reranker(str(directory), "cpu", pooled=False)
+    assert reranker.max_seq_length == 32
+    assert reranker.predict([("bal bem", long)]).shape == (1,)
 
 
 def test_what_is_no_encoder_is_one_sentence(

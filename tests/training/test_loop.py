@@ -8,11 +8,12 @@ import torch
 from transformers import BertModel
 
 from bixse.models.encoder import load_model
+from bixse.models.reranker import load_reranker
 from bixse.place import Place
 from bixse.training.attention import fast_attention
 from bixse.training.gather import World
 from bixse.training.loop import METRICS, Notice, Run, Stopped, Trained, train_loop
-from bixse.training.objective_settings import GradedBCE, InfoNCE, Objective
+from bixse.training.objective_settings import GradedBCE, InfoNCE, Objective, PairBCE
 from bixse.training.settings import Training
 from tests.encoders import save_tiny_encoder
 from tests.training import ranks
@@ -110,6 +111,46 @@ def test_the_bias_starts_calibrated_and_a_fixed_scale_stays(tmp_path: Path) -> N
 def test_numbers_that_are_not_finite_end_the_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"lower the learning rate|not finite"):
         trained(tmp_path, GradedBCE(), learning_rate=1e30, epochs=2)
+
+
+@pytest.mark.parametrize(
+    ("objective", "tokens"),
+    [(GradedBCE(), {"document_tokens": 300}), (PairBCE(), {"query_tokens": 128})],
+)
+def test_longer_texts_than_the_model_reads_are_refused(
+    objective: Objective, tokens: dict[str, int], tmp_path: Path
+) -> None:
+    start = str(save_tiny_encoder(tmp_path))
+    pairs = objective.scores_pairs
+    model = load_reranker(start, "cpu") if pairs else load_model(start, "cpu")
+    run = Run(
+        Training(objective=objective, **tokens),
+        ranks.labels(16, 12, seed=9),
+        Place(str(tmp_path)),
+        "run",
+    )
+    asked, read = (384, 64) if pairs else (300, 32)
+    with pytest.raises(ValueError, match=f"texts of {asked} tokens, and the model reads {read}"):
+        train_loop(run, model, World())
+
+
+@pytest.mark.parametrize("role", ["query", "document"])
+def test_a_prompt_that_leaves_no_room_for_a_text_is_refused(role: str, tmp_path: Path) -> None:
+    prompts = {"query": "", "document": "", role: "ask tell : " * 2}
+    model = load_model(str(save_tiny_encoder(tmp_path, prompts)), "cpu")
+    # With the two tokens that stand around every text, eight.
+    for limit in (8, 9):
+        tokens = {f"{role}_tokens": limit}
+        settings = Training(max_steps=1, **tokens)
+        run = Run(
+            settings, ranks.labels(16, 12, seed=9), Place(str(tmp_path / "checkpoints")), "run"
+        )
+        if limit == 9:
+            assert len(train_loop(run, model, World()).history) == 1
+            continue
+        sentence = f"the {role} prompt of the model takes 8 tokens and leaves none for a {role}"
+        with pytest.raises(ValueError, match=sentence):
+            train_loop(run, model, World())
 
 
 def test_micro_batches_change_nothing_but_rounding(

@@ -8,19 +8,23 @@ from pydantic import ValidationError
 from bixse.training.batches import batch_of
 from bixse.training.gather import World, cells_of
 from bixse.training.gradients import batch_gradients
-from bixse.training.groups import group
+from bixse.training.groups import Labels, group
+from bixse.training.loop import plan_of
 from bixse.training.objective import Grid, share
 from bixse.training.objective_settings import (
     Combined,
     GradedBCE,
     InfoNCE,
+    LambdaLoss,
     ListKL,
     MarginMSE,
     Objective,
+    PairBCE,
     PreferenceKL,
     RankNet,
     Triplet,
 )
+from bixse.training.settings import Training
 from tests.training import ranks
 
 CPU = torch.device("cpu")
@@ -136,3 +140,47 @@ def test_no_preference_in_the_batch_moves_nothing() -> None:
     assert loss.item() == 0
     assert cosine.grad is not None
     assert not cosine.grad.any()
+
+
+def labelled(*grades_of_a_query: tuple[float, ...]) -> Labels:
+    rows = [(q, d, g) for q, grades in enumerate(grades_of_a_query) for d, g in enumerate(grades)]
+    query_ids, doc_ids = [f"q{q}" for q, _, _ in rows], [f"{q} {d}" for q, d, _ in rows]
+    relevance = np.array([grade for _, _, grade in rows], np.float32)
+    texts = {name: name for name in (*query_ids, *doc_ids)}
+    return group(query_ids, doc_ids, relevance, texts, texts, {})
+
+
+@pytest.mark.parametrize(
+    ("objective", "idle", "teaching", "sentence"),
+    [
+        (InfoNCE(positives="threshold"), [(0.4, 0.2)], [(0.5,), (0.2,)], "judged 0.5 or better"),
+        (Triplet(threshold=0.7), [(0.6,)], [(0.7,), (0.7,)], "judged 0.7 or better"),
+        (Triplet(in_batch=False), [(1.0, 0.5), (0.1,)], [(1.0, 0.1)], "both a document judged 0.5"),
+        (RankNet(in_batch=False), [(1.0, 1.0), (0.5,)], [(1.0, 0.5)], "of different grades"),
+        (LambdaLoss(in_batch=False), [(1.0,), (0.5,)], [(1.0, 0.5)], "of different grades"),
+        (MarginMSE(in_batch=False), [(1.0,), (0.5,)], [(1.0, 0.5)], "of different grades"),
+        (ListKL(in_batch=False), [(1.0,), (0.5,)], [(1.0, 1.0)], "two judged documents"),
+        (PairBCE(), [(0.25, 0.25), (0.25,)], [(0.25,), (0.5,)], "all 6 judged pairs have"),
+        (
+            Combined(parts=(RankNet(in_batch=False), ListKL(in_batch=False)), weights=(1.0, 1.0)),
+            [(1.0,), (0.5,)],
+            [(0.5, 0.5)],
+            "of different grades",
+        ),
+    ],
+)
+def test_labels_that_give_no_gradient_are_refused(
+    objective: Objective,
+    idle: list[tuple[float, ...]],
+    teaching: list[tuple[float, ...]],
+    sentence: str,
+) -> None:
+    settings = Training(objective=objective, batch_size=8)
+    with pytest.raises(ValueError, match=f"{sentence}.*: there is nothing to learn from"):
+        plan_of(labelled(*idle, *idle), settings)
+    assert plan_of(labelled(*teaching, *teaching, *idle), settings).steps > 0
+
+
+@pytest.mark.parametrize("objective", [GradedBCE(), InfoNCE(), RankNet(), ListKL(), LambdaLoss()])
+def test_of_other_documents_of_the_batch_one_grade_teaches(objective: Objective) -> None:
+    assert plan_of(labelled((1.0,), (1.0,)), Training(objective=objective)).steps > 0

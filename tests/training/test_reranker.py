@@ -91,10 +91,12 @@ def test_resumed_on_two_ranks_equals_uninterrupted_to_rounding(
 ) -> None:
     interrupt(tmp_path, 7)
     resumed = run_ranks("reranker", 2, tmp_path)
-    # A softmax does not see what it adds to every score: its gradient is rounding, which Adam
+    # A softmax does not see what these add to every score: their gradients are rounding, which Adam
     # scales up.
-    whole = {name: value for name, value in whole.items() if not name.endswith("classifier.bias")}
-    for name, value in whole.items():
+    added = {"2.linear.bias", "0.model.encoder.layer.1.output.LayerNorm.bias"}
+    assert added < whole.keys()
+    for name in whole.keys() - added:
+        value = whole[name]
         torch.testing.assert_close(resumed[name], value, atol=2e-4, rtol=1e-3, msg=name)
 
 
