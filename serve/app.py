@@ -19,7 +19,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 import tyro
@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     import ray.serve
 
 _READY_WITHIN_S = 60.0
+_HAPROXYS_PORTS = {
+    "RAY_SERVE_HAPROXY_STATS_PORT": 8404,
+    "RAY_SERVE_HAPROXY_METRICS_PORT": 9101,
+}
+"""The variables of Ray that name them, and what they are without."""
 
 
 def build(args: ServeArgs) -> "ray.serve.Application":
@@ -71,6 +76,8 @@ def main() -> None:
         check_binding(args.host, load_keys(args.keys_file, os.environ))
         check_tls(args.tls_certificate, args.tls_key)
         check_port(args.host, args.port)
+        if args.profile == "fast" and "RAY_ADDRESS" not in os.environ:
+            check_haproxys_ports(os.environ)
         if args.request_log is not None:
             made(args.request_log)
         set_profile(args)
@@ -188,6 +195,15 @@ def check_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise ValueError(f"cannot listen on {host} port {port}: {error.strerror}") from None
+
+
+def check_haproxys_ports(environment: Mapping[str, str]) -> None:
+    """Raises ValueError when HAProxy, which one machine can run once, could not give statistics."""
+    for variable, port in _HAPROXYS_PORTS.items():
+        try:
+            check_port("0.0.0.0", int(environment.get(variable, port)))
+        except ValueError as error:
+            raise ValueError(f"{error} (HAProxy's statistics: {variable} moves them)") from None
 
 
 def _say(stream: TextIO, sentence: str) -> None:

@@ -212,6 +212,21 @@ def test_a_port_in_use(refused, index):
     assert sentence == f"error: cannot listen on 127.0.0.1 port {port}: Address already in use"
 
 
+def test_a_second_haproxy_on_one_machine(refused, index, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with socket.socket() as other:
+        other.bind(("0.0.0.0", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        monkeypatch.setenv("RAY_SERVE_HAPROXY_METRICS_PORT", port)
+        flags = ["--index", index.url, "--encoder", PACKAGED, "--port", "8799"]
+        sentence = refused(*flags, "--profile", "fast")
+    assert sentence == (
+        f"error: cannot listen on 0.0.0.0 port {port}: Address already in use "
+        "(HAProxy's statistics: RAY_SERVE_HAPROXY_METRICS_PORT moves them)"
+    )
+
+
 def test_no_keys_and_not_loopback(refused, index):
     sentence = refused("--index", index.url, "--encoder", PACKAGED, "--host", "0.0.0.0")
     assert "no keys are configured" in sentence

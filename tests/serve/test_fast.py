@@ -2,14 +2,11 @@
 
 import importlib.util
 import threading
-from dataclasses import replace
 
 import httpx
 import numpy as np
 import psutil
 import pytest
-
-from bixse.records import document_text
 
 pytestmark = [
     pytest.mark.slow,
@@ -66,21 +63,6 @@ def test_refusals_are_in_our_envelope(fast):
     assert error_of(fast.search(query=""), 422) == "invalid_request"
     large = fast.client.post("/search", json={"query": "x" * 70_000})
     assert error_of(large, 413) == "too_large"
-
-
-def test_a_shard_answers_with_more_than_grpc_sends_by_itself(
-    tmp_path_factory, run_app, make_index, corpus, encoder
-):
-    """32 queries, 30 documents of 20 KB each: some 10 MB a shard."""
-    large = [replace(document, text=f"{document.text} {'word ' * 4000}") for document in corpus]
-    vectors = encoder.encode([document_text(d.title, d.text) for d in large], "document")
-    place = tmp_path_factory.mktemp("large")
-    index = make_index(place / "index", large, vectors, encoder.fingerprint, 2)
-    flags = {"profile": "fast", "topology": "shard", "default-timeout-ms": 20_000}
-    with run_app(place, index, large, **flags) as served:
-        reply = served.search(queries=[f"animal {n}" for n in range(32)], k=30, allow_partial=False)
-        assert reply.status_code == 200, reply.text[:300]
-        assert len(reply.content) > 2 * 4 * 2**20
 
 
 def test_too_many_requests_are_429(fast, wait_until):
