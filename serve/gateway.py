@@ -183,6 +183,14 @@ class _Ingress:
     """What both topologies' deployments do with a front."""
 
     _front: Front
+    _request_log: RequestLog | None = None
+
+    def __del__(self) -> None:
+        """Write what waits for the request log: Serve calls this when the last request of a replica
+        is answered, and then ends the process without a word to its threads.
+        """
+        if self._request_log is not None:
+            self._request_log.close()
 
     async def _start(
         self,
@@ -196,7 +204,6 @@ class _Ingress:
         self._metrics = Metrics()
         self._places = places = Places(args.max_in_flight)
         self._front = front = Front(args, ledger, backend, self._metrics, reranker)
-        self._request_log = None
         if args.request_log is not None:
             self._request_log = RequestLog(
                 args.request_log,
