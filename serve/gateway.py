@@ -151,9 +151,13 @@ class Front:
     async def _gate(self, candidate: Generation) -> str | None:
         """Why a loaded generation must not be turned to."""
         args = self._args
-        problem = recall_problem(candidate.index, args.least_recall)
-        if problem is not None:
-            return problem
+        with self.pinned() as current:
+            served = current.index.fingerprint
+        # An index that is served already is no reason to refuse the reranker that would come to it.
+        if candidate.index.fingerprint != served:
+            problem = recall_problem(candidate.index, args.least_recall)
+            if problem is not None:
+                return problem
         lane = self._lane(candidate)
         problem = await lane.canary()
         queries, judgments = args.gate_queries, args.gate_judgments
