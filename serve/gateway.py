@@ -57,6 +57,7 @@ class Front:
         self._lanes: dict[int, Lane] = {}
         self._current: Lane | None = None
         self._pins: Counter[int] = Counter()
+        self._changes = 0
         self._canary_lock = asyncio.Lock()
         self._canary_until = 0.0
         self._canary_said: str | None = None
@@ -126,6 +127,19 @@ class Front:
 
         Raises Unavailable when the ledger is gone.
         """
+        self._changes += 1
+        try:
+            return await self._change(index, encoder, reranker)
+        finally:
+            self._changes -= 1
+
+    def changing(self) -> bool:
+        """Whether somebody waits here for a change."""
+        return self._changes > 0
+
+    async def _change(
+        self, index: str | None, encoder: str | None, reranker: str | None
+    ) -> Outcome:
         wanted = (index, encoder, reranker)
         outcome = await self._ask_ledger("prepare", *wanted, self._args.load_within_s)
         if outcome.problem is not None:
@@ -224,6 +238,7 @@ class _Ingress:
             in_use=front.in_use,
             close=places.close,
             in_flight=lambda: places.taken,
+            changing=front.changing,
         )
         await self._follower.start()
 

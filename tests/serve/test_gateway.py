@@ -121,3 +121,30 @@ def test_an_index_that_is_served_is_no_reason_to_refuse_a_reranker():
     refused = asyncio.run(gated(Generation(2, other, "e", second)))
     assert refused is not None
     assert "recall@10 0.5000, below 0.9000" in refused
+
+
+def test_a_front_says_that_it_changes_until_the_change_is_settled():
+    said: list[tuple[str, bool]] = []
+
+    async def run() -> None:
+        backend = Backend()
+        backend.may_encode.set()
+
+        class Asked(Handle):
+            def __getattr__(self, method: str) -> "Asked":
+                return Asked(method, self.held)
+
+            async def remote(self, *ask: Any) -> Any:
+                said.append((self.method, front.changing()))
+                return await super().remote(*ask)
+
+        args = ServeArgs(index="i", encoder="e")
+        front = Front(args, Asked(), backend, Metrics(), Handle("score"))
+        first = Generation(1, INDEX, "e", RERANKER)
+        await front.load(first)
+        front.turn(first)
+        assert (await front.change("i", None, None)).problem is None
+        assert not front.changing()
+
+    asyncio.run(run())
+    assert said == [("prepare", True), ("settle", True)]
