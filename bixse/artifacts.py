@@ -256,10 +256,11 @@ class Draft:
         device: str = "cpu",
         extra: Mapping[str, Any] | None = None,
     ) -> Artifact:
-        """Hash what is there and write the manifest, last.
+        """Hash what is there and write the manifest, last; what killed writers left goes.
 
         `rows` is counted from the parts unless the artefact is not made of rows.
         """
+        self.place.tidy()
         names = [n for n in self.place.names() if n not in (BEGUN, MANIFEST)]
         rejected = sum(self._rows(n) for n in names if n.startswith(f"{REJECTED_DIR}/"))
         if rows is None:

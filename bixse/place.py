@@ -5,6 +5,7 @@ Files are written atomically: locally by rename after fsync, on object stores by
 
 import hashlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -17,6 +18,9 @@ from typing import IO, Any
 import fsspec
 
 from bixse.settings import Settings
+
+_ASIDE = re.compile(r"\.[0-9a-f]{8}\.tmp$")
+"""How a name ends that `_aside` gives."""
 
 
 class FileEntry(Settings):
@@ -98,6 +102,15 @@ class Place:
             return []
         found = (path[len(root) + 1 :] for path in fs.find(root))
         return sorted(name for name in found if not name.endswith(".tmp"))
+
+    def tidy(self) -> None:
+        """Remove the leftovers of killed writers, which only local places have; for one whose
+        writers are all done."""
+        fs, root = self._resolved
+        if self.is_local and fs.exists(root):
+            for path in fs.find(root):
+                if _ASIDE.search(path):
+                    Path(path).unlink(missing_ok=True)
 
     def entry(self, name: str) -> FileEntry:
         """sha256 and size, read in pieces."""

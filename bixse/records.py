@@ -225,6 +225,11 @@ def text_hash(text: str) -> str:
     return hashlib.blake2b(encoded, digest_size=16).hexdigest()
 
 
+def is_document(query: str, title: str, text: str) -> bool:
+    """Whether a query reads as a document does, with its title or without: those of ArguAna do."""
+    return text_hash(query) in (text_hash(text), text_hash(document_text(title, text)))
+
+
 def ids_hash(ids: Iterable[str]) -> str:
     """128 bits of a set of ids, for what an artefact is made with or without."""
     return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()[:32]

@@ -60,8 +60,11 @@ def _contrasted(pipeline: "Pipeline") -> "Artifact":
     head = Pools(
         bm25=depth * (pools.bm25 > 0), dense=depth * (pools.dense > 0), random=0, seed=seed
     )
-    pairs, corpus, count = pipeline.candidates(head), pipeline.data().corpus, reranking.negatives
-    return pipeline.once("contrast", lambda: contrast(judged, pairs, corpus, count, seed, out))
+    pairs, count = pipeline.candidates(head), reranking.negatives
+    queries, corpus = pipeline.all_queries(), pipeline.data().corpus
+    return pipeline.once(
+        "contrast", lambda: contrast(judged, pairs, queries, corpus, count, seed, out)
+    )
 
 
 def _verified(pipeline: "Pipeline") -> "Artifact":

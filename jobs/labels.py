@@ -9,7 +9,7 @@ range of a teacher.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,16 @@ from bixse.candidates.strata import stratified
 from bixse.judging.given import ASSUMED, given, written
 from bixse.judging.settings import Verification
 from bixse.judging.verified import Judged, unverified
-from bixse.records import JUDGMENTS, Hit, Judgment, Rejection, document_text, ids_hash, text_hash
+from bixse.records import (
+    JUDGMENTS,
+    Hit,
+    Judgment,
+    Rejection,
+    document_text,
+    ids_hash,
+    is_document,
+    text_hash,
+)
 from bixse.scale import Scale, linear
 from jobs.parts import rejected_table, rows_of
 from jobs.texts import Texts
@@ -94,12 +103,19 @@ def with_given(
 
 
 def contrast(
-    judgments: Artifact, pairs: Artifact, corpus: Artifact, count: int, seed: int, out: str
+    judgments: Artifact,
+    pairs: Artifact,
+    queries: Sequence[Artifact],
+    corpus: Artifact,
+    count: int,
+    seed: int,
+    out: str,
 ) -> Artifact:
     """The judgments, and `count` candidates of each of their queries that have none, taken as
     irrelevant: the localised negatives of LCE, arXiv 2101.08751.
 
-    A copy of a judged document is none of them. A query keeps its draw whatever the others are.
+    A copy of a judged document is none of them, nor is the document that a query is (ArguAna). A
+    query keeps its draw whatever the others are. The pairs are of these queries.
     """
     inputs = {
         "judgments": judgments.fingerprint,
@@ -120,10 +136,13 @@ def contrast(
     for row in pairs.table(["query_id", "doc_id", "rank"]).to_pylist():
         if row["query_id"] in judged:
             proposed.setdefault(row["query_id"], []).append(Hit(row["doc_id"], 0.0, row["rank"]))
-    texts = _texts(corpus, {hit.doc_id for hits in proposed.values() for hit in hits}, judged)
+    doc_ids = {hit.doc_id for hits in proposed.values() for hit in hits}
+    texts, itself = _texts(corpus, doc_ids, judged), _themselves(queries, corpus, judged, doc_ids)
     drawn = []
     for query_id, hits in sorted(proposed.items()):
         known = {texts[doc_id] for doc_id in judged[query_id]}
+        if query_id in itself:
+            known.add(texts[query_id])
         own = [hit.doc_id for hit in hits if texts[hit.doc_id] in known]
         found = head_negatives(query_id, hits, own, len(hits), count, seed)
         probs = scale.grade_probs(values[0])
@@ -143,6 +162,23 @@ def _texts(corpus: Artifact, doc_ids: set[str], judged: dict[str, set[str]]) -> 
     wanted = sorted(doc_ids.union(*judged.values()))
     found = zip(wanted, Texts(corpus).get(wanted), strict=True)
     return {doc_id: text_hash(document_text(d.title, d.text)) for doc_id, d in found}
+
+
+def _themselves(
+    queries: Sequence[Artifact],
+    corpus: Artifact,
+    judged: Container[str],
+    doc_ids: Container[str],
+) -> frozenset[str]:
+    """Judged queries that are one of these documents, of equal id and text."""
+    asked = {
+        row["query_id"]: row["text"]
+        for artifact in queries
+        for row in artifact.table(["query_id", "text"]).to_pylist()
+        if row["query_id"] in judged and row["query_id"] in doc_ids
+    }
+    found = zip(asked.items(), Texts(corpus).get(list(asked)), strict=True)
+    return frozenset(name for (name, text), d in found if is_document(text, d.title, d.text))
 
 
 def verify(

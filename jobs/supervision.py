@@ -1,6 +1,6 @@
 """What training learns from: judgments with the texts that they name, and preferences."""
 
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bixse.artifacts import Artifact
-from bixse.records import CORPUS, PREFERENCES, document_text
+from bixse.records import CORPUS, PREFERENCES, document_text, is_document
 
 if TYPE_CHECKING:
     from bixse.training.groups import Labels
@@ -44,7 +44,7 @@ def read_labels(
     wanted = pa.array(sorted(set(query_ids)), pa.string())
     query_texts = StoredTexts(_queries(queries, wanted, seeds), aside)
     wanted = pa.array(sorted(set(doc_ids)), pa.string())
-    document_texts = StoredTexts(_documents(corpus, documents, wanted), aside)
+    document_texts = StoredTexts(_documents(corpus, documents, wanted, query_texts, seeds), aside)
     _refuse_unknown("query", query_ids, query_texts, "the queries")
     _refuse_unknown("document", doc_ids, document_texts, "the corpus")
     relevance = _relevance(judgments, calibration, table)
@@ -75,9 +75,14 @@ def _queries(
 
 
 def _documents(
-    corpus: Artifact, written: Artifact | None, wanted: pa.Array
+    corpus: Artifact,
+    written: Artifact | None,
+    wanted: pa.Array,
+    query_texts: Mapping[str, str],
+    seeds: dict[str, str],
 ) -> Iterator[tuple[str, str]]:
-    """Wanted documents of the corpus, then written ones."""
+    """Wanted documents of the corpus, then written ones; puts into `seeds` queries that are one, of
+    equal id and text."""
     known: set[str] = set()
     for part in (corpus, *([] if written is None else [written])):
         for row in _rows_where(part, "doc_id", wanted, CORPUS.names):
@@ -85,7 +90,10 @@ def _documents(
                 raise ValueError(f"a written document has the id of another: {row['doc_id']!r}")
             if written is not None:
                 known.add(row["doc_id"])
-            yield row["doc_id"], document_text(row["title"], row["text"])
+            doc_id, title, text = row["doc_id"], row["title"], row["text"]
+            if doc_id in query_texts and is_document(query_texts[doc_id], title, text):
+                seeds.setdefault(doc_id, doc_id)
+            yield doc_id, document_text(title, text)
 
 
 def _relevance(judgments: Artifact, calibration: Artifact | None, table: pa.Table) -> Any:

@@ -57,6 +57,7 @@ class Front:
         self._lanes: dict[int, Lane] = {}
         self._current: Lane | None = None
         self._pins: Counter[int] = Counter()
+        self._changes = 0
         self._canary_lock = asyncio.Lock()
         self._canary_until = 0.0
         self._canary_said: str | None = None
@@ -126,6 +127,19 @@ class Front:
 
         Raises Unavailable when the ledger is gone.
         """
+        self._changes += 1
+        try:
+            return await self._change(index, encoder, reranker)
+        finally:
+            self._changes -= 1
+
+    def changing(self) -> bool:
+        """Whether somebody waits here for a change."""
+        return self._changes > 0
+
+    async def _change(
+        self, index: str | None, encoder: str | None, reranker: str | None
+    ) -> Outcome:
         wanted = (index, encoder, reranker)
         outcome = await self._ask_ledger("prepare", *wanted, self._args.load_within_s)
         if outcome.problem is not None:
@@ -151,9 +165,13 @@ class Front:
     async def _gate(self, candidate: Generation) -> str | None:
         """Why a loaded generation must not be turned to."""
         args = self._args
-        problem = recall_problem(candidate.index, args.least_recall)
-        if problem is not None:
-            return problem
+        with self.pinned() as current:
+            served = current.index.fingerprint
+        # An index that is served already is no reason to refuse the reranker that would come to it.
+        if candidate.index.fingerprint != served:
+            problem = recall_problem(candidate.index, args.least_recall)
+            if problem is not None:
+                return problem
         lane = self._lane(candidate)
         problem = await lane.canary()
         queries, judgments = args.gate_queries, args.gate_judgments
@@ -183,6 +201,14 @@ class _Ingress:
     """What both topologies' deployments do with a front."""
 
     _front: Front
+    _request_log: RequestLog | None = None
+
+    def __del__(self) -> None:
+        """Write what waits for the request log: Serve calls this when the last request of a replica
+        is answered, and then ends the process without a word to its threads.
+        """
+        if self._request_log is not None:
+            self._request_log.close()
 
     async def _start(
         self,
@@ -196,7 +222,6 @@ class _Ingress:
         self._metrics = Metrics()
         self._places = places = Places(args.max_in_flight)
         self._front = front = Front(args, ledger, backend, self._metrics, reranker)
-        self._request_log = None
         if args.request_log is not None:
             self._request_log = RequestLog(
                 args.request_log,
@@ -213,6 +238,7 @@ class _Ingress:
             in_use=front.in_use,
             close=places.close,
             in_flight=lambda: places.taken,
+            changing=front.changing,
         )
         await self._follower.start()
 

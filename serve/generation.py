@@ -102,6 +102,8 @@ class Report:
     """What unfinished requests are pinned to."""
     in_flight: int = 0
     """Unfinished requests."""
+    changing: bool = False
+    """Whether it asks for a change, or gates one."""
 
 
 def failure(number: int, reports: Iterable[Report]) -> str | None:

@@ -64,6 +64,7 @@ class Ledger:
         self._changed = asyncio.Event()
         self._told = asyncio.Event()
         self._changing = False
+        self._began = time.monotonic()
 
     async def sync(
         self, report: Report, known: Generations | None, wait_s: float
@@ -74,6 +75,7 @@ class Ledger:
             self._told.set()
             if known.version > self._generations.version:
                 self._become(known)
+        self._give_up_what_nobody_gates()
         if report.version >= self._generations.version and wait_s > 0:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), wait_s)
@@ -91,7 +93,7 @@ class Ledger:
         What is None is that of the current one.
         """
         await self._hear()
-        if self._changing:
+        if self._changing or self._generations.candidate is not None:
             return Outcome(self._generations, "another change is under way", busy=True)
         now = self._generations.current
         if reranker is not None and now.reranker is None:
@@ -167,6 +169,15 @@ class Ledger:
             async with asyncio.timeout(SYNC_S):
                 await self._told.wait()
 
+    def _give_up_what_nobody_gates(self) -> None:
+        """Whoever had a candidate prepared may have died before it said what becomes of it."""
+        candidate = self._generations.candidate
+        # A ledger that began only now may not have heard yet from whoever gates it.
+        if candidate is None or self._changing or time.monotonic() - self._began < LIVE_S:
+            return
+        if not any(report.changing for report in self._live()):
+            self._become(self._generations.abandon(candidate.number))
+
     def _become(self, generations: Generations) -> None:
         self._generations = generations
         self._changed.set()
@@ -215,6 +226,7 @@ class Follower:
         in_use: Callable[[], frozenset[int]] = frozenset,
         close: Callable[[], None] = lambda: None,
         in_flight: Callable[[], int] = lambda: 0,
+        changing: Callable[[], bool] = lambda: False,
     ) -> None:
         """`drop` is called for what could not be loaded too, of which there may be parts.
 
@@ -226,7 +238,7 @@ class Follower:
         self._slot = slot
         self._member = f"{slot}-{uuid.uuid4().hex[:12]}"
         self._load, self._drop, self._turn, self._in_use = load, drop, turn, in_use
-        self._close, self._in_flight = close, in_flight
+        self._close, self._in_flight, self._changing = close, in_flight, changing
         self._known: Generations | None = None
         self._holds: set[int] = set()
         self._failed: dict[int, str] = {}
@@ -322,6 +334,7 @@ class Follower:
             current=self._current,
             in_use=self._in_use(),
             in_flight=self._in_flight(),
+            changing=self._changing(),
         )
 
 

@@ -150,7 +150,12 @@ def _part(
 
 
 def _weights(model: Path) -> int:
-    return sum(p.stat().st_size for p in model.rglob("*.safetensors"))
+    """Bytes of the weights; of a module saved both ways those that are loaded, safetensors."""
+    size_of: dict[Path, dict[str, int]] = {}
+    for path in (*model.rglob("*.safetensors"), *model.rglob("pytorch_model*.bin")):
+        sizes = size_of.setdefault(path.parent, {})
+        sizes[path.suffix] = sizes.get(path.suffix, 0) + path.stat().st_size
+    return sum(sizes.get(".safetensors", sizes.get(".bin", 0)) for sizes in size_of.values())
 
 
 def _losses(args: ServeArgs, index: ServedIndex) -> list[str]:

@@ -128,7 +128,7 @@ class ServeArgs(Settings):
     policy: str = "bixse"
     """What the request log calls this application's way to rank, to tell experiments apart."""
     least_recall: float = Field(default=0.9, ge=0, le=1)
-    """A new generation whose measured recall@10 is lower is refused."""
+    """A new index whose measured recall@10 is lower is refused."""
     gate_queries: str | None = None
     """URL of a `queries` artefact: with `--gate-judgments`, a new generation must hold its own."""
     gate_judgments: str | None = None

@@ -218,6 +218,21 @@ def rows(start, count):
 """
 
 
+def test_what_a_killed_writer_left_goes_when_the_rest_is_made(tmp_path: Path) -> None:
+    """Pieces of shards, of gigabytes each, stayed beside the finished ones."""
+    url = tmp_path / "corpus"
+    begin(str(url), "corpus", config={}, inputs={"data": "abc"})
+    left = [url / "part-00000.parquet.0f257f5b.tmp", url / "rejected" / "a.json.00000000.tmp"]
+    (url / "rejected").mkdir()
+    for path in (*left, url / "notes.tmp"):
+        path.write_bytes(b"half")
+    made = make(str(url))
+    assert not any(path.exists() for path in left)
+    assert (url / "notes.tmp").exists(), "it is none of ours"
+    assert Artifact.open(str(url)).fingerprint == made.fingerprint
+    assert made.manifest.rows == 8
+
+
 def test_killed_at_any_moment_and_rerun_it_is_the_same(tmp_path: Path) -> None:
     (tmp_path / "tests_rows.py").write_text(ROWS)
     root = Path(__file__).resolve().parent.parent

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bixse.records import Hit, document_text, text_hash
+from bixse.records import Hit, is_document
 from bixse.scale import reaches
 
 Rankings = Mapping[str, Sequence[Hit]]
@@ -111,7 +111,7 @@ def themselves(
         for doc_id, title, text in documents
         if doc_id in texts
         and doc_id not in qrels.get(doc_id, ())
-        and text_hash(texts[doc_id]) in (text_hash(text), text_hash(document_text(title, text)))
+        and is_document(texts[doc_id], title, text)
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from bixse.judging.settings import Verification
 from bixse.records import words
+from bixse.scale import reaches
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ def unverified(
         of_query.setdefault(row.query_id, []).append(row)
     dropped: dict[tuple[str, str], str] = {}
     for query_id, rows in of_query.items():
-        positives = {row.doc_id for row in rows if row.relevance >= settings.positive}
+        positives = {row.doc_id for row in rows if reaches(row.relevance, settings.positive)}
         answers = [frozenset(words(texts[doc_id])) for doc_id in sorted(positives)]
         whole = "" if seeds.get(query_id) is None else _ungrounded(rows, seeds[query_id], positives)
         for row in rows:
@@ -58,9 +59,9 @@ def _ungrounded(rows: Sequence[Judged], seed: str, positives: set[str]) -> str:
 def _doubt(
     row: Judged, text: str, answers: Sequence[frozenset[str]], settings: Verification
 ) -> str:
-    if row.relevance >= settings.positive:
+    if reaches(row.relevance, settings.positive):
         return ""
-    if row.relevance >= settings.negative:
+    if reaches(row.relevance, settings.negative):
         return f"neither answer nor none: relevance {row.relevance:.3f}"
     own = frozenset(words(text))
     if any(_jaccard(own, answer) >= settings.near_duplicate for answer in answers):

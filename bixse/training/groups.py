@@ -51,7 +51,8 @@ class Labels:
     document_P: Ints
     relevance_P: Floats
     suspects: Mapping[int, tuple[int, ...]]
-    """Of a query, documents that nobody judged for it but that it was written from: not zeros."""
+    """Of a query, documents that nobody judged for it but that it was written from or is: not
+    zeros."""
     judgments: int
     """Rows that were read, before equal pairs were merged."""
     preferences: Preferences | None = None
@@ -99,9 +100,9 @@ def group(
 ) -> Labels:
     """Labels from the columns of judgments (and preferences) and the texts that they name.
 
-    `seed_doc_ids` names the document a synthetic query was written from, where there is one. Raises
-    ValueError when there is no judgment, none above 0, or one outside [0, 1], and for preferences
-    as `_preferences`; KeyError for an id of a judgment without a text.
+    `seed_doc_ids` names the document that a query was written from or is, where there is one.
+    Raises ValueError when there is no judgment, none above 0, or one outside [0, 1], and for
+    preferences as `_preferences`; KeyError for an id of a judgment without a text.
     """
     if not len(relevance):
         raise ValueError("no judgments to train on")

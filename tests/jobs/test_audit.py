@@ -198,7 +198,8 @@ def contrasted(data: Path, out: Path) -> Artifact:
     draft = begin(str(out / "pairs"), "pairs", config={}, inputs={})
     assert isinstance(draft, Draft)
     draft.write_part(0, rows_of(rows, PAIRS))
-    return contrast(found["judgments"], draft.finish(), found["corpus"], 1, 0, str(out / "made"))
+    pairs = draft.finish()
+    return contrast(found["judgments"], pairs, [], found["corpus"], 1, 0, str(out / "made"))
 
 
 def test_what_is_made_of_human_grades_is_not_measured_against_them(

@@ -273,6 +273,31 @@ def test_only_judged_documents_are_held(place: Path, tmp_path: Path) -> None:
     assert labels.query_text_Q.to_pylist() == QUERY_TEXTS[:2]
 
 
+def test_a_query_that_is_a_document_is_no_negative_of_itself(tmp_path: Path) -> None:
+    """Those of ArguAna are; a document of an equal id alone is another."""
+    documents = [
+        {"doc_id": name, "title": title, "text": text}
+        for name, title, text in (
+            ("a", "Cats", "Cats purr."),
+            ("b", "", "Dogs bark"),
+            ("c", "", "Ants"),
+        )
+    ]
+    corpus = artifact(tmp_path / "corpus", "corpus", CORPUS, documents)
+    asked = [
+        {"query_id": name, "text": text, "origin": "given"}
+        for name, text in (("a", "cats  purr."), ("b", "dogs BARK"), ("c", "bees"))
+    ]
+    queries = artifact(tmp_path / "queries", "queries", QUERIES, asked)
+    judged = judgments(
+        tmp_path, [("a", "b", 1.0), ("b", "a", 0.5), ("c", "c", 0.5), ("c", "a", 0.0)]
+    )
+    labels = read_labels(judged, [queries], corpus, aside=tmp_path)
+    assert labels.query_text_Q.to_pylist() == ["cats  purr.", "dogs BARK", "bees"]
+    assert labels.document_text_D.to_pylist() == ["Dogs bark", "Cats Cats purr.", "Ants"]
+    assert labels.suspects == {0: (1,), 1: (0,)}
+
+
 def test_a_start_that_is_no_model_is_refused_before_ray_starts(place: Path, tmp_path: Path) -> None:
     judged, queries, corpus = inputs(place)
     start, out = str(place / "corpus"), str(tmp_path / "out")

@@ -1,5 +1,7 @@
 """Verified negatives: what nearly equals a positive, or may be one, never trains as a negative."""
 
+import numpy as np
+
 from bixse.judging.settings import Verification
 from bixse.judging.verified import Judged, unverified
 
@@ -50,3 +52,12 @@ def test_a_written_query_that_its_own_document_does_not_answer_goes_whole() -> N
 def test_positives_of_one_query_are_nothing_to_another() -> None:
     rows = [*judged("a", tea=0.9), *judged("b", copy=0.0, coffee=0.9)]
     assert unverified(rows, {"a": "tea", "b": "coffee"}, TEXTS, SETTINGS) == {}
+
+
+def test_a_relevance_that_was_stored_reaches_the_threshold_it_equals() -> None:
+    """As float32, 0.7 is a little less than 0.7, and was no answer."""
+    settings = Verification(positive=0.7, negative=0.3)
+    stored = {name: float(np.float32(value)) for name, value in (("tea", 0.7), ("half", 0.3))}
+    assert unverified(judged("q", **stored, coffee=0.0), {"q": "tea"}, TEXTS, settings) == {
+        ("q", "half"): "neither answer nor none: relevance 0.300"
+    }

@@ -1,6 +1,7 @@
 """The front without Ray: what it measures through a change of generation."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -99,3 +100,51 @@ def test_the_depth_of_a_queue_is_measured_after_a_change_too():
         assert depth("encode_query") == 0
 
     asyncio.run(run())
+
+
+def test_an_index_that_is_served_is_no_reason_to_refuse_a_reranker():
+    """It was started with less recall than a new index must have, and no reranker came to it."""
+    poor, second = replace(INDEX, recall=0.5), ServedReranker("s", "s")
+    backend = Backend()
+    backend.may_encode.set()
+
+    async def gated(candidate: Generation) -> str | None:
+        args = ServeArgs(index="i", encoder="e")
+        front = Front(args, Handle(), backend, Metrics(), Handle("score"))
+        first = Generation(1, poor, "e", RERANKER)
+        await front.load(first)
+        front.turn(first)
+        return await front._gate(candidate)
+
+    assert asyncio.run(gated(Generation(2, poor, "e", second))) is None
+    other = replace(poor, url="j", fingerprint="j")
+    refused = asyncio.run(gated(Generation(2, other, "e", second)))
+    assert refused is not None
+    assert "recall@10 0.5000, below 0.9000" in refused
+
+
+def test_a_front_says_that_it_changes_until_the_change_is_settled():
+    said: list[tuple[str, bool]] = []
+
+    async def run() -> None:
+        backend = Backend()
+        backend.may_encode.set()
+
+        class Asked(Handle):
+            def __getattr__(self, method: str) -> "Asked":
+                return Asked(method, self.held)
+
+            async def remote(self, *ask: Any) -> Any:
+                said.append((self.method, front.changing()))
+                return await super().remote(*ask)
+
+        args = ServeArgs(index="i", encoder="e")
+        front = Front(args, Asked(), backend, Metrics(), Handle("score"))
+        first = Generation(1, INDEX, "e", RERANKER)
+        await front.load(first)
+        front.turn(first)
+        assert (await front.change("i", None, None)).problem is None
+        assert not front.changing()
+
+    asyncio.run(run())
+    assert said == [("prepare", True), ("settle", True)]

@@ -225,6 +225,42 @@ def test_a_change_that_nobody_waits_for_any_more_leaves_no_candidate(monkeypatch
     asyncio.run(run())
 
 
+def test_a_candidate_is_kept_for_who_gates_it_and_no_longer(monkeypatch):
+    """A second change took its place; and where who gates had died, it stayed in every replica."""
+
+    async def run() -> None:
+        ledger = Ledger(FIRST, ("front",))
+        gating = replace(report("front", 1, 2, current=1), changing=True)
+        await ledger.sync(gating, FIRST, 0.0)
+        prepared = await ledger.prepare("b", None, None, 30.0)
+        assert prepared.generations.candidate.number == 2
+        second = await ledger.prepare("c", None, None, 30.0)
+        assert (second.problem, second.busy) == ("another change is under way", True)
+        monkeypatch.setattr("serve.ledger.LIVE_S", 1.0)
+        await asyncio.sleep(1.1)
+        # It lives, and says so before any other replica is heard.
+        assert (await ledger.sync(gating, FIRST, 0.0))[0].candidate is not None
+        encoder = report("encoder", 1, 2)
+        assert (await ledger.sync(encoder, FIRST, 0.0))[0].candidate is not None
+        await asyncio.sleep(1.1)
+        told, _ = await ledger.sync(encoder, FIRST, 0.0)
+        assert told.candidate is None, "nobody has heard of it since"
+        assert not (await ledger.prepare("c", None, None, 0.0)).busy
+
+    monkeypatch.setattr(ServedIndex, "read", index_named)
+    asyncio.run(run())
+
+
+def test_a_new_ledger_waits_to_hear_who_gates_what_it_is_told_of():
+    async def run() -> None:
+        told, _ = await Ledger(FIRST, ("front",)).sync(
+            report("encoder", 1, 2), FIRST.propose(index_named("b"), "start"), 0.0
+        )
+        assert told.candidate is not None
+
+    asyncio.run(run())
+
+
 def test_a_rollback_to_what_a_replica_could_not_load_is_refused():
     """It was said to be served, and its shard was lost for every request."""
 

@@ -51,7 +51,10 @@ async def application(
 
         await Follower(ledger, RERANKER, load, store.drop).start()
     front = Front(args, ledger, Local(args), Metrics(), reranker)
-    await Follower(ledger, FRONT, front.load, front.drop, turn=front.turn).start()
+    follower = Follower(
+        ledger, FRONT, front.load, front.drop, turn=front.turn, changing=front.changing
+    )
+    await follower.start()
     return front
 
 

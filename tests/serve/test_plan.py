@@ -31,6 +31,26 @@ def test_memory_follows_the_files(index):
     assert whole.documents == 200
 
 
+def test_weights_of_either_format_are_counted_once(index, tmp_path):
+    """Those in `pytorch_model.bin` were none."""
+
+    def held() -> int:
+        args = ServeArgs.model_validate({"index": index.url, "encoder": str(tmp_path)})
+        return next(part.bytes for part in plan(args, tmp_path).parts if part.name == "encoder")
+
+    nothing = held()
+    (tmp_path / "2_Dense").mkdir()
+    (tmp_path / "2_Dense" / "pytorch_model.bin").write_bytes(bytes(30))
+    for number in (1, 2):
+        path = tmp_path / f"pytorch_model-0000{number}-of-00002.bin"
+        path.write_bytes(bytes(1000))
+    # What training leaves beside them is not loaded.
+    (tmp_path / "training_args.bin").write_bytes(bytes(7))
+    assert held() - nothing == 2030
+    (tmp_path / "model.safetensors").write_bytes(bytes(1500))
+    assert held() - nothing == 1530
+
+
 def test_what_a_lost_node_costs(index):
     assert "67% of the rate" in planned(index, topology="replicate", replicas=3).losses[0]
     assert "nothing answers" in planned(index, topology="replicate").losses[0]

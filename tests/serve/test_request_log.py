@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from serve.client import Client
+from serve.gateway import _Ingress
 from serve.request_log import RequestLog, made, request_id_of
 
 
@@ -63,6 +64,26 @@ def test_a_disk_that_waits_costs_lines_and_no_time(tmp_path, monkeypatch):
     gate.set()
     log.close()
     assert [line["n"] for line in lines_of(tmp_path)] == [0, 1, 2, 3]
+
+
+def test_what_waits_when_a_replica_ends_is_written(tmp_path, monkeypatch):
+    """Serve ends the process of a replica without a word to its threads."""
+    log = RequestLog(str(tmp_path), most_bytes=1 << 20, most_files=2)
+    gate, write = threading.Event(), log._write
+
+    def slow(lines: list[str]) -> None:
+        gate.wait(60)
+        write(lines)
+
+    monkeypatch.setattr(log, "_write", slow)
+    # Serve's own wrapper of a replica calls this; the rest of one needs an application.
+    ended = _Ingress()
+    ended._request_log = log
+    for number in range(1000):
+        log.put({"n": number})
+    threading.Timer(0.1, gate.set).start()
+    ended.__del__()
+    assert [line["n"] for line in lines_of(tmp_path)] == list(range(1000))
 
 
 def test_what_cannot_be_written_is_counted(tmp_path):
