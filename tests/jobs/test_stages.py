@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 import jobs.index as index_module
+import jobs.pair as pair_module
 from bixse.artifacts import Artifact, ArtifactError, Draft, begin
 from bixse.candidates.settings import Pools
 from bixse.models.encoder import Encoder
@@ -354,6 +355,36 @@ def test_an_index_of_another_encoder_is_refused(
     pools, out = Pools(bm25=0, random=0), str(tmp_path / "pairs")
     with pytest.raises(ValueError, match=r"is of encoder \w+, .* is \w+"):
         pair([data.queries], data.corpus, embeddings, other, pools, Lexical(), out)
+
+
+def test_the_embeddings_are_read_once_for_many_parts_of_queries(
+    data: Ingested, encoder: str, embeddings: Artifact, tmp_path: Path, monkeypatch: Any
+) -> None:
+    queries, pools, lexical = [data.queries], Pools(bm25=2, dense=5, random=1), Lexical()
+    given = (queries, data.corpus, embeddings, encoder, pools, lexical)
+    # What a query is encoded beside may change its last bits, so parts are the same in both.
+    monkeypatch.setattr(pair_module, "PART_QUERIES", 7)
+    whole = pair(*given, str(tmp_path / "whole"))
+    opened, read = Place.open, []
+
+    def counting(place: Place, name: str) -> Any:
+        read.extend([name] if place.url == embeddings.url else [])
+        return opened(place, name)
+
+    monkeypatch.setattr(Place, "open", counting)
+    again = pair(*given, str(tmp_path / "again"))
+    assert len(again.parts()) == 6
+    assert read == embeddings.parts()
+    # A pass for each 14 queries, and one for those of the part that an earlier run has left out.
+    monkeypatch.setattr(pair_module, "DENSE_HITS", 14 * pools.dense)
+    killed = tmp_path / "killed"
+    shutil.copytree(tmp_path / "whole", killed)
+    for name in ("manifest.json", "part-00001.parquet", "part-00002.parquet", "part-00004.parquet"):
+        (killed / name).unlink()
+    read.clear()
+    rest = pair(*given, str(killed))
+    assert read == embeddings.parts() * 2
+    assert whole.fingerprint == again.fingerprint == rest.fingerprint
 
 
 def test_candidates_that_bm25_alone_does_not_find_are_refused(tmp_path: Path) -> None:
