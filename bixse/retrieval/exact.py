@@ -15,7 +15,6 @@ from bixse.retrieval.merge import merge
 from bixse.retrieval.scoring import Vectors
 from bixse.retrieval.shard import Shard
 
-
 _BLOCK_NUMBERS = 1 << 24
 """Of the vectors that are compared together, 64 MiB: parts are of a thousand documents, and to
 merge what each of them finds takes longer than to find it."""
