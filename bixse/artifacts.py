@@ -192,9 +192,12 @@ class Artifact:
         with self.place.open(name) as handle:
             return pq.read_table(handle, columns=list(columns) if columns else None)
 
-    def batches(self, columns: Sequence[str], rows: int = 8192) -> Iterator[pa.RecordBatch]:
-        """Rows in order, never much more than `rows` of them in memory."""
-        for name in self.parts():
+    def batches(
+        self, columns: Sequence[str], rows: int = 8192, parts: Sequence[str] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Rows in order, never much more than `rows` of them in memory; `parts` are all unless
+        named."""
+        for name in self.parts() if parts is None else parts:
             with self.place.open(name) as handle:
                 yield from pq.ParquetFile(handle).iter_batches(rows, columns=list(columns))
 

@@ -180,6 +180,41 @@ def test_the_shards_of_an_index_equal_the_whole(
     assert answer[0].score == pytest.approx(canary["score"], abs=1e-5)
 
 
+def test_many_shards_share_one_reading_of_all_rows(
+    data: Ingested, encoder: str, embeddings: Artifact, tmp_path: Path, monkeypatch: Any
+) -> None:
+    settings = Retrieval(shards=3, truth_queries=20)
+    given = (embeddings, data.corpus, [data.queries], encoder, settings, PLACEMENT)
+    direct = index(*given, str(tmp_path / "direct"))
+    monkeypatch.setattr(index_module, "SCATTERED_FROM", 3)
+    monkeypatch.setattr(index_module, "SCATTERED_ROWS", 1300)
+    sources: list[Any] = []
+    build = index_module._Run._each
+
+    def watched(run: Any, work: Any, label: str, todo: Any, on_gpu: bool = False) -> Any:
+        sources.extend(one[1] for one in todo if label == "index")
+        if label == "scatter":
+            parts = [(one[1], name) for one in todo for name in one[2]]
+            assert sorted(parts) == sorted(
+                (kind, name)
+                for kind, a in (("embeddings", embeddings), ("corpus", data.corpus))
+                for name in a.parts()
+            )
+        return build(run, work, label, todo, on_gpu)
+
+    monkeypatch.setattr(index_module._Run, "_each", watched)
+    scattered = index(*given, str(tmp_path / "scattered"))
+    assert [source.scattered is not None for source in sources] == [True] * 3
+    shards = [
+        {name: entry for name, entry in made.manifest.files.items() if "shard-" in name}
+        for made in (direct, scattered)
+    ]
+    assert shards[0] == shards[1]
+    # Nothing of it stays, or counts as a file of the index.
+    assert not Place(str(tmp_path / "scattered" / "scattered")).names()
+    assert scattered.manifest.files.keys() == direct.manifest.files.keys()
+
+
 def test_codes_are_trained_once_tuned_and_built_once(
     data: Ingested, encoder: str, embeddings: Artifact, tmp_path: Path
 ) -> None:
