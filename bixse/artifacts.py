@@ -171,12 +171,11 @@ class Artifact:
 
         Raises ArtifactError naming the first that is missing or differs.
         """
-        for name, expected in self.manifest.files.items():
-            if not name.startswith(under):
-                continue
-            if not self.place.exists(name):
+        names = [name for name in self.manifest.files if name.startswith(under)]
+        for name, found in zip(names, self.place.entries(names), strict=True):
+            if found is None:
                 raise ArtifactError(f"{self.url} is damaged: {name} is missing")
-            if self.place.entry(name) != expected:
+            if found != self.manifest.files[name]:
                 raise ArtifactError(f"{self.url} is damaged: {name} differs from its manifest")
 
     def parts(self) -> list[str]:
@@ -275,7 +274,7 @@ class Draft:
             kind=self.kind,
             rows=rows,
             rejected=rejected,
-            files={name: self.place.entry(name) for name in names},
+            files=self._entries(names),
             inputs=self.inputs,
             config=self.config,
             versions=library_versions(),
@@ -287,6 +286,14 @@ class Draft:
         record = {**seals, **manifest.model_dump(mode="json")}
         self.place.write(MANIFEST, json.dumps(record, indent=1).encode())
         return Artifact(self.place, manifest)
+
+    def _entries(self, names: Sequence[str]) -> dict[str, FileEntry]:
+        """Raises FileNotFoundError for one that has gone since it was listed."""
+        entries = dict(zip(names, self.place.entries(names), strict=True))
+        missing = next((name for name, entry in entries.items() if entry is None), None)
+        if missing is not None:
+            raise FileNotFoundError(f"{self.place.url}/{missing}")
+        return {name: entry for name, entry in entries.items() if entry is not None}
 
     def _rows(self, name: str) -> int:
         with self.place.open(name) as handle:
