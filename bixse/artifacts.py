@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from pydantic import Field, ValidationError
 
 from bixse.copies import hold
-from bixse.place import FileEntry, Place
+from bixse.place import FileEntry, Place, several
 from bixse.settings import Settings
 
 SCHEMA_VERSION = 1
@@ -267,9 +267,11 @@ class Draft:
         `rows` is counted from the parts unless the artefact is not made of rows.
         """
         names = [n for n in self.place.names() if n not in (BEGUN, MANIFEST)]
-        rejected = sum(self._rows(n) for n in names if n.startswith(f"{REJECTED_DIR}/"))
+        lost = [name for name in names if name.startswith(f"{REJECTED_DIR}/")]
+        rejected = sum(several(self._rows, lost))
         if rows is None:
-            rows = sum(self._rows(n) for n in names if n.startswith("part-"))
+            kept = [name for name in names if name.startswith("part-")]
+            rows = sum(several(self._rows, kept))
         manifest = Manifest(
             kind=self.kind,
             rows=rows,

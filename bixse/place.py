@@ -7,17 +7,19 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import fsspec
 
 from bixse.settings import Settings
+
+T = TypeVar("T")
 
 _AT_ONCE = 8
 """Files that are read together, a megabyte of each in memory."""
@@ -113,21 +115,26 @@ class Place:
         return FileEntry(sha256=digest.hexdigest(), bytes=size)
 
     def entries(self, names: Sequence[str]) -> Iterator[FileEntry | None]:
-        """`entry` of each file in order, None where it is missing.
-
-        Several at a time: of thousands of small files elsewhere each would wait for the one before.
-        """
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            try:
-                yield from pool.map(self._entry, names)
-            finally:
-                pool.shutdown(cancel_futures=True)
+        """`entry` of each file in order, None where it is missing; several at a time."""
+        return several(self._entry, names)
 
     def _entry(self, name: str) -> FileEntry | None:
         try:
             return self.entry(name)
         except FileNotFoundError:
             return None
+
+
+def several(work: Callable[[str], T], names: Sequence[str]) -> Iterator[T]:
+    """What `work` makes of each name, in order, several at a time.
+
+    Of thousands of small files elsewhere each would wait for the one before.
+    """
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        try:
+            yield from pool.map(work, names)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 @contextmanager
