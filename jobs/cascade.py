@@ -15,6 +15,8 @@ from bixse.judging.settings import Cascade
 from bixse.records import JUDGMENTS, PAIRS, Pair
 from jobs.parts import rows_of
 
+PART_ROWS = 100_000
+
 
 def escalate(cheap: Artifact, cascade: Cascade, out: str) -> Artifact:
     """The pairs for the strong judge: source `cascade`, `rank` by doubt, `score` the doubt.
@@ -38,7 +40,8 @@ def escalate(cheap: Artifact, cascade: Cascade, out: str) -> Artifact:
     ]
     # Pairs of a query side by side: a judge's prompts then share what comes first.
     rows.sort(key=lambda pair: (pair.query_id, pair.rank))
-    draft.write_part(0, rows_of(rows, PAIRS))
+    for number, start in enumerate(range(0, max(1, len(rows)), PART_ROWS)):
+        draft.write_part(number, rows_of(rows[start : start + PART_ROWS], PAIRS))
     return draft.finish(extra={"judged": cheap.manifest.rows})
 
 

@@ -2,6 +2,7 @@
 
     structure  decided by rule for small corpora, else on a sample of the embeddings
     trained/   centroids and codes, trained once on a sample and shared by all shards
+    scattered/ of many shards, all rows by the shard they live in; gone when those are built
     shard-*/   gathered in the order of `doc_id` and built, each by a task of its own
     search     the cheapest search that finds enough, tuned over all shards against exact search
     lexical/   of each shard, where asked for: BM25 by the statistics of the whole corpus
@@ -16,23 +17,39 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from bixse.artifacts import Artifact, Draft, begin
 from bixse.models.encoder import Encoder, encoder_fingerprint, resolve
+from bixse.place import Place
 from bixse.records import Hit, document_text
 from bixse.retrieval.merge import merge
 from bixse.retrieval.settings import Lexical, Retrieval, Search
-from bixse.retrieval.sources import Source
+from bixse.retrieval.sources import Kinds, Source, shard_name
 from bixse.retrieval.structures import TRAINED, resident_bytes
 from bixse.retrieval.structures import resolve as resolve_structure
 from bixse.retrieval.tuning import Point, Requirements, Tuning, grid, relevant, table, tune
 from jobs.lexical import LEXICAL_MARK, build_words, count_words
 from jobs.parts import progress, start_ray
 from jobs.recipe import Placement
-from jobs.shards import RECALL_AT, build_one, compare_structures, measure_one, train_structure
+from jobs.shards import (
+    BUILT,
+    RECALL_AT,
+    build_one,
+    compare_structures,
+    measure_one,
+    scatter_some,
+    train_structure,
+)
+
+SCATTERED_FROM = 8
+"""Shards to be built from which all rows are put into files by shard first: each would otherwise
+read all embeddings and all texts for its share."""
+SCATTERED_ROWS = 1 << 18
+"""That a task puts into a file a shard."""
 
 PLAN = "plan.json"
 QUERIES = "queries.json"
@@ -282,12 +299,37 @@ class _Run:
         # The CPU builds a graph: no GPU is kept waiting for it.
         on_gpu = self._on_gpu and settings.structure != "hnsw"
         asked = (dim, self._asked, settings, on_gpu)
-        todo = [(self.draft, self.source, number, *asked) for number in shards]
+        source = self._scattered(len(shards))
+        todo = [(self.draft, source, number, *asked) for number in shards]
         built = self._each(build_one, "index", todo, on_gpu)
         made = [shard for shard in built if shard["used_gpu"] is not None]
         if on_gpu and made and not any(shard["used_gpu"] for shard in made):
             _log.warning("FAISS saw no GPU where the index was built: faiss-gpu is not there")
+        # Whether or not this session made it: no file of it is of the index.
+        self._scatter_place.clear()
         return built
+
+    @property
+    def _scatter_place(self) -> Place:
+        return Place(f"{self.draft.place.url}/scattered")
+
+    def _scattered(self, shards: int) -> Source:
+        """The source, its rows by shard where many shards would each read all of them."""
+        names = [f"{shard_name(number)}/{BUILT}" for number in range(shards)]
+        if sum(not self.draft.place.exists(name) for name in names) < SCATTERED_FROM:
+            return self.source
+        todo: list[tuple[Any, ...]] = []
+        kinds: tuple[Kinds, Kinds] = ("embeddings", "corpus")
+        for kind in kinds:
+            artifact = self.source.embeddings if kind == "embeddings" else self.source.corpus
+            if artifact is None:
+                continue
+            parts = artifact.parts()
+            pieces = min(len(parts), -(-artifact.manifest.rows // SCATTERED_ROWS))
+            for number, some in enumerate(np.array_split(np.array(parts), max(1, pieces))):
+                todo.append((self.source, kind, some.tolist(), number, shards, self._scatter_place))
+        self._each(scatter_some, "scatter", todo)
+        return replace(self.source, scattered=self._scatter_place)
 
     def tune(
         self, settings: Retrieval, built: Sequence[dict[str, Any]], rows: int

@@ -7,10 +7,12 @@ is not what it claims to be is an error.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from bixse.artifacts import Artifact, Draft, begin
@@ -109,12 +111,18 @@ def _ingest_python_docs(settings: Ingest, out: str) -> Ingested:
     return Ingested(corpus, queries, qrels)
 
 
+_HELD_ROWS = 8192
+"""Of a part, as dictionaries."""
+
+
 class _Parts:
     """Rows and rejections on their way into parts of a draft."""
 
     def __init__(self, draft: Draft, schema: pa.Schema, rows: int) -> None:
         self._draft, self._schema, self._rows = draft, schema, rows
         self._kept: list[dict[str, Any]] = []
+        self._tables: list[pa.Table] = []
+        self._held = 0
         self._metadata: list[tuple[str, Metadata]] = []
         self._rejected: list[Rejection] = []
         self._number = 0
@@ -123,7 +131,10 @@ class _Parts:
 
     def keep(self, row: dict[str, Any]) -> None:
         self._kept.append(row)
+        self._held += 1
         self.total += 1
+        if len(self._kept) == _HELD_ROWS:
+            self._fold()
         self._flush_if(self._rows)
 
     def describe(self, doc_id: str, metadata: Metadata) -> None:
@@ -136,16 +147,23 @@ class _Parts:
         self._flush_if(self._rows)
 
     def close(self) -> None:
-        if self._kept or self._rejected or not self._number:
+        if self._held or self._rejected or not self._number:
             self._flush_if(0)
 
+    def _fold(self) -> None:
+        """Rows in a table are a tenth of what they are as dictionaries."""
+        self._tables.append(pa.Table.from_pylist(self._kept, schema=self._schema))
+        self._kept = []
+
     def _flush_if(self, full: int) -> None:
-        if len(self._kept) >= full or len(self._rejected) >= max(full, 1):
-            table = pa.Table.from_pylist(self._kept, schema=self._schema)
+        if self._held >= full or len(self._rejected) >= max(full, 1):
+            self._fold()
+            table = pa.concat_tables(self._tables)
             write_metadata(self._draft, self._number, self._metadata)
             self._draft.write_part(self._number, table, rejected_table(self._rejected))
             self._number += 1
-            self._kept, self._rejected, self._metadata = [], [], []
+            self._tables, self._rejected, self._metadata = [], [], []
+            self._held = 0
 
 
 def _write_corpus(
@@ -266,26 +284,31 @@ def _write_qrels(
     if isinstance(draft, Artifact):
         return draft
     parts = _Parts(draft, QRELS, 1_000_000)
-    grades: list[_Grade] = []
     # Test first: a query, by its text, that stands in two splits stays with the test.
     order = ("test", "dev", "train", None)
-    for url in sorted(urls, key=lambda url: (order.index(SPLITS.get(_stem(url))), url)):
-        for grade in _read_grades(url, split):
-            if isinstance(grade, Rejection):
-                parts.reject(grade)
-            else:
-                grades.append(grade)
-    known_docs = set(corpus.table(["doc_id"])["doc_id"].to_pylist()) if grades else set()
+    urls = sorted(urls, key=lambda url: (order.index(SPLITS.get(_stem(url))), url))
     known_queries = {
         row["query_id"]: text_hash(row["text"])
         for row in queries.table(["query_id", "text"]).to_pylist()
     }
-    known = [g for g in grades if g.query_id in known_queries and g.doc_id in known_docs]
-    scale = _scale(settings, known)
+    # Read twice: of the first time documents, their best grade and a number a grade are held.
+    best: dict[str, float] = {}
+    hashes = array("q")
+    for grade in _read_all_grades(urls, split):
+        if isinstance(grade, Rejection):
+            parts.reject(grade)
+        elif grade.query_id in known_queries:
+            best[grade.doc_id] = max(grade.grade, best.get(grade.doc_id, grade.grade))
+            hashes.append(hash((grade.query_id, grade.doc_id)))
+    known_docs = _known(corpus, best)
+    repeated = _repeated(hashes)
+    scale = _scale(settings, [best[doc_id] for doc_id in known_docs])
     homes: dict[str, str] = {}
     judged: dict[str, str] = {}
     seen: set[tuple[str, str]] = set()
-    for grade in grades:
+    for grade in _read_all_grades(urls, split):
+        if isinstance(grade, Rejection):
+            continue
         ids = {"query_id": grade.query_id, "doc_id": grade.doc_id}
         problem = None
         if grade.query_id not in known_queries:
@@ -302,7 +325,8 @@ def _write_qrels(
         if problem is not None or scale is None:
             parts.reject(grade.row.reject(problem or "", **ids))
             continue
-        seen.add((grade.query_id, grade.doc_id))
+        if hash((grade.query_id, grade.doc_id)) in repeated:
+            seen.add((grade.query_id, grade.doc_id))
         judged[grade.query_id] = grade.split
         parts.keep(_given(grade, scale))
     parts.close()
@@ -330,12 +354,25 @@ def _splits(judged: dict[str, str]) -> dict[str, int]:
     return {split: list(judged.values()).count(split) for split in sorted(set(judged.values()))}
 
 
-def _scale(settings: Ingest, grades: Sequence[_Grade]) -> Scale | None:
+def _known(corpus: Artifact, doc_ids: Collection[str]) -> set[str]:
+    """Those of the ids that the corpus has."""
+    if not doc_ids:
+        return set()
+    rows = corpus.batches(["doc_id"])
+    return {name for batch in rows for name in batch["doc_id"].to_pylist() if name in doc_ids}
+
+
+def _repeated(hashes: "array[int]") -> frozenset[int]:
+    """Those that stand more than once."""
+    found, counts = np.unique(np.frombuffer(hashes, np.int64), return_counts=True)
+    return frozenset(found[counts > 1].tolist())
+
+
+def _scale(settings: Ingest, grades: Sequence[float]) -> Scale | None:
     """The scale of the data: from `grade_min` to `grade_max`, or to the best grade that stands."""
     if not grades:
         return None
-    best = max(grade.grade for grade in grades)
-    maximum = settings.grade_max if settings.grade_max is not None else best
+    maximum = settings.grade_max if settings.grade_max is not None else max(grades)
     if maximum <= settings.grade_min:
         raise ValueError(
             f"the qrels hold no grade above {settings.grade_min:g}: set --ingest.grade-min "
@@ -346,6 +383,11 @@ def _scale(settings: Ingest, grades: Sequence[_Grade]) -> Scale | None:
 
 def _stem(url: str) -> str:
     return url.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+
+
+def _read_all_grades(urls: Sequence[str], split: str | None) -> Iterator[_Grade | Rejection]:
+    for url in urls:
+        yield from _read_grades(url, split)
 
 
 def _read_grades(url: str, split: str | None) -> Iterator[_Grade | Rejection]:

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from bixse.artifacts import Artifact, begin
 from bixse.candidates.pools import pool, random_hits
 from bixse.candidates.settings import Pools
@@ -14,6 +16,10 @@ from bixse.retrieval.settings import Lexical
 from jobs.parts import part_rows, progress, rows_of
 
 PART_QUERIES = 1000
+
+DENSE_HITS = 1_000_000
+"""Held of the dense pool, some 200 MB: the queries of as many are compared in one pass over the
+embeddings, and not those of a part in a pass of their own."""
 
 
 def pair(
@@ -53,14 +59,18 @@ def pair(
             "no query to train on: put queries beside the corpus, or choose the recipe bixse_cloze"
         )
     source = _Candidates(corpus, embeddings, encoder, pools, lexical)
+    chunks = [rows[start : start + PART_QUERIES] for start in range(0, len(rows), PART_QUERIES)]
     done = draft.parts_done()
+    todo = [number for number in range(len(chunks)) if number not in done]
+    together = max(1, DENSE_HITS // (PART_QUERIES * max(1, pools.dense)))
     with progress("pair", len(rows)) as advance:
-        for number, start in enumerate(range(0, len(rows), PART_QUERIES)):
-            chunk = rows[start : start + PART_QUERIES]
-            if number not in done:
-                found = [p for pairs in source.pairs(chunk) for p in pairs]
-                draft.write_part(number, rows_of(found, PAIRS))
-            advance(len(chunk))
+        advance(sum(len(chunks[number]) for number in done))
+        for start in range(0, len(todo), together):
+            numbers = todo[start : start + together]
+            of_parts = source.pairs([chunks[number] for number in numbers])
+            for number, pairs in zip(numbers, of_parts, strict=True):
+                draft.write_part(number, rows_of(pairs, PAIRS))
+                advance(len(chunks[number]))
     if not any(part_rows(draft, number) for number in draft.parts_done()):
         draft.place.clear()  # Nothing made is nothing to protect: corrected flags may begin again.
         raise ValueError(
@@ -98,25 +108,33 @@ class _Candidates:
                     f"{encoder} is {self._encoder.fingerprint}"
                 )
 
-    def pairs(self, rows: Sequence[dict[str, Any]]) -> Iterator[list[Pair]]:
-        texts = [row["text"] for row in rows]
-        dense = None
-        if self._encoder is not None and self._embeddings is not None:
-            vectors = self._encoder.encode(texts, "query")
-            dense = search_exact(self._embeddings, vectors, self._pools.dense)
-        for number, row in enumerate(rows):
-            rankings: dict[str, Sequence[Hit]] = {}
-            if self._pools.written_from and row["seed_doc_id"] is not None:
-                rankings["seed"] = [Hit(row["seed_doc_id"], 0.0, 1)]
-            if self._lexical is not None:
-                rankings["bm25"] = self._lexical.search(row["text"], self._pools.bm25)
-            if dense is not None:
-                rankings["dense"] = dense[number]
-            if self._pools.random:
-                rankings["random"] = random_hits(
-                    row["query_id"], self._doc_ids, self._pools.random, self._pools.seed
-                )
-            yield pool(row["query_id"], rankings, self._hashes)
+    def pairs(self, chunks: Sequence[Sequence[dict[str, Any]]]) -> Iterator[list[Pair]]:
+        """The pairs of each chunk of queries, their dense pools found together."""
+        dense = self._dense(chunks)
+        for rows in chunks:
+            yield [pair for row in rows for pair in self._pairs(row, next(dense, None))]
+
+    def _dense(self, chunks: Sequence[Sequence[dict[str, Any]]]) -> Iterator[list[Hit]]:
+        """Of all queries one after the other; nothing where there is no such pool."""
+        if self._encoder is None or self._embeddings is None:
+            return iter(())
+        # A chunk at a time: what a text is encoded beside may change its last bits.
+        encoded = [self._encoder.encode([row["text"] for row in rows], "query") for rows in chunks]
+        return iter(search_exact(self._embeddings, np.concatenate(encoded), self._pools.dense))
+
+    def _pairs(self, row: dict[str, Any], dense: Sequence[Hit] | None) -> list[Pair]:
+        rankings: dict[str, Sequence[Hit]] = {}
+        if self._pools.written_from and row["seed_doc_id"] is not None:
+            rankings["seed"] = [Hit(row["seed_doc_id"], 0.0, 1)]
+        if self._lexical is not None:
+            rankings["bm25"] = self._lexical.search(row["text"], self._pools.bm25)
+        if dense is not None:
+            rankings["dense"] = dense
+        if self._pools.random:
+            rankings["random"] = random_hits(
+                row["query_id"], self._doc_ids, self._pools.random, self._pools.seed
+            )
+        return pool(row["query_id"], rankings, self._hashes)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ from jobs.parts import row_units, rows_of, run_units
 from jobs.recipe import Placement
 from jobs.texts import Texts
 
+PART_ROWS = 100_000
+
 
 def pairings(judgments: Artifact, preferring: Preferring, out: str) -> Artifact:
     """Which documents to compare. Raises ValueError when no query has two judged documents."""
@@ -49,7 +51,9 @@ def pairings(judgments: Artifact, preferring: Preferring, out: str) -> Artifact:
         ]
     if not found:
         raise ValueError("no query has two judged documents to compare")
-    draft.write_part(0, pa.Table.from_pylist(found, schema=PAIRINGS))
+    for number, start in enumerate(range(0, len(found), PART_ROWS)):
+        some = found[start : start + PART_ROWS]
+        draft.write_part(number, pa.Table.from_pylist(some, schema=PAIRINGS))
     return draft.finish(extra={"queries": len(ranked)})
 
 

@@ -1,4 +1,5 @@
-"""Tasks of `jobs.index`: train a structure, build a shard, measure it, compare structures.
+"""Tasks of `jobs.index`: train a structure, scatter rows to their shards, build a shard, measure
+it, compare structures.
 
 They return counts and measurements only. With `on_gpu`, which says that Ray gave a GPU to the task,
 they use it where FAISS sees it.
@@ -14,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from bixse.artifacts import Draft
+from bixse.place import Place
 from bixse.retrieval.settings import Retrieval, Search
-from bixse.retrieval.sources import Source, shard_name
+from bixse.retrieval.sources import Kinds, Source, shard_name
 from bixse.retrieval.structures import TRAINED
 
 RECALL_AT = 10
-_BUILT = "built.json"
+BUILT = "built.json"
 
 Vectors = np.ndarray[Any, Any]
 
@@ -54,6 +56,18 @@ def train_structure(draft: Draft, source: Source, settings: Retrieval, on_gpu: b
     return len(vectors_ND)
 
 
+def scatter_some(
+    source: Source, kind: Kinds, parts: Sequence[str], number: int, shards: int, out: Place
+) -> None:
+    """What `number` says of some parts, for all shards, unless an earlier run has."""
+    from bixse.retrieval.sources import scatter
+
+    name = f"{number:05d}"
+    if not out.exists(f"{kind}/{name}.whole"):
+        scatter(source, kind, parts, name, shards, out)
+        out.write(f"{kind}/{name}.whole", b"")
+
+
 def build_one(
     draft: Draft,
     source: Source,
@@ -74,8 +88,8 @@ def build_one(
     from bixse.retrieval.structures import empty
 
     name = shard_name(number)
-    if draft.place.exists(f"{name}/{_BUILT}"):
-        built: dict[str, Any] = json.loads(draft.place.read(f"{name}/{_BUILT}"))
+    if draft.place.exists(f"{name}/{BUILT}"):
+        built: dict[str, Any] = json.loads(draft.place.read(f"{name}/{BUILT}"))
         return {**built, "used_gpu": None}
     device = find() if on_gpu else None
     with tempfile.TemporaryDirectory() as aside, tempfile.TemporaryDirectory() as folder:
@@ -102,7 +116,7 @@ def build_one(
         }
         draft.add_directory(Path(folder), under=f"{name}/")
     # Last: the mark that the shard is whole.
-    draft.write_file(f"{name}/{_BUILT}", json.dumps(built).encode())
+    draft.write_file(f"{name}/{BUILT}", json.dumps(built).encode())
     return {**built, "used_gpu": device is not None}
 
 
@@ -121,8 +135,10 @@ def measure_one(
         directory = Path(draft.place.path(name))
         if not draft.place.is_local:
             directory = Path(folder)
-            for file in draft.place.names():
-                if file.startswith(f"{name}/") and file.count("/") == 1:
-                    draft.place.get(file, directory / file.split("/", 1)[1])
+            # Of this shard alone: a listing of the index grows with the number of shards.
+            place = Place(f"{draft.place.url}/{name}")
+            for file in place.names():
+                if "/" not in file:
+                    place.get(file, directory / file)
         shard = Shard.load(directory)
         return watch(shard, settings, searches, vectors_QD, true, RECALL_AT)

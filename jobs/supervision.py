@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from bixse.artifacts import Artifact
 from bixse.records import CORPUS, PREFERENCES, document_text, is_document
@@ -41,10 +40,9 @@ def read_labels(
     table = judgments.table(["query_id", "doc_id", "relevance"])
     query_ids, doc_ids = table["query_id"].to_pylist(), table["doc_id"].to_pylist()
     seeds: dict[str, str] = {}
-    wanted = pa.array(sorted(set(query_ids)), pa.string())
-    query_texts = StoredTexts(_queries(queries, wanted, seeds), aside)
-    wanted = pa.array(sorted(set(doc_ids)), pa.string())
-    document_texts = StoredTexts(_documents(corpus, documents, wanted, query_texts, seeds), aside)
+    query_texts = StoredTexts(_queries(queries, set(query_ids), seeds), aside)
+    found = _documents(corpus, documents, set(doc_ids), query_texts, seeds)
+    document_texts = StoredTexts(found, aside)
     _refuse_unknown("query", query_ids, query_texts, "the queries")
     _refuse_unknown("document", doc_ids, document_texts, "the corpus")
     relevance = _relevance(judgments, calibration, table)
@@ -57,7 +55,7 @@ def read_labels(
 
 
 def _queries(
-    queries: Sequence[Artifact], wanted: pa.Array, seeds: dict[str, str]
+    queries: Sequence[Artifact], wanted: Container[str], seeds: dict[str, str]
 ) -> Iterator[tuple[str, str]]:
     """Wanted queries, each once; puts into `seeds` what they were written from."""
     known: dict[str, int] = {}
@@ -77,7 +75,7 @@ def _queries(
 def _documents(
     corpus: Artifact,
     written: Artifact | None,
-    wanted: pa.Array,
+    wanted: Container[str],
     query_texts: Mapping[str, str],
     seeds: dict[str, str],
 ) -> Iterator[tuple[str, str]]:
@@ -109,10 +107,12 @@ def _relevance(judgments: Artifact, calibration: Artifact | None, table: pa.Tabl
 
 
 def _rows_where(
-    artifact: Artifact, key: str, values: pa.Array, columns: Sequence[str]
+    artifact: Artifact, key: str, values: Container[str], columns: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
     for batch in artifact.batches(columns):
-        yield from batch.filter(pc.is_in(batch[key], value_set=values)).to_pylist()
+        # Not Arrow's `is_in`, which hashes all the values anew for every batch.
+        chosen = pa.array([value in values for value in batch[key].to_pylist()], pa.bool_())
+        yield from batch.filter(chosen).to_pylist()
 
 
 def _refuse_unknown(noun: str, ids: Sequence[str], texts: Container[str], where: str) -> None:

@@ -6,7 +6,7 @@ result add up to the seeds.
 """
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -88,7 +88,7 @@ def _seeds(corpus: Artifact, settings: Cloze, out: str) -> Artifact:
     smallest = heapq.nsmallest(
         settings.queries, ((draw_order(doc_id, settings.seed), doc_id) for doc_id in doc_ids)
     )
-    drawn = pa.array([doc_id for _, doc_id in smallest], pa.string())
+    drawn = frozenset(doc_id for _, doc_id in smallest)
     done = draft.parts_done()
     for number, table in enumerate(_regrouped(corpus, drawn)):
         if number not in done:
@@ -96,14 +96,14 @@ def _seeds(corpus: Artifact, settings: Cloze, out: str) -> Artifact:
     return draft.finish()
 
 
-def _regrouped(corpus: Artifact, drawn: pa.Array) -> Iterable[pa.Table]:
+def _regrouped(corpus: Artifact, drawn: Collection[str]) -> Iterable[pa.Table]:
     """The drawn rows in tables of `PART_ROWS`; one empty table when there is none."""
     waiting = CORPUS.empty_table()
     yielded = False
     for batch in corpus.batches(CORPUS.names):
         table = pa.Table.from_batches([batch]).cast(CORPUS)
-        chosen = table.filter(pc.is_in(table["doc_id"], value_set=drawn))
-        waiting = pa.concat_tables([waiting, chosen])
+        chosen = [doc_id in drawn for doc_id in table["doc_id"].to_pylist()]
+        waiting = pa.concat_tables([waiting, table.filter(pa.array(chosen, pa.bool_()))])
         while waiting.num_rows >= PART_ROWS:
             yield waiting.slice(0, PART_ROWS).combine_chunks()
             waiting = waiting.slice(PART_ROWS)

@@ -8,7 +8,9 @@ import sys
 import tempfile
 import time
 import tracemalloc
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -155,6 +157,24 @@ def test_a_half_made_one_of_another_config_is_refused(url: str) -> None:
     draft.write_part(0, rows(0, 5))
     with pytest.raises(ArtifactError, match=r"was begun with config.size = 1"):
         begin(url, "corpus", config={"size": 2}, inputs={})
+
+
+def test_a_file_is_asked_for_once_and_not_whether_it_is_there(monkeypatch: Any) -> None:
+    made = make("memory://counted/corpus")
+    asked: Counter[str] = Counter()
+    for method in ("exists", "open"):
+        plain = getattr(Place, method)
+
+        def counted(place: Place, name: str, plain: Any = plain) -> Any:
+            asked[name] += 1
+            return plain(place, name)
+
+        monkeypatch.setattr(Place, method, counted)
+    made.verify()
+    assert asked == Counter(made.manifest.files.keys())
+    made.place.remove("part-00001.parquet")
+    with pytest.raises(ArtifactError, match=r"part-00001\.parquet is missing"):
+        made.verify()
 
 
 def test_somebody_elses_directory_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Exact search over an embeddings artefact: for candidates, for evaluation, and as the truth."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import faiss
@@ -15,20 +15,45 @@ from bixse.retrieval.merge import merge
 from bixse.retrieval.scoring import Vectors
 from bixse.retrieval.shard import Shard
 
+_BLOCK_NUMBERS = 1 << 24
+"""Of the vectors that are compared together, 64 MiB: parts are of a thousand documents, and to
+merge what each of them finds takes longer than to find it."""
+
+_QUERIES = 1024
+"""Compared with a block at a time: memory does not follow their number, their hits aside."""
+
 
 def search_exact(embeddings: Artifact, vectors_QD: Vectors, k: int) -> list[list[Hit]]:
-    """The best `k` documents of each query, ties by `doc_id`; one part in memory at a time."""
+    """The best `k` documents of each query, ties by `doc_id`; reads the embeddings once.
+
+    Some parts are in memory at a time, 64 MiB of vectors or one part.
+    """
     best: list[list[Hit]] = [[] for _ in vectors_QD]
-    for name in embeddings.parts():
-        part = embeddings.part(name).sort_by("doc_id")
-        vectors_ND = vectors_of(part)
-        if len(vectors_ND) == 0:
-            continue
+    for block in _blocks(embeddings):
+        vectors_ND = vectors_of(block)
         index = faiss.IndexFlatIP(vectors_ND.shape[1])
         index.add(vectors_ND)
-        found = Shard(index, part.select(["doc_id"])).search(vectors_QD, k)
-        best = [merge(both, k) for both in zip(best, found, strict=True)]
+        shard = Shard(index, block.select(["doc_id"]))
+        for start in range(0, len(vectors_QD), _QUERIES):
+            some = slice(start, start + _QUERIES)
+            found = shard.search(vectors_QD[some], k)
+            best[some] = [merge(both, k) for both in zip(best[some], found, strict=True)]
     return best
+
+
+def _blocks(embeddings: Artifact) -> Iterator[pa.Table]:
+    """Documents of consecutive parts, in the order of `doc_id`."""
+    waiting: list[pa.Table] = []
+    names = embeddings.parts()
+    for name in names:
+        part = embeddings.part(name, ["doc_id", "vector"])
+        waiting.append(part)
+        numbers = sum(map(len, waiting)) * part.schema.field("vector").type.list_size
+        if numbers >= _BLOCK_NUMBERS or name == names[-1]:
+            block = pa.concat_tables(waiting).sort_by("doc_id")
+            waiting = []
+            if len(block):
+                yield block
 
 
 def search_again(

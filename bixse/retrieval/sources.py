@@ -2,7 +2,9 @@
 
 The documents of a new index come from embeddings and a corpus; those of a new generation also from
 the shards of the index before it, less what was deleted or replaced. Vectors and texts pass through
-files, a block at a time: of all the documents of a shard only ids and metadata are in memory.
+files, a block at a time: of all the documents of a shard only ids and metadata are in memory. Where
+a document lives is a hash, so that every part holds documents of every shard: each shard reads all
+parts, or, of many shards, what `scatter` has made of them.
 
 Shapes: N documents of the shard, D dimensions, Q queries.
 """
@@ -10,9 +12,12 @@ Shapes: N documents of the shard, D dimensions, Q queries.
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import faiss
 import numpy as np
@@ -20,6 +25,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from bixse.artifacts import Artifact
+from bixse.place import Place
 from bixse.records import (
     CORPUS,
     METADATA_DIR,
@@ -39,6 +45,13 @@ from bixse.retrieval.shard import Shard
 
 _ROWS = 4096
 
+_SCATTERED_ROWS = 1 << 15
+"""Of all shards, scattered at a time."""
+_OPEN = 512
+"""Shards whose files a task has open: a process may have a thousand."""
+
+Kinds = Literal["embeddings", "corpus"]
+
 
 @dataclass(frozen=True)
 class Source:
@@ -48,6 +61,8 @@ class Source:
     corpus: Artifact | None
     base: Artifact | None = None
     deleted: frozenset[str] = frozenset()
+    scattered: Place | None = None
+    """Where `scatter` has put all rows of embeddings and corpus; None where no shard needs it."""
 
     def kinds(self) -> dict[str, Kind]:
         """The fields of the documents' metadata and what they hold.
@@ -66,6 +81,12 @@ class Source:
                 )
         return {**old, **new}
 
+    def rows(self, kind: Kinds, columns: Sequence[str]) -> "Rows":
+        """The rows of embeddings or corpus, for each shard to take its own."""
+        artifact = self.embeddings if kind == "embeddings" else self.corpus
+        at = None if self.scattered is None else Place(f"{self.scattered.url}/{kind}")
+        return Rows(artifact, columns, at)
+
     def base_shard(self, name: str) -> Shard | None:
         """A shard of the generation before, its files verified first."""
         if self.base is None:
@@ -73,6 +94,58 @@ class Source:
         directory = self.base.local_directory(under=f"{name}/")
         Artifact.open(str(directory), "index", verify=False).verify(under=f"{name}/")
         return Shard.load(directory / name)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some columns of an artefact, `doc_id` among them; without one, no row."""
+
+    artifact: Artifact | None
+    columns: Sequence[str]
+    scattered: Place | None = None
+
+    def own(self, number: int, shards: int) -> Iterator[tuple[list[str], pa.RecordBatch]]:
+        """The rows that live in this shard, a batch at a time."""
+        if self.artifact is None:
+            return
+        if self.scattered is not None:
+            place = Place(f"{self.scattered.url}/{shard_name(number)}")
+            for name in place.names():
+                with place.open(name) as handle, pa.ipc.open_file(handle) as file:
+                    for position in range(file.num_record_batches):
+                        batch = file.get_batch(position).select(list(self.columns))
+                        yield batch["doc_id"].to_pylist(), batch
+            return
+        for batch in self.artifact.batches(self.columns, _ROWS):
+            doc_ids = batch["doc_id"].to_pylist()
+            rows = [row for row, doc_id in enumerate(doc_ids) if shard_of(doc_id, shards) == number]
+            if rows:
+                yield [doc_ids[row] for row in rows], batch.take(pa.array(rows))
+
+
+def scatter(
+    source: Source, kind: Kinds, parts: Sequence[str], name: str, shards: int, out: Place
+) -> None:
+    """Write the rows of some parts to `<kind>/<shard>/<name>.arrow`, one file for each shard."""
+    artifact = source.embeddings if kind == "embeddings" else source.corpus
+    assert artifact is not None
+    columns = ["doc_id", "vector"] if kind == "embeddings" else CORPUS.names
+    for first in range(0, shards, _OPEN):
+        homes = range(first, min(first + _OPEN, shards))
+        with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+            files: dict[int, tuple[Path, Any]] = {}
+            for batch in artifact.batches(columns, _SCATTERED_ROWS, parts):
+                home_N = np.array([shard_of(one, shards) for one in batch["doc_id"].to_pylist()])
+                for home in np.intersect1d(home_N, homes).tolist():
+                    if home not in files:
+                        path = Path(folder) / f"{home}.arrow"
+                        writer = stack.enter_context(pa.ipc.new_file(path, batch.schema))
+                        files[home] = path, writer
+                    rows = np.flatnonzero(home_N == home)
+                    files[home][1].write_batch(batch.take(pa.array(rows)))
+            for home, (path, writer) in files.items():
+                writer.close()
+                out.put(path, f"{kind}/{shard_name(home)}/{name}.arrow")
 
 
 @dataclass(frozen=True)
@@ -101,9 +174,8 @@ def gather(source: Source, number: int, shards: int, dim: int, folder: Path) -> 
     Raises ValueError when embeddings and corpus hold different documents, a `doc_id` stands twice,
     or one that is to be deleted is not in the base or comes again in the corpus.
     """
-    new = [
-        doc_id for ids, _ in _own(source.embeddings, ["doc_id"], number, shards) for doc_id in ids
-    ]
+    listed = source.rows("embeddings", ["doc_id"]).own(number, shards)
+    new = [doc_id for ids, _ in listed for doc_id in ids]
     fresh = set(new)
     if len(fresh) != len(new):
         raise ValueError("a doc_id stands twice in one shard")
@@ -119,7 +191,7 @@ def gather(source: Source, number: int, shards: int, dim: int, folder: Path) -> 
     place = {doc_id: position for position, doc_id in enumerate(doc_ids)}
     raw, shape = folder / "vectors.f32", (len(doc_ids), dim)
     with raw.open("wb") as handle:
-        for vectors, ids in _all_vectors(source.embeddings, base, kept_rows, old, number, shards):
+        for vectors, ids in _all_vectors(source, base, kept_rows, old, number, shards):
             if vectors.shape[1] != dim:
                 raise ValueError(f"a vector of {vectors.shape[1]} numbers among those of {dim}")
             for vector, doc_id in zip(vectors, ids, strict=True):
@@ -180,26 +252,15 @@ def _refuse_deletes(deleted: set[str], old: set[str], fresh: set[str]) -> None:
         raise ValueError(f"{min(both)!r} is to be deleted and stands in the corpus")
 
 
-def _own(
-    artifact: Artifact | None, columns: Sequence[str], number: int, shards: int
-) -> Iterator[tuple[list[str], pa.RecordBatch]]:
-    """The rows of an artefact that live in this shard, a batch at a time."""
-    for batch in artifact.batches(columns, _ROWS) if artifact else ():
-        doc_ids = batch["doc_id"].to_pylist()
-        rows = [row for row, doc_id in enumerate(doc_ids) if shard_of(doc_id, shards) == number]
-        if rows:
-            yield [doc_ids[row] for row in rows], batch.take(pa.array(rows))
-
-
 def _all_vectors(
-    embeddings: Artifact | None,
+    source: Source,
     base: Shard | None,
     kept_rows: npt.NDArray[np.int64],
     old: Sequence[str],
     number: int,
     shards: int,
 ) -> Iterator[tuple[Vectors, list[str]]]:
-    for ids, batch in _own(embeddings, ["doc_id", "vector"], number, shards):
+    for ids, batch in source.rows("embeddings", ["doc_id", "vector"]).own(number, shards):
         yield vectors_of(batch), ids
     for start in range(0, len(kept_rows) if base else 0, _ROWS):
         rows = kept_rows[start : start + _ROWS]
@@ -220,7 +281,7 @@ def _gather_documents(
     aside = folder / "unsorted.arrow"
     row_of: dict[str, int] = {}
     with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, CORPUS) as writer:
-        for ids, batch in _own(source.corpus, CORPUS.names, number, shards):
+        for ids, batch in source.rows("corpus", CORPUS.names).own(number, shards):
             for doc_id in ids:
                 row_of[doc_id] = len(row_of)
             writer.write_batch(batch.select(CORPUS.names))

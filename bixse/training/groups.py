@@ -117,11 +117,12 @@ def group(
     document = np.asarray([document_row[doc_id] for doc_id in doc_ids], np.int64)
     keys, inverse = np.unique(query * documents + document, return_inverse=True)
     mean = np.bincount(inverse, weights=relevance) / np.bincount(inverse)
-    judged = set(keys.tolist())
+    seeds = [(query_row.get(q), document_row.get(d)) for q, d in seed_doc_ids.items()]
+    known = [(q, d) for q, d in seeds if q is not None and d is not None]
+    judged = np.isin(np.asarray([q * documents + d for q, d in known], np.int64), keys)
     suspects: dict[int, tuple[int, ...]] = {}
-    for query_id, doc_id in seed_doc_ids.items():
-        q, d = query_row.get(query_id), document_row.get(doc_id)
-        if q is not None and d is not None and q * documents + d not in judged:
+    for (q, d), is_judged in zip(known, judged.tolist(), strict=True):
+        if not is_judged:
             suspects[q] = (*suspects.get(q, ()), d)
     return Labels(
         query_text_Q=column(query_texts, query_names),

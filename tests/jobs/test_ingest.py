@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import jobs.ingest as ingest_module
 from jobs.ingest import Ingested, ingest
 from jobs.recipe import Ingest
 
@@ -376,6 +378,37 @@ def test_names_are_part_of_the_data(tmp_path: Path) -> None:
     (data / "qrels" / "train.tsv").rename(data / "qrels" / "test.tsv")
     with pytest.raises(ValueError, match=r"inputs.data = .*, now inputs.data = "):
         run(data, tmp_path / "out")
+
+
+def test_grades_are_not_held_while_they_are_read(tmp_path: Path, monkeypatch: Any) -> None:
+    data = tmp_path / "data"
+    (data / "qrels").mkdir(parents=True)
+    jsonl(data / "corpus.jsonl", DOCS)
+    names = [f"q{n}" for n in range(700)]
+    jsonl(data / "queries.jsonl", [{"_id": name, "text": name} for name in names])
+    lines = [f"{name}\t{doc}\t{n % 4}\n" for n, name in enumerate(names) for doc in (1, 2, 1)]
+    (data / "qrels" / "train.tsv").write_text("".join(lines))
+    whole = run(data, tmp_path / "whole")
+    grades: set[int] = set()
+    most, held, made = [0], ingest_module._given, ingest_module._Grade
+
+    def counted(*given: Any) -> Any:
+        grade = made(*given)
+        grades.add(id(grade))
+        weakref.finalize(grade, grades.discard, id(grade))
+        return grade
+
+    def given(grade: Any, scale: Any) -> dict[str, Any]:
+        most[0] = max(most[0], len(grades))
+        return held(grade, scale)
+
+    monkeypatch.setattr(ingest_module, "_Grade", counted)
+    monkeypatch.setattr(ingest_module, "_given", given)
+    monkeypatch.setattr(ingest_module, "_HELD_ROWS", 64)
+    again = run(data, tmp_path / "again")
+    assert 0 < most[0] < 5
+    assert again.qrels.table().equals(whole.qrels.table())
+    assert (again.qrels.manifest.rows, again.qrels.manifest.rejected) == (1400, 700)
 
 
 def test_one_wild_grade_spoils_no_scale(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+import jobs.supervision as supervision
 from bixse.artifacts import Artifact, Draft, begin
 from bixse.candidates.settings import Stratified
 from bixse.judging.settings import Verification
@@ -228,3 +229,20 @@ def test_a_part_whose_pairs_were_all_rejected_is_left_as_it_is(
     sampled = sample(judged, Stratified(), str(tmp_path / "sampled"))
     for made in (verified, sampled):
         assert [made.part(name).num_rows for name in made.parts()] == [1, 0]
+
+
+def test_what_is_wanted_is_looked_up_and_not_gone_through(corpus: Artifact) -> None:
+    """A batch costs its own rows, however many judgments there are."""
+    asked: list[str] = []
+
+    class Wanted:
+        """Without an iterator: what goes through all of it fails."""
+
+        def __contains__(self, name: object) -> bool:
+            asked.append(str(name))
+            return name == asked[0]
+
+    rows = list(supervision._documents(corpus, None, Wanted()))
+    doc_ids = corpus.table()["doc_id"].to_pylist()
+    assert [doc_id for doc_id, _ in rows] == doc_ids[:1]
+    assert asked == doc_ids

@@ -1,18 +1,22 @@
 """pair, embed and index on Ray: known answers, sharded equals whole, refusals."""
 
 import json
+import random
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import jobs.index as index_module
+import jobs.pair as pair_module
 from bixse.artifacts import Artifact, ArtifactError, Draft, begin
 from bixse.candidates.settings import Pools
 from bixse.models.encoder import Encoder
-from bixse.records import Hit, document_text, text_hash
+from bixse.place import Place
+from bixse.records import CORPUS, Hit, document_text, text_hash
 from bixse.retrieval.exact import search_exact, vectors_of
 from bixse.retrieval.filters import Filter
 from bixse.retrieval.lexical import LexicalIndex
@@ -25,6 +29,7 @@ from jobs.embed import embed
 from jobs.index import index, task_options
 from jobs.ingest import Ingested, ingest
 from jobs.pair import pair
+from jobs.parts import row_units
 from jobs.recipe import Ingest, Placement
 from jobs.texts import Texts
 from tests.encoders import save_tiny_encoder
@@ -173,6 +178,41 @@ def test_the_shards_of_an_index_equal_the_whole(
     answer = merge([s.search(model.encode([canary["query"]], "query"), 1)[0] for s in loaded], 1)
     assert answer[0].doc_id == canary["doc_id"]
     assert answer[0].score == pytest.approx(canary["score"], abs=1e-5)
+
+
+def test_many_shards_share_one_reading_of_all_rows(
+    data: Ingested, encoder: str, embeddings: Artifact, tmp_path: Path, monkeypatch: Any
+) -> None:
+    settings = Retrieval(shards=3, truth_queries=20)
+    given = (embeddings, data.corpus, [data.queries], encoder, settings, PLACEMENT)
+    direct = index(*given, str(tmp_path / "direct"))
+    monkeypatch.setattr(index_module, "SCATTERED_FROM", 3)
+    monkeypatch.setattr(index_module, "SCATTERED_ROWS", 1300)
+    sources: list[Any] = []
+    build = index_module._Run._each
+
+    def watched(run: Any, work: Any, label: str, todo: Any, on_gpu: bool = False) -> Any:
+        sources.extend(one[1] for one in todo if label == "index")
+        if label == "scatter":
+            parts = [(one[1], name) for one in todo for name in one[2]]
+            assert sorted(parts) == sorted(
+                (kind, name)
+                for kind, a in (("embeddings", embeddings), ("corpus", data.corpus))
+                for name in a.parts()
+            )
+        return build(run, work, label, todo, on_gpu)
+
+    monkeypatch.setattr(index_module._Run, "_each", watched)
+    scattered = index(*given, str(tmp_path / "scattered"))
+    assert [source.scattered is not None for source in sources] == [True] * 3
+    shards = [
+        {name: entry for name, entry in made.manifest.files.items() if "shard-" in name}
+        for made in (direct, scattered)
+    ]
+    assert shards[0] == shards[1]
+    # Nothing of it stays, or counts as a file of the index.
+    assert not Place(str(tmp_path / "scattered" / "scattered")).names()
+    assert scattered.manifest.files.keys() == direct.manifest.files.keys()
 
 
 def test_codes_are_trained_once_tuned_and_built_once(
@@ -352,6 +392,36 @@ def test_an_index_of_another_encoder_is_refused(
         pair([data.queries], data.corpus, embeddings, other, pools, Lexical(), out)
 
 
+def test_the_embeddings_are_read_once_for_many_parts_of_queries(
+    data: Ingested, encoder: str, embeddings: Artifact, tmp_path: Path, monkeypatch: Any
+) -> None:
+    queries, pools, lexical = [data.queries], Pools(bm25=2, dense=5, random=1), Lexical()
+    given = (queries, data.corpus, embeddings, encoder, pools, lexical)
+    # What a query is encoded beside may change its last bits, so parts are the same in both.
+    monkeypatch.setattr(pair_module, "PART_QUERIES", 7)
+    whole = pair(*given, str(tmp_path / "whole"))
+    opened, read = Place.open, []
+
+    def counting(place: Place, name: str) -> Any:
+        read.extend([name] if place.url == embeddings.url else [])
+        return opened(place, name)
+
+    monkeypatch.setattr(Place, "open", counting)
+    again = pair(*given, str(tmp_path / "again"))
+    assert len(again.parts()) == 6
+    assert read == embeddings.parts()
+    # A pass for each 14 queries, and one for those of the part that an earlier run has left out.
+    monkeypatch.setattr(pair_module, "DENSE_HITS", 14 * pools.dense)
+    killed = tmp_path / "killed"
+    shutil.copytree(tmp_path / "whole", killed)
+    for name in ("manifest.json", "part-00001.parquet", "part-00002.parquet", "part-00004.parquet"):
+        (killed / name).unlink()
+    read.clear()
+    rest = pair(*given, str(killed))
+    assert read == embeddings.parts() * 2
+    assert whole.fingerprint == again.fingerprint == rest.fingerprint
+
+
 def test_candidates_that_bm25_alone_does_not_find_are_refused(tmp_path: Path) -> None:
     """And leave nothing in the way of another flag."""
     (tmp_path / "corpus.jsonl").write_text('{"_id": "d", "text": "tea leaves"}\n')
@@ -378,3 +448,35 @@ def test_texts_by_id(data: Ingested) -> None:
     assert len(hashes) == 2
     with pytest.raises(KeyError, match="no document 'd9'"):
         Texts(data.corpus).get(["d9"])
+
+
+def test_units_together_read_a_part_about_once(tmp_path: Path, monkeypatch: Any) -> None:
+    draw = random.Random(1)
+    texts = [draw.randbytes(300).hex() for _ in range(8000)]
+    columns = {"doc_id": [f"d{n}" for n in range(8000)], "title": [""] * 8000, "text": texts}
+    draft = begin(str(tmp_path / "corpus"), "corpus", config={}, inputs={})
+    assert isinstance(draft, Draft)
+    draft.write_part(0, pa.table(columns, schema=CORPUS))
+    made = draft.finish()
+    units, read, opened = row_units(made, 512), [0], Place.open
+
+    def counting(place: Place, name: str) -> Any:
+        handle: Any = opened(place, name)
+        taken = handle.read
+
+        def counted(size: int = -1) -> bytes:
+            data: bytes = taken(size)
+            read[0] += len(data)
+            return data
+
+        handle.read = counted
+        return handle
+
+    monkeypatch.setattr(Place, "open", counting)
+    tables = [unit.read() for unit in units]
+    assert pa.concat_tables(tables).equals(made.table())
+    # Two units meet in a row group, and each reads what the file says of itself.
+    read[0] = 0
+    for unit in units:
+        unit.read()
+    assert read[0] < 3 * made.manifest.files["part-00000.parquet"].bytes

@@ -3,13 +3,16 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+import bixse.retrieval.sources as sources
 from bixse.artifacts import Artifact, Draft, begin
+from bixse.place import Place
 from bixse.records import Kind, Metadata
 from bixse.retrieval.building import write_vectors
 from bixse.retrieval.settings import Retrieval
@@ -109,6 +112,33 @@ def test_a_generation_equals_an_index_built_from_nothing(tmp_path: Path, base: A
     assert files(generation) == files(scratch)
     again = {name: base.place.entry(name).sha256 for name in files(base)}
     assert hashlib.sha256(json.dumps(again).encode()).hexdigest() == before
+
+
+@pytest.mark.parametrize("at_once", [2, 512])
+def test_what_is_scattered_makes_the_same_shards_and_is_read_once(
+    at_once: int, tmp_path: Path, base: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = source_of(tmp_path / "new", range(1900, 2500))
+    update = Source(new.embeddings, new.corpus, base, frozenset(DOC_IDS[:50]))
+    (tmp_path / "direct").mkdir()
+    direct, counts = index_of(tmp_path / "direct", update)
+    place = Place(str(tmp_path / "scattered"))
+    monkeypatch.setattr(sources, "_OPEN", at_once)
+    kinds: tuple[sources.Kinds, ...] = ("embeddings", "corpus")
+    for kind in kinds:
+        artifact = new.embeddings if kind == "embeddings" else new.corpus
+        assert artifact is not None
+        for number, part in enumerate(artifact.parts()):
+            sources.scatter(update, kind, [part], str(number), SHARDS, place)
+
+    def read(*_: object) -> None:
+        raise AssertionError("a shard reads all rows")
+
+    monkeypatch.setattr(Artifact, "batches", read)
+    (tmp_path / "again").mkdir()
+    again, counted = index_of(tmp_path / "again", replace(update, scattered=place))
+    assert files(again) == files(direct)
+    assert counted == counts == [500, 100, 50]
 
 
 def test_metadata_grows_with_the_documents(tmp_path: Path) -> None:
