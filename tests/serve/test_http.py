@@ -86,11 +86,12 @@ def test_served_vectors_are_those_of_sentence_transformers(served):
 
     texts = [*QUESTIONS, served.corpus[3].text, "long " * 1000]
     expected = SentenceTransformer(str(resolve(PACKAGED))).encode(texts, normalize_embeddings=True)
-    for role in ("query", "document"):
+    # Documents are read in bfloat16 where the machine multiplies that faster.
+    for role, least in (("query", 0.9999), ("document", 0.9997)):
         request = {"input": texts, "model": "bixse", "input_type": role}
         reply = served.client.post("/v1/embeddings", json=request).json()
         vectors = np.array([d["embedding"] for d in reply["data"]])
-        assert ((vectors * expected).sum(1) >= 0.9999).all()
+        assert ((vectors * expected).sum(1) >= least).all()
         assert [d["index"] for d in reply["data"]] == list(range(len(texts)))
         assert np.linalg.norm(vectors, axis=1) == pytest.approx(1, abs=1e-6)
 
