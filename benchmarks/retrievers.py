@@ -59,8 +59,8 @@ class Workbench:
 
     def reset(self) -> None:
         """Both are the base again."""
-        for model in (self._tuned, self._reader.model):
-            model.load_state_dict(self._base)
+        self._tuned.load_state_dict(self._base)
+        self._reader.reload(self._base)
 
     def tune(self, labels: Labels, settings: Training) -> Trained:
         """The base, tuned on labels. Raises as `train_loop`."""
@@ -71,7 +71,7 @@ class Workbench:
         checkpoints = Place(f"memory://{uuid.uuid4().hex}")
         trained = train_loop(Run(settings, labels, checkpoints, "benchmark"), self._tuned, World())
         checkpoints.clear()
-        self._reader.model.load_state_dict(self._tuned.state_dict())
+        self._reader.reload(self._tuned.state_dict())
         return trained
 
     def documents(self, corpus: Mapping[str, str]) -> Vectors:

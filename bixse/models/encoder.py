@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -245,6 +245,12 @@ class Encoder:
         for module in self.model.modules():
             if isinstance(module, torch.nn.Linear):
                 module.weight.data = module.weight.data.t().contiguous().t()
+
+    def reload(self, weights: "Mapping[str, torch.Tensor]") -> None:
+        """Read with other weights of the same model from now on. Raises RuntimeError for those of
+        another."""
+        self.model.load_state_dict(weights)
+        self._half = None
 
     def _of(self, role: Role) -> "SentenceTransformer":
         """The model that reads texts of a role."""

@@ -242,7 +242,7 @@ def test_what_is_wanted_is_looked_up_and_not_gone_through(corpus: Artifact) -> N
             asked.append(str(name))
             return name == asked[0]
 
-    rows = list(supervision._documents(corpus, None, Wanted()))
+    rows = list(supervision._documents(corpus, None, Wanted(), {}, {}))
     doc_ids = corpus.table()["doc_id"].to_pylist()
     assert [doc_id for doc_id, _ in rows] == doc_ids[:1]
     assert asked == doc_ids
