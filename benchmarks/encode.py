@@ -6,8 +6,8 @@
 The same model and texts for both, in bfloat16 where the device has instructions for it. bixse is
 `Encoder.encode`; sentence-transformers its `encode_document`, which sorts by length, at the fastest
 of several settings: the batch size, and on a CPU weights in float32 (`batch-…`) or, as ours are and
-less exact, in bfloat16 (`half-…`). Each turn is a process of its own; loading and the first batch do
-not count. Texts are those of `benchmarks.train`.
+less exact, in bfloat16 (`half-…`). Each turn is a process of its own; loading and the first batch
+do not count. Texts are those of `benchmarks.train`.
 
 It needs neither Ray nor vLLM nor FAISS.
 """
