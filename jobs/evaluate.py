@@ -7,7 +7,7 @@ each of the others has found.
 
 import json
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,23 +18,27 @@ from bixse.evaluation.metrics import (
     Qrels,
     Rankings,
     measure,
-    others,
     themselves,
     unjudged,
     without_relevant,
 )
 from bixse.evaluation.page import page
-from bixse.evaluation.report import FEEDBACK, HYBRID, MAIN, RERANKED, Measured, summarise
+from bixse.evaluation.report import MAIN, Measured, summarise
 from bixse.evaluation.settings import Evaluation
 from bixse.evaluation.trec import gains_on_scale, write_qrels, write_run
-from bixse.models.encoder import Encoder, encoder_fingerprint, resolve
-from bixse.models.reranker import Reranker, reranked
-from bixse.records import Hit, document_text
-from bixse.retrieval.exact import search_again, search_exact
-from bixse.retrieval.fusion import FUSION_DEPTH, fuse_ranks
-from bixse.retrieval.lexical import LexicalIndex
+from bixse.models.encoder import encoder_fingerprint, resolve
+from bixse.retrieval.fusion import FUSION_DEPTH
 from bixse.retrieval.settings import Lexical
 from jobs.parts import progress
+from jobs.rankings import (
+    Encoders,
+    after_feedback,
+    by_vectors,
+    by_words,
+    fused_with_words,
+    in_reranked_order,
+    rows,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -45,9 +49,6 @@ CURVE, DEV_CURVE = "training.jsonl", "dev.jsonl"
 _ON_THE_PAGE_ONLY = ("mrr@10",)
 
 Curve = Sequence[tuple[float, float]]
-
-Encoders = Mapping[str, tuple[str, Artifact]]
-"""System name -> the encoder, and the embeddings of the corpus that it made."""
 
 
 def evaluate(
@@ -98,23 +99,23 @@ def evaluate(
     draft = begin(out, "report", config=config, inputs=inputs)
     if isinstance(draft, Artifact):
         return draft
-    itself = themselves(texts, judged, _rows(corpus, "doc_id", "title", "text"))
+    itself = themselves(texts, judged, rows(corpus, "doc_id", "title", "text"))
     # What reads a ranking again may read deeper than what is kept of it.
     again = (settings.feedback, reranker[1] if reranker else 0)
     depth = max(settings.depth, *again, FUSION_DEPTH if settings.hybrid else 0)
     systems = (1 + len(encoders)) * (1 if reranker is None else 2)
     with progress("evaluate", len(texts) * systems) as advance:
-        rankings: dict[str, Rankings] = {"bm25": _bm25(corpus, texts, lexical, depth, itself)}
+        rankings: dict[str, Rankings] = {"bm25": by_words(corpus, texts, lexical, depth, itself)}
         advance(len(texts))
         for name, (path, embeddings) in encoders.items():
-            rankings[name] = _dense(path, embeddings, texts, depth, itself)
+            rankings[name] = by_vectors(path, embeddings, texts, depth, itself)
             advance(len(texts))
         if reranker is not None:
-            rankings |= _reranked(*reranker, rankings, texts, corpus, advance)
+            rankings |= in_reranked_order(*reranker, rankings, texts, corpus, advance)
         if settings.feedback:
-            rankings |= _after_feedback(rankings, encoders, texts, settings, itself)
+            rankings |= after_feedback(rankings, encoders, texts, settings, itself)
         if settings.hybrid:
-            rankings |= _hybrid(rankings, encoders, settings.depth)
+            rankings |= fused_with_words(rankings, encoders, settings.depth)
     rankings = {
         name: {query_id: hits[: settings.depth] for query_id, hits in ranking.items()}
         for name, ranking in rankings.items()
@@ -201,7 +202,7 @@ def _judged(qrels: Artifact, split: str) -> dict[str, dict[str, float]]:
     """query_id -> doc_id -> relevance of one split, in the order of `query_id`."""
     judged: dict[str, dict[str, float]] = {}
     splits: set[str] = set()
-    for home, query_id, doc_id, value in _rows(qrels, "split", "query_id", "doc_id", "relevance"):
+    for home, query_id, doc_id, value in rows(qrels, "split", "query_id", "doc_id", "relevance"):
         splits.add(home)
         if home == split:
             judged.setdefault(query_id, {})[doc_id] = value
@@ -214,9 +215,7 @@ def _judged(qrels: Artifact, split: str) -> dict[str, dict[str, float]]:
 def _texts(queries: Artifact, judged: Qrels, split: str) -> dict[str, str]:
     """query_id -> text of the judged queries, in the order of `judged`."""
     found = {
-        query_id: text
-        for query_id, text in _rows(queries, "query_id", "text")
-        if query_id in judged
+        query_id: text for query_id, text in rows(queries, "query_id", "text") if query_id in judged
     }
     missing = [query_id for query_id in judged if query_id not in found]
     if missing:
@@ -244,125 +243,18 @@ def _trained(
 ) -> Iterator[tuple[str, str]]:
     """(query_id, text) of what training has seen."""
     judgments = [artifact for artifact in trained_on if artifact.manifest.kind == "judgments"]
-    judged = {query_id for artifact in judgments for (query_id,) in _rows(artifact, "query_id")}
+    judged = {query_id for artifact in judgments for (query_id,) in rows(artifact, "query_id")}
     kept_apart = {
-        query_id for split, query_id in _rows(qrels, "split", "query_id") if split != "train"
+        query_id for split, query_id in rows(qrels, "split", "query_id") if split != "train"
     }
     for artifact in trained_on:
         if artifact.manifest.kind != "queries":
             continue
         given = artifact.fingerprint == queries.fingerprint
-        for query_id, text in _rows(artifact, "query_id", "text"):
+        for query_id, text in rows(artifact, "query_id", "text"):
             seen = query_id in judged if judgments else not (given and query_id in kept_apart)
             if seen:
                 yield query_id, text
-
-
-def _rows(artifact: Artifact, *columns: str) -> Iterator[tuple[Any, ...]]:
-    """The named columns of every row, a batch in memory at a time."""
-    for batch in artifact.batches(columns):
-        yield from zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
-
-
-def _bm25(
-    corpus: Artifact,
-    texts: Mapping[str, str],
-    lexical: Lexical,
-    depth: int,
-    itself: frozenset[str],
-) -> Rankings:
-    rows = corpus.table(["doc_id", "title", "text"])
-    titles, bodies = rows["title"].to_pylist(), rows["text"].to_pylist()
-    documents = [document_text(t, x) for t, x in zip(titles, bodies, strict=True)]
-    index = LexicalIndex(rows["doc_id"].to_pylist(), documents, lexical)
-    found = [index.search(text, depth + bool(itself)) for text in texts.values()]
-    return _of_others(texts, found, itself, depth)
-
-
-def _dense(
-    path: str,
-    embeddings: Artifact,
-    texts: Mapping[str, str],
-    depth: int,
-    itself: frozenset[str],
-) -> Rankings:
-    vectors_QD = Encoder.load(path).encode(list(texts.values()), "query")
-    found = search_exact(embeddings, vectors_QD, depth + bool(itself))
-    return _of_others(texts, found, itself, depth)
-
-
-def _of_others(
-    query_ids: Iterable[str],
-    found: Iterable[Sequence[Hit]],
-    itself: frozenset[str],
-    depth: int,
-) -> Rankings:
-    """The first `depth` documents that each query found, itself apart."""
-    return {
-        query_id: others(query_id, hits, itself)[:depth]
-        for query_id, hits in zip(query_ids, found, strict=True)
-    }
-
-
-def _after_feedback(
-    rankings: Mapping[str, Rankings],
-    encoders: Encoders,
-    texts: Mapping[str, str],
-    settings: Evaluation,
-    itself: frozenset[str],
-) -> dict[str, Rankings]:
-    """What each encoder finds when its queries have moved towards what they had found."""
-    made: dict[str, Rankings] = {}
-    for name, (path, embeddings) in encoders.items():
-        queries_QD = Encoder.load(path).encode(list(texts.values()), "query")
-        found = [rankings[name][query_id] for query_id in texts]
-        how = (settings.feedback, settings.feedback_weight, settings.depth + bool(itself))
-        again = search_again(embeddings, queries_QD, found, *how)
-        made[f"{name}{FEEDBACK}"] = _of_others(texts, again, itself, settings.depth)
-    return made
-
-
-def _hybrid(
-    rankings: Mapping[str, Rankings], encoders: Encoders, depth: int
-) -> dict[str, Rankings]:
-    """Each encoder's ranking fused with that of BM25, both from as deep as `/search` does."""
-    words, fused = rankings["bm25"], max(depth, FUSION_DEPTH)
-    return {
-        f"{name}{HYBRID}": {
-            query_id: fuse_ranks([hits[:fused], words[query_id][:fused]], depth)
-            for query_id, hits in rankings[name].items()
-        }
-        for name in encoders
-    }
-
-
-def _reranked(
-    path: str,
-    depth: int,
-    rankings: Mapping[str, Rankings],
-    texts: Mapping[str, str],
-    corpus: Artifact,
-    advance: Callable[[int], None],
-) -> dict[str, Rankings]:
-    """Each ranking with its first `depth` documents in the reranker's order."""
-    reranker = Reranker.load(path)
-    wanted = {
-        hit.doc_id for found in rankings.values() for hits in found.values() for hit in hits[:depth]
-    }
-    documents = {
-        doc_id: document_text(title, text)
-        for doc_id, title, text in _rows(corpus, "doc_id", "title", "text")
-        if doc_id in wanted
-    }
-    made: dict[str, Rankings] = {}
-    for name, found in rankings.items():
-        ranking = {}
-        for query_id, hits in found.items():
-            head = [documents[hit.doc_id] for hit in hits[:depth]]
-            ranking[query_id] = reranked(hits, reranker.score(texts[query_id], head).tolist())
-            advance(1)
-        made[f"{name}{RERANKED}"] = ranking
-    return made
 
 
 def _curves(encoders: Encoders, reranker: tuple[str, int] | None) -> tuple[Curve, Curve]:
