@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -73,25 +74,32 @@ def save_tiny_cross_encoder(directory: Path, logits: int, words: Sequence[str] =
     return directory
 
 
+def _of_words(special: Sequence[str]) -> Any:
+    """A tokenizer that knows `special`, which come first, and WORDS, each a token."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+
+    vocabulary = {word: number for number, word in enumerate([*special, *WORDS])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    return tokenizer
+
+
 def save_tiny_roberta(directory: Path) -> Path:
     """A RoBERTa of 2 layers that reads 32 tokens, as transformers saves it; its tokenizer has no
     limit.
     """
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
     from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
-    vocabulary = {word: number for number, word in enumerate(["[UNK]", "[PAD]", *WORDS])}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer = _of_words(["[UNK]", "[PAD]"])
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]"
     ).save_pretrained(directory)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = RobertaConfig(
-            vocab_size=len(vocabulary),
+            vocab_size=tokenizer.get_vocab_size(),
             hidden_size=32,
             num_hidden_layers=2,
             num_attention_heads=2,
@@ -108,18 +116,13 @@ def save_tiny_decoder(directory: Path, padding_side: str) -> Path:
     """A Qwen3 of 2 layers and 32 dimensions that reads causally, its vector the last token's."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
 
     qwen = directory / "qwen"
     qwen.mkdir(parents=True)
     special = ["[PAD]", "[UNK]", "[END]", "ask", "tell", ":"]
-    vocabulary = {word: number for number, word in enumerate([*special, *WORDS])}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer = _of_words(special)
     tokenizer.post_processor = TemplateProcessing(single="$A [END]", special_tokens=[("[END]", 2)])
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -131,7 +134,7 @@ def save_tiny_decoder(directory: Path, padding_side: str) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = Qwen3Config(
-            vocab_size=len(vocabulary),
+            vocab_size=tokenizer.get_vocab_size(),
             hidden_size=32,
             num_hidden_layers=2,
             num_attention_heads=2,

@@ -159,7 +159,9 @@ def test_a_half_made_one_of_another_config_is_refused(url: str) -> None:
         begin(url, "corpus", config={"size": 2}, inputs={})
 
 
-def test_a_file_is_asked_for_once_and_not_whether_it_is_there(monkeypatch: Any) -> None:
+def test_a_file_is_asked_for_once_and_not_whether_it_is_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     made = make("memory://counted/corpus")
     asked: Counter[str] = Counter()
     for method in ("exists", "open"):

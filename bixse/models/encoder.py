@@ -256,6 +256,7 @@ class Encoder:
         """The model that reads texts of a role."""
         from sentence_transformers.sentence_transformer.modules import Transformer
 
+        # What is no transformer may hand float32 to modules that would be bfloat16, or be a router.
         if role == "query" or not self._halves or not isinstance(self.model[0], Transformer):
             return self.model
         if self._half is None:

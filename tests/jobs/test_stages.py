@@ -1,13 +1,14 @@
-"""pair, embed and index on Ray: known answers, sharded equals whole, refusals."""
+"""pair, embed and index on Ray: known answers, sharded equals whole, refusals.
+
+In one file, for the embeddings that two of them read are made once.
+"""
 
 import json
-import random
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 import jobs.index as index_module
@@ -16,7 +17,7 @@ from bixse.artifacts import Artifact, ArtifactError, Draft, begin
 from bixse.candidates.settings import Pools
 from bixse.models.encoder import Encoder
 from bixse.place import Place
-from bixse.records import CORPUS, Hit, document_text, text_hash
+from bixse.records import Hit, document_text, text_hash
 from bixse.retrieval.exact import search_exact, vectors_of
 from bixse.retrieval.filters import Filter
 from bixse.retrieval.lexical import LexicalIndex
@@ -29,7 +30,6 @@ from jobs.embed import embed
 from jobs.index import index, task_options
 from jobs.ingest import Ingested, ingest
 from jobs.pair import pair
-from jobs.parts import row_units
 from jobs.recipe import Ingest, Placement
 from jobs.texts import Texts
 from tests.encoders import save_tiny_encoder
@@ -181,11 +181,16 @@ def test_the_shards_of_an_index_equal_the_whole(
 
 
 def test_many_shards_share_one_reading_of_all_rows(
-    data: Ingested, encoder: str, embeddings: Artifact, tmp_path: Path, monkeypatch: Any
+    data: Ingested,
+    encoder: str,
+    embeddings: Artifact,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = Retrieval(shards=3, truth_queries=20)
     given = (embeddings, data.corpus, [data.queries], encoder, settings, PLACEMENT)
     direct = index(*given, str(tmp_path / "direct"))
+    # As many shards of a large corpus are built, here of three and of parts of 1,300 documents.
     monkeypatch.setattr(index_module, "SCATTERED_FROM", 3)
     monkeypatch.setattr(index_module, "SCATTERED_ROWS", 1300)
     sources: list[Any] = []
@@ -393,7 +398,11 @@ def test_an_index_of_another_encoder_is_refused(
 
 
 def test_the_embeddings_are_read_once_for_many_parts_of_queries(
-    data: Ingested, encoder: str, embeddings: Artifact, tmp_path: Path, monkeypatch: Any
+    data: Ingested,
+    encoder: str,
+    embeddings: Artifact,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     queries, pools, lexical = [data.queries], Pools(bm25=2, dense=5, random=1), Lexical()
     given = (queries, data.corpus, embeddings, encoder, pools, lexical)
@@ -448,35 +457,3 @@ def test_texts_by_id(data: Ingested) -> None:
     assert len(hashes) == 2
     with pytest.raises(KeyError, match="no document 'd9'"):
         Texts(data.corpus).get(["d9"])
-
-
-def test_units_together_read_a_part_about_once(tmp_path: Path, monkeypatch: Any) -> None:
-    draw = random.Random(1)
-    texts = [draw.randbytes(300).hex() for _ in range(8000)]
-    columns = {"doc_id": [f"d{n}" for n in range(8000)], "title": [""] * 8000, "text": texts}
-    draft = begin(str(tmp_path / "corpus"), "corpus", config={}, inputs={})
-    assert isinstance(draft, Draft)
-    draft.write_part(0, pa.table(columns, schema=CORPUS))
-    made = draft.finish()
-    units, read, opened = row_units(made, 512), [0], Place.open
-
-    def counting(place: Place, name: str) -> Any:
-        handle: Any = opened(place, name)
-        taken = handle.read
-
-        def counted(size: int = -1) -> bytes:
-            data: bytes = taken(size)
-            read[0] += len(data)
-            return data
-
-        handle.read = counted
-        return handle
-
-    monkeypatch.setattr(Place, "open", counting)
-    tables = [unit.read() for unit in units]
-    assert pa.concat_tables(tables).equals(made.table())
-    # Two units meet in a row group, and each reads what the file says of itself.
-    read[0] = 0
-    for unit in units:
-        unit.read()
-    assert read[0] < 3 * made.manifest.files["part-00000.parquet"].bytes

@@ -1,0 +1,47 @@
+"""Units of work: what is read for them."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from bixse.artifacts import Draft, begin
+from bixse.place import Place
+from bixse.records import CORPUS
+from jobs.parts import row_units
+
+
+def test_units_together_read_a_part_about_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = random.Random(1)
+    texts = [draw.randbytes(300).hex() for _ in range(8000)]
+    columns = {"doc_id": [f"d{n}" for n in range(8000)], "title": [""] * 8000, "text": texts}
+    draft = begin(str(tmp_path / "corpus"), "corpus", config={}, inputs={})
+    assert isinstance(draft, Draft)
+    draft.write_part(0, pa.table(columns, schema=CORPUS))
+    made = draft.finish()
+    units, read, opened = row_units(made, 512), [0], Place.open
+
+    def counting(place: Place, name: str) -> Any:
+        handle: Any = opened(place, name)
+        taken = handle.read
+
+        def counted(size: int = -1) -> bytes:
+            data: bytes = taken(size)
+            read[0] += len(data)
+            return data
+
+        handle.read = counted
+        return handle
+
+    monkeypatch.setattr(Place, "open", counting)
+    tables = [unit.read() for unit in units]
+    assert pa.concat_tables(tables).equals(made.table())
+    # Two units meet in a row group, and each reads what the file says of itself.
+    read[0] = 0
+    for unit in units:
+        unit.read()
+    assert read[0] < 3 * made.manifest.files["part-00000.parquet"].bytes
