@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import faiss
 import numpy as np
 import pyarrow as pa
 import tyro
@@ -31,6 +30,7 @@ import tyro
 from bixse.records import CORPUS
 from bixse.retrieval import shard as shard_module
 from bixse.retrieval.building import build_shard
+from bixse.retrieval.library import faiss, use_threads
 from bixse.retrieval.metadata import Kept
 from bixse.retrieval.scoring import Vectors
 from bixse.retrieval.settings import Retrieval, Structure
@@ -67,7 +67,7 @@ def main() -> None:
     options = tyro.cli(Options)
     if options.quick:
         options = replace(options, rows=10_000, dim=16, queries=5)
-    faiss.omp_set_num_threads(1)
+    use_threads(1)
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(TOPICS, options.dim))
     topics = rng.integers(TOPICS, size=options.rows + options.queries)

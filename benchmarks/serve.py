@@ -32,13 +32,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-import faiss
 import tyro
 
 from benchmarks import serve_peers
 from benchmarks.serve_corpus import Corpus, K, Whole, made
 from bixse.models.encoder import Encoder, resolve
 from bixse.models.settings import PACKAGED
+from bixse.retrieval.library import use_threads
 from bixse.retrieval.settings import EXACT_BELOW
 from bixse.retrieval.shard import Shard
 
@@ -170,7 +170,7 @@ def limit(corpus: Corpus, options: Options) -> dict[str, float]:
     import torch
 
     torch.set_num_threads(options.threads)
-    faiss.omp_set_num_threads(1)
+    use_threads(1)
     encoder = Encoder.load(options.encoder, "cpu", options.query_precision)
     shard = Shard.load(corpus.index.local_directory() / "shard-00000")
 

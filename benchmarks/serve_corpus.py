@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import faiss
 import numpy as np
 import pyarrow as pa
 
@@ -20,6 +19,7 @@ from bixse.artifacts import Artifact, begin
 from bixse.models.encoder import Encoder
 from bixse.records import CORPUS
 from bixse.retrieval.building import build_shard, write_search
+from bixse.retrieval.library import faiss
 from bixse.retrieval.measuring import point, watch
 from bixse.retrieval.settings import Retrieval, Search
 from bixse.retrieval.shard import Shard

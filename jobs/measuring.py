@@ -108,8 +108,7 @@ def _found(
     dev: DevSplit, encoder: "Encoder", world: "World", tokens: int | None
 ) -> list[list[Hit]]:
     """The best of this rank's share of the corpus, for each query."""
-    import faiss
-
+    from bixse.retrieval.library import faiss
     from bixse.retrieval.merge import merge
     from bixse.retrieval.shard import Shard
     from bixse.training.order import share

@@ -41,9 +41,8 @@ def compare_structures(
 
 
 def train_structure(draft: Draft, source: Source, settings: Retrieval, on_gpu: bool) -> int:
-    import faiss
-
     from bixse.retrieval.device import find
+    from bixse.retrieval.library import faiss
     from bixse.retrieval.sources import sample
     from bixse.retrieval.structures import trained
 
@@ -80,10 +79,9 @@ def build_one(
     """Gather, build and write one shard, unless an earlier run has; its counts and its truth, and
     whether a GPU was used (None where there was nothing to do)."""
     # FAISS before torch would be loaded: one OpenMP runtime a process.
-    import faiss
-
     from bixse.retrieval.building import write_vectors
     from bixse.retrieval.device import find
+    from bixse.retrieval.library import faiss
     from bixse.retrieval.sources import exact_hits, gather
     from bixse.retrieval.structures import empty
 

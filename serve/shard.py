@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import faiss
 import numpy as np
 
 from bixse.artifacts import Artifact, ArtifactError
@@ -19,6 +18,7 @@ from bixse.records import Hit
 from bixse.retrieval.device import Device, find
 from bixse.retrieval.group import ShardGroup
 from bixse.retrieval.lexical_shard import LEXICAL_DIR, LEXICAL_FILE, LexicalShard
+from bixse.retrieval.library import use_threads
 from bixse.retrieval.metadata import Kept
 from bixse.retrieval.shard import Ranking, Shard
 from serve.generation import Generation
@@ -92,10 +92,7 @@ class ShardStore:
         self._slot, self._slots, self._on_gpu = slot_name(slot), slots, on_gpu
         self._held: dict[int, _Loaded] = {}
         self._reads = Reads()
-        # OpenMP keeps its number of threads by thread: it must be set on the one that searches.
-        self._thread = ThreadPoolExecutor(
-            1, "shards", initializer=faiss.omp_set_num_threads, initargs=(threads,)
-        )
+        self._thread = ThreadPoolExecutor(1, "shards", initializer=use_threads, initargs=(threads,))
 
     def load(self, generation: Generation) -> None:
         """Load the shards of this slot; one that fails must be dropped as others are.

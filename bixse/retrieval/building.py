@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import pyarrow as pa
 
 from bixse.records import CORPUS, Kind, Metadata
 from bixse.retrieval.device import Device
+from bixse.retrieval.library import faiss
 from bixse.retrieval.metadata import write_metadata
 from bixse.retrieval.scoring import Vectors
 from bixse.retrieval.settings import Retrieval, Search

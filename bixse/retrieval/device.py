@@ -24,9 +24,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import faiss
 import numpy as np
 
+from bixse.retrieval.library import faiss
 from bixse.retrieval.scoring import ROUNDING
 
 MOST = 2048

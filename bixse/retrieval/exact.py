@@ -1,9 +1,11 @@
 """Exact search over an embeddings artefact: for candidates, for evaluation, and as the truth."""
 
+import math
+import operator
+from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -11,9 +13,9 @@ import pyarrow as pa
 from bixse.artifacts import Artifact
 from bixse.records import Hit
 from bixse.retrieval.feedback import rocchio
-from bixse.retrieval.merge import merge
+from bixse.retrieval.library import faiss
 from bixse.retrieval.scoring import Vectors
-from bixse.retrieval.shard import Shard
+from bixse.retrieval.shard import Ranking, Shard
 
 _BLOCK_NUMBERS = 1 << 24
 """Of the vectors that are compared together, 64 MiB: parts are of a thousand documents, and to
@@ -22,13 +24,16 @@ merge what each of them finds takes longer than to find it."""
 _QUERIES = 1024
 """Compared with a block at a time: memory does not follow their number, their hits aside."""
 
+_Best = list[tuple[float, str]]
+"""Score, negative, and `doc_id` of what a query has found so far, the best first."""
+
 
 def search_exact(embeddings: Artifact, vectors_QD: Vectors, k: int) -> list[list[Hit]]:
     """The best `k` documents of each query, ties by `doc_id`; reads the embeddings once.
 
     Some parts are in memory at a time, 64 MiB of vectors or one part.
     """
-    best: list[list[Hit]] = [[] for _ in vectors_QD]
+    best: list[_Best] = [[] for _ in vectors_QD]
     for block in _blocks(embeddings):
         vectors_ND = vectors_of(block)
         index = faiss.IndexFlatIP(vectors_ND.shape[1])
@@ -36,9 +41,23 @@ def search_exact(embeddings: Artifact, vectors_QD: Vectors, k: int) -> list[list
         shard = Shard(index, block.select(["doc_id"]))
         for start in range(0, len(vectors_QD), _QUERIES):
             some = slice(start, start + _QUERIES)
-            found = shard.search(vectors_QD[some], k)
-            best[some] = [merge(both, k) for both in zip(best[some], found, strict=True)]
-    return best
+            asked = vectors_QD[some]
+            found = shard.rankings(asked, [k] * len(asked))
+            best[some] = [_with(*both, k) for both in zip(best[some], found, strict=True)]
+    return [
+        [Hit(doc_id, -negative, rank) for rank, (negative, doc_id) in enumerate(one, start=1)]
+        for one in best
+    ]
+
+
+def _with(best: _Best, found: Ranking, k: int) -> _Best:
+    """The best `k` of both. Of a later block few are among them, and the rest is not looked at."""
+    least = -best[k - 1][0] if len(best) >= k else -math.inf
+    end = bisect_right(found.scores, -least, key=operator.neg)
+    if not end:
+        return best
+    more = zip(map(operator.neg, found.scores[:end]), found.doc_ids[:end], strict=True)
+    return sorted([*best, *more])[:k]
 
 
 def _blocks(embeddings: Artifact) -> Iterator[pa.Table]:

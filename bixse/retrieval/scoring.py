@@ -11,9 +11,10 @@ B of them at a time, K hits. A row -1 is none, and scores -inf.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import faiss
 import numpy as np
 import numpy.typing as npt
+
+from bixse.retrieval.library import faiss
 
 Rows = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.float32]

@@ -26,13 +26,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from bixse.records import CORPUS, Document, Hit, documents_at
 from bixse.retrieval.device import Device, searchable, takes
+from bixse.retrieval.library import faiss
 from bixse.retrieval.metadata import METADATA_FILE, Fields, Kept
 from bixse.retrieval.neighbours import kept_of, neighbour_counts
 from bixse.retrieval.scoring import ROUNDING, Rows, Vectors, best, falling, joined, near
@@ -110,9 +110,11 @@ class Shard:
         self.copy = device.copied(index) if device and searchable(index) else None
         self.fields = fields
         self.table = documents
-        # In one piece: taking from the chunks of a mapped table copies all of them first. Large,
-        # since all ids together may be more than 2 GiB.
-        self._doc_ids = documents["doc_id"].cast(pa.large_string()).combine_chunks()
+        # Large, since all ids together may be more than 2 GiB.
+        doc_ids = documents["doc_id"].cast(pa.large_string()).combine_chunks()
+        _, ends, letters = doc_ids.buffers()
+        self._id_ends = np.frombuffer(ends, np.int64)[doc_ids.offset :] if ends else np.zeros(1)
+        self._id_letters = memoryview(letters or b"")
         self._store = faiss.downcast_index(getattr(index, "storage", index))
         self._stored_ND = stored_ND
         self._scales_N = scales_N
@@ -194,10 +196,10 @@ class Shard:
         return rows_QK, scores_QK
 
     def doc_ids(self, rows: Rows) -> list[str]:
-        found: list[str] = (
-            self._doc_ids.take(pa.array(rows)).to_numpy(zero_copy_only=False).tolist()
-        )
-        return found
+        # By hand: Arrow's `take` and what follows cost six times as much for some dozens of rows.
+        ends, letters = self._id_ends, self._id_letters
+        spans = zip(ends[rows].tolist(), ends[rows + 1].tolist(), strict=True)
+        return [str(letters[start:end], "utf-8") for start, end in spans]
 
     def documents(self, rows: Rows) -> list[Document]:
         """The stored fields of rows of this shard, and their metadata."""

@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -38,6 +37,7 @@ from bixse.records import (
 from bixse.retrieval.building import write_documents
 from bixse.retrieval.device import Device
 from bixse.retrieval.exact import vectors_of
+from bixse.retrieval.library import faiss
 from bixse.retrieval.merge import merge
 from bixse.retrieval.metadata import write_metadata
 from bixse.retrieval.scoring import Vectors

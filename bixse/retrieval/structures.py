@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 
 from bixse.retrieval.device import Device
+from bixse.retrieval.library import faiss
 from bixse.retrieval.metadata import Kept
 from bixse.retrieval.settings import EXACT_BELOW, Retrieval, Search
 

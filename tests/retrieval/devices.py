@@ -2,10 +2,10 @@
 
 from typing import Any
 
-import faiss
 import numpy as np
 
 from bixse.retrieval.device import MOST, Device, searchable
+from bixse.retrieval.library import faiss
 
 NOISE = 4e-6
 """Less than half of what two kernels may differ by (`ROUNDING`)."""

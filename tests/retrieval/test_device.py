@@ -4,7 +4,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
 
-import faiss
 import numpy as np
 import pytest
 
@@ -14,6 +13,7 @@ from bixse.retrieval.comparing import compare
 from bixse.retrieval.device import MOST, SCRATCH_BYTES, Device, find, searchable, takes
 from bixse.retrieval.filters import Filter
 from bixse.retrieval.group import ShardGroup
+from bixse.retrieval.library import faiss
 from bixse.retrieval.settings import ON_GPU, Retrieval, Search, Structure
 from bixse.retrieval.shard import INDEX_FILE, Shard
 from bixse.retrieval.sources import Source, exact_hits, gather

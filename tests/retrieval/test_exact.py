@@ -31,8 +31,10 @@ def test_small_parts_are_compared_together(tmp_path, monkeypatch):
         tmp_path, [f"d{n}" for n in range(90)], clustered(90, 8, seed=1), part=3
     )
     searched, read = [], []
-    search, part = exact.Shard.search, Artifact.part
-    monkeypatch.setattr(exact.Shard, "search", lambda *given: searched.append(0) or search(*given))
+    rankings, part = exact.Shard.rankings, Artifact.part
+    monkeypatch.setattr(
+        exact.Shard, "rankings", lambda *given: searched.append(0) or rankings(*given)
+    )
     monkeypatch.setattr(Artifact, "part", lambda *given: read.append(given[1]) or part(*given))
     assert len(exact.search_exact(embeddings, clustered(2, 8, seed=4), 5)) == 2
     assert len(searched) == 1

@@ -197,7 +197,7 @@ def test_a_shard_without_documents(tmp_path: Path) -> None:
 
 
 def _one_row(place: Path) -> tuple[Any, pa.Table]:
-    import faiss
+    from bixse.retrieval.library import faiss
 
     index = faiss.IndexFlatIP(2)
     index.add(np.ones((1, 2), np.float32))

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import faiss
 import numpy as np
 import pytest
 
@@ -11,6 +10,7 @@ from bixse.records import Metadata
 from bixse.retrieval.building import build_shard
 from bixse.retrieval.filters import Filter
 from bixse.retrieval.group import ShardGroup
+from bixse.retrieval.library import faiss
 from bixse.retrieval.merge import merge
 from bixse.retrieval.settings import Retrieval, Search, Structure
 from bixse.retrieval.shard import Shard

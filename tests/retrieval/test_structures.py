@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import faiss
 import numpy as np
 import pytest
 
@@ -10,6 +9,7 @@ from bixse.artifacts import Artifact, ArtifactError, Draft, begin
 from bixse.place import Place
 from bixse.records import Hit
 from bixse.retrieval.building import build_shard
+from bixse.retrieval.library import faiss
 from bixse.retrieval.merge import merge
 from bixse.retrieval.settings import Retrieval, Search
 from bixse.retrieval.shard import Shard

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import faiss
 import fsspec
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ import torch
 from bixse.artifacts import Artifact, ArtifactError, begin
 from bixse.models.encoder import resolve
 from bixse.models.settings import PACKAGED
+from bixse.retrieval.library import faiss
 from serve import wiring
 from serve.app import build, main
 from serve.generation import Generation

@@ -4,7 +4,6 @@ import asyncio
 import logging
 from pathlib import Path
 
-import faiss
 import pyarrow as pa
 import pytest
 import ray
@@ -15,6 +14,7 @@ from bixse.models.encoder import resolve
 from bixse.models.settings import PACKAGED
 from bixse.retrieval.building import build_shard
 from bixse.retrieval.device import SCRATCH_BYTES, Device
+from bixse.retrieval.library import faiss
 from bixse.retrieval.settings import Retrieval
 from serve.generation import Generation
 from serve.messages import Wanted
