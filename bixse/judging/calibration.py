@@ -107,6 +107,9 @@ def fit_isotonic(probs_NK: Floats, human_N: Floats, scale: Sequence[float]) -> I
 def fit_temperature(probs_NK: Floats, human_N: Floats, scale: Sequence[float]) -> Temperature:
     """The temperature of N pairs, between 0.05 and 20.
 
+    A grade without any probability (of sampled votes, or below an endpoint's top tokens) keeps none
+    at every temperature: what people say of it says nothing of T and is left out.
+
     Raises ValueError without a pair, or when every judgment is a single grade.
     """
     _check(probs_NK, human_N)
@@ -114,14 +117,12 @@ def fit_temperature(probs_NK: Floats, human_N: Floats, scale: Sequence[float]) -
         raise ValueError(
             "every judgment is a single grade: no temperature changes it; fit isotonic instead"
         )
-    target_NK = _narrow(human_N, scale)
-    log_NK = np.log(np.maximum(probs_NK, _TINY))
+    target_NK = np.where(probs_NK > 0, _narrow(human_N, scale), 0.0)
 
     def loss(log_temperature: float) -> float:
-        scaled_NK = log_NK / np.exp(log_temperature)
-        top_N1 = scaled_NK.max(axis=1, keepdims=True)
-        norm_N1 = top_N1 + np.log(np.exp(scaled_NK - top_N1).sum(axis=1, keepdims=True))
-        return float(-(target_NK * (scaled_NK - norm_N1)).sum(axis=1).mean())
+        tempered_NK = _tempered(probs_NK, np.exp(log_temperature))
+        log_NK = np.log(np.maximum(tempered_NK, np.finfo(np.float64).tiny))
+        return float(-(target_NK * log_NK).sum(axis=1).mean())
 
     found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded")
     return Temperature(temperature=float(np.exp(found.x)))
