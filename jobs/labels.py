@@ -33,6 +33,7 @@ from bixse.records import (
 )
 from bixse.scale import Scale, linear
 from jobs.parts import rejected_table, rows_of
+from jobs.supervision import read_relevance
 from jobs.texts import Texts
 
 
@@ -187,15 +188,23 @@ def verify(
     corpus: Artifact,
     settings: Verification,
     out: str,
+    calibration: Artifact | None = None,
 ) -> Artifact:
-    """The judgments without those of `bixse.judging.verified.unverified`, which are rejected."""
+    """The judgments without those of `bixse.judging.verified.unverified`, which are rejected.
+
+    They are read as training reads them, through the map that `calibration` holds, if any.
+    """
     inputs = {"judgments": judgments.fingerprint, "corpus": corpus.fingerprint}
     inputs |= {f"queries-{number}": part.fingerprint for number, part in enumerate(queries)}
+    if calibration is not None:
+        inputs["calibration"] = calibration.fingerprint
     draft = begin(out, "judgments", config=settings.model_dump(), inputs=inputs)
     if isinstance(draft, Artifact):
         return draft
-    columns = ["query_id", "doc_id", "relevance"]
-    judged = [Judged(**row) for row in judgments.table(columns).to_pylist()]
+    table = judgments.table(["query_id", "doc_id", "relevance"])
+    relevance_N = read_relevance(judgments, calibration, table)
+    columns = (table["query_id"].to_pylist(), table["doc_id"].to_pylist(), relevance_N.tolist())
+    judged = [Judged(*row) for row in zip(*columns, strict=True)]
     seeds = {
         row["query_id"]: row["seed_doc_id"]
         for artifact in queries

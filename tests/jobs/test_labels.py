@@ -9,6 +9,7 @@ import pytest
 import jobs.supervision as supervision
 from bixse.artifacts import Artifact, Draft, begin
 from bixse.candidates.settings import Stratified
+from bixse.judging.calibration import FILE, KIND, Calibration, Isotonic
 from bixse.judging.settings import Verification
 from bixse.records import CORPUS, DOCUMENTS, JUDGMENTS, PAIRS, QRELS, QUERIES
 from jobs.labels import contrast, label, sample, verify, with_given
@@ -214,6 +215,32 @@ def test_verified_judgments_are_the_others_rejected(tmp_path: Path, corpus: Arti
     assert made.manifest.extra == {"scale": "s", "unverified": {"neither answer nor none": 1}}
     again = verify(judged, [queries], corpus, settings, str(tmp_path / "verified"))
     assert again.fingerprint == made.fingerprint
+
+
+def test_judgments_are_verified_as_training_reads_them(tmp_path: Path, corpus: Artifact) -> None:
+    """Through the map: what it makes neither answer nor none was kept, and trained as a negative of
+    the answer."""
+    asked = [{"query_id": "q", "text": "t", "origin": "synthetic", "seed_doc_id": "d0"}]
+    queries = artifact(tmp_path / "queries", "queries", [asked], QUERIES)
+    rows = [
+        {
+            "query_id": "q", "doc_id": f"d{n}", "grade_probs": [1 - z, z], "relevance": z,
+            "judge": "j", "prompt": "p", "origin": "llm",
+        }
+        for n, z in enumerate((0.9, 0.6, 0.3))
+    ]  # fmt: skip
+    scale = {"values": [0, 1]}
+    judged = artifact(tmp_path / "judged", "judgments", [rows], JUDGMENTS, scale=scale)
+    kind = Isotonic(judged=(0.3, 0.6, 0.9), human=(0.1, 0.4, 0.8))
+    fitted = Calibration(map=kind, signed=(("j", "p"),), scale=(0, 1), pairs=3, queries=1)
+    draft = begin(str(tmp_path / "map"), KIND, config={}, inputs={})
+    assert isinstance(draft, Draft)
+    draft.write_file(FILE, fitted.model_dump_json().encode())
+    arguments = (judged, [queries], corpus, Verification(near_duplicate=1.0))
+    made = verify(*arguments, str(tmp_path / "verified"), draft.finish())
+    assert made.table().to_pylist() == [judged.table().to_pylist()[n] for n in (0, 2)]
+    stored = verify(*arguments, str(tmp_path / "stored"))
+    assert stored.table()["doc_id"].to_pylist() == ["d0", "d1"]
 
 
 def test_a_part_whose_pairs_were_all_rejected_is_left_as_it_is(
