@@ -10,6 +10,7 @@ from benchmarks.judge_agreement import EXPECTED, YEARS, agreement_of, rotation, 
 from bixse.artifacts import Artifact, Draft, begin
 from bixse.candidates.settings import Stratified
 from bixse.records import PAIRS, Pair
+from jobs.calibration import refuse_in_sample
 from jobs.cascade import merge
 from jobs.labels import contrast, sample
 from jobs.parts import rows_of
@@ -147,6 +148,25 @@ def test_a_fit_and_a_map_together_are_refused(
     with pytest.raises(SystemExit):
         main("audit", [*flags(data, audited), *both])
     assert "choose" in capsys.readouterr().err
+
+
+def test_a_map_fitted_on_what_a_run_is_measured_by_is_no_way_to_train(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Test grades would reach the labels. On another split it is a map like any."""
+    main("audit", [*flags(data, tmp_path), "--audit.fit", "isotonic", "--audit.fit-split", "test"])
+    grades = (data / "llm" / "kind.tsv").read_text().splitlines(keepends=True)
+    train = [line for line in grades if not "q12" <= line < "q20\t"]
+    file = tmp_path / "kind.tsv"  # The judge's name is the file's.
+    file.write_text("".join(train))
+    line = [*flags(data, tmp_path / "trained"), "--judging.given.file", str(file)]
+    line += ["--judging.calibration", str(tmp_path / "calibration")]
+    with pytest.raises(SystemExit):
+        main("train", line)
+    assert "fitted on people's grades of the test split" in capsys.readouterr().err
+    assert not (tmp_path / "trained" / "judgments").exists()
+    fitted = Artifact.open(str(tmp_path / "calibration"), "calibration")
+    refuse_in_sample(fitted, Artifact.open(str(tmp_path / "qrels"), "qrels"), "dev")
 
 
 def test_single_grades_have_no_temperature_to_fit(
