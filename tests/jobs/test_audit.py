@@ -213,13 +213,14 @@ def test_human_grades_are_not_measured_against_themselves(data: Path, tmp_path: 
 
 def contrasted(data: Path, out: Path) -> Artifact:
     """The judgments of a run, and candidates of them that nobody judged."""
-    found = {name: Artifact.open(str(out / name), name) for name in ("judgments", "corpus")}
+    names = ("judgments", "queries", "corpus")
+    judged, queries, corpus = (Artifact.open(str(out / name), name) for name in names)
     rows = [Pair(f"q{n:02d}", f"d{n + 10:02d}", "bm25", 1, 1.0) for n in range(12)]
     draft = begin(str(out / "pairs"), "pairs", config={}, inputs={})
     assert isinstance(draft, Draft)
     draft.write_part(0, rows_of(rows, PAIRS))
     pairs = draft.finish()
-    return contrast(found["judgments"], pairs, [], found["corpus"], 1, 0, str(out / "made"))
+    return contrast(judged, pairs, [queries], corpus, 1, 0, str(out / "made"))
 
 
 def test_what_is_made_of_human_grades_is_not_measured_against_them(
