@@ -4,15 +4,16 @@ Judgments stay as they were made: they hold the judge's distribution, so another
 answer. Two maps:
 
     temperature   p_k' = p_k^(1/T) / sum_j p_j^(1/T)   (Guo et al., ICML 2017): T minimises
-                  -sum_k y_k log p_k', y the human relevance as a distribution on the judge's scale;
-                  needs distributions: one grade with all the probability has no temperature
+                  -sum_k y_k log p_k' over p_k > 0, y the human relevance as a distribution on
+                  the judge's scale; one grade with all the probability has no temperature
     isotonic      relevance' = f(relevance), f the non-decreasing function of least squared error
                   (Zadrozny & Elkan, KDD 2002), linear between its knots; of judgments that are one
                   grade each, f is the mean human relevance of every grade
 
-Neither changes the order of a judge's grades. `isotonic` gives the mean of what people say, and a
-mean is seldom an end of the scale: calibration error falls, and agreement of single grades (kappa)
-may fall with it.
+`isotonic` never turns the order of two pairs around, `temperature` never that of a pair's grades:
+what it makes of unlike distributions may change places. `isotonic` gives the mean of what people
+say, and a mean is seldom an end of the scale: calibration error falls, and agreement of single
+grades (kappa) may fall with it.
 
 Shape suffixes: N pairs, K grades of the judge's scale.
 """
