@@ -138,6 +138,15 @@ def _answered(judgments: Artifact, table: pa.Table, qrels: Artifact) -> pa.Table
     return table.filter(chosen)
 
 
+def refuse_in_sample(calibration: Artifact, qrels: Artifact, split: str) -> None:
+    """Raises ValueError for a map that was fitted on the grades that a run is measured by."""
+    if _in_sample(calibration, qrels, split):
+        raise ValueError(
+            f"the map {calibration.url} was fitted on people's grades of the {split} split, which "
+            "this run is measured by: fit it on another (--audit.fit-split)"
+        )
+
+
 def _in_sample(calibration: Artifact, qrels: Artifact, split: str) -> bool:
     fitted_on = calibration.manifest.inputs.values()
     return qrels.fingerprint in fitted_on and calibration.manifest.config["split"] == split

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bixse.artifacts import Artifact, Draft, begin, library_versions, parquet_bytes
+from bixse.artifacts import MANIFEST, Artifact, Draft, begin, library_versions, parquet_bytes
 from bixse.evaluation.leakage import find_leaks
 from bixse.evaluation.metrics import (
     Qrels,
@@ -29,6 +29,7 @@ from bixse.evaluation.trec import gains_on_scale, write_qrels, write_run
 from bixse.models.encoder import encoder_fingerprint, resolve
 from bixse.retrieval.fusion import FUSION_DEPTH
 from bixse.retrieval.settings import Lexical
+from jobs.measuring import DEV
 from jobs.parts import progress
 from jobs.rankings import (
     Encoders,
@@ -47,6 +48,8 @@ CURVE, DEV_CURVE = "training.jsonl", "dev.jsonl"
 """One line a step, and one an evaluation on dev, beside the model that `train` made."""
 
 _ON_THE_PAGE_ONLY = ("mrr@10",)
+
+FLATTERED = "; the trained encoder was chosen on them, which flatters it"
 
 Curve = Sequence[tuple[float, float]]
 
@@ -128,6 +131,7 @@ def evaluate(
     report = {
         "recipe": recipe_name,
         "split": split,
+        "chosen_on_split": _chosen_on(encoders, qrels, split),
         **summarise(measured, settings),
         "unjudged@10": {name: unjudged(ranking, judged, 10) for name, ranking in rankings.items()},
         "queries": {
@@ -155,7 +159,9 @@ def table(report: Artifact) -> "Table":
     measures = [name for name in found["ci95"] if name not in _ON_THE_PAGE_ONLY]
     shown = Table(
         title=f"{found['recipe']}, {found['split']} split: {found['n_queries']:,} queries, "
-        f"{found['n_documents']:,} documents (95 % intervals)",
+        f"{found['n_documents']:,} documents (95 % intervals)"
+        # An older report does not say.
+        + (FLATTERED if found.get("chosen_on_split") else ""),
         box=box.SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
@@ -255,6 +261,15 @@ def _trained(
             seen = query_id in judged if judgments else not (given and query_id in kept_apart)
             if seen:
                 yield query_id, text
+
+
+def _chosen_on(encoders: Encoders, qrels: Artifact, split: str) -> bool:
+    """Whether `train` kept, of several encoders, the best on these very queries."""
+    if split != DEV or "trained" not in encoders:
+        return False
+    manifest = resolve(encoders["trained"][0]) / MANIFEST
+    inputs = json.loads(manifest.read_text())["inputs"] if manifest.exists() else {}
+    return bool(inputs.get("dev qrels") == qrels.fingerprint)
 
 
 def _curves(encoders: Encoders, reranker: tuple[str, int] | None) -> tuple[Curve, Curve]:

@@ -74,8 +74,8 @@ def _verified(pipeline: "Pipeline") -> "Artifact":
     from jobs.labels import verify
 
     queries, corpus = pipeline.all_queries(), pipeline.data().corpus
-    out = pipeline.path("judgments-verified")
-    return pipeline.once("verify", lambda: verify(judged, queries, corpus, settings, out))
+    out, map_ = pipeline.path("judgments-verified"), calibration(pipeline)
+    return pipeline.once("verify", lambda: verify(judged, queries, corpus, settings, out, map_))
 
 
 def _judged(pipeline: "Pipeline") -> "Artifact":

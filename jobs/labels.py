@@ -9,7 +9,7 @@ range of a teacher.
 """
 
 from collections import Counter
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -28,11 +28,11 @@ from bixse.records import (
     Rejection,
     document_text,
     ids_hash,
-    is_document,
     text_hash,
 )
 from bixse.scale import Scale, linear
 from jobs.parts import rejected_table, rows_of
+from jobs.supervision import read_relevance
 from jobs.texts import Texts
 
 
@@ -114,8 +114,9 @@ def contrast(
     """The judgments, and `count` candidates of each of their queries that have none, taken as
     irrelevant: the localised negatives of LCE, arXiv 2101.08751.
 
-    A copy of a judged document is none of them, nor is the document that a query is (ArguAna). A
-    query keeps its draw whatever the others are. The pairs are of these queries.
+    A copy of a document that is judged for the query, or for another of its text, is none of them:
+    training takes equal texts as one. A query keeps its draw whatever those of other texts are. The
+    pairs and judgments are of these queries.
     """
     inputs = {
         "judgments": judgments.fingerprint,
@@ -137,13 +138,18 @@ def contrast(
         if row["query_id"] in judged:
             proposed.setdefault(row["query_id"], []).append(Hit(row["doc_id"], 0.0, row["rank"]))
     doc_ids = {hit.doc_id for hits in proposed.values() for hit in hits}
-    texts, itself = _texts(corpus, doc_ids, judged), _themselves(queries, corpus, judged, doc_ids)
+    texts = _texts(corpus, doc_ids, judged)
+    asked = {
+        row["query_id"]: text_hash(row["text"])
+        for artifact in queries
+        for row in artifact.table(["query_id", "text"]).to_pylist()
+    }
+    known: dict[str, set[str]] = {}
+    for query_id, of_query in judged.items():
+        known.setdefault(asked[query_id], set()).update(texts[doc_id] for doc_id in of_query)
     drawn = []
     for query_id, hits in sorted(proposed.items()):
-        known = {texts[doc_id] for doc_id in judged[query_id]}
-        if query_id in itself:
-            known.add(texts[query_id])
-        own = [hit.doc_id for hit in hits if texts[hit.doc_id] in known]
+        own = [hit.doc_id for hit in hits if texts[hit.doc_id] in known[asked[query_id]]]
         found = head_negatives(query_id, hits, own, len(hits), count, seed)
         probs = scale.grade_probs(values[0])
         drawn += [
@@ -164,38 +170,29 @@ def _texts(corpus: Artifact, doc_ids: set[str], judged: dict[str, set[str]]) -> 
     return {doc_id: text_hash(document_text(d.title, d.text)) for doc_id, d in found}
 
 
-def _themselves(
-    queries: Sequence[Artifact],
-    corpus: Artifact,
-    judged: Container[str],
-    doc_ids: Container[str],
-) -> frozenset[str]:
-    """Judged queries that are one of these documents, of equal id and text."""
-    asked = {
-        row["query_id"]: row["text"]
-        for artifact in queries
-        for row in artifact.table(["query_id", "text"]).to_pylist()
-        if row["query_id"] in judged and row["query_id"] in doc_ids
-    }
-    found = zip(asked.items(), Texts(corpus).get(list(asked)), strict=True)
-    return frozenset(name for (name, text), d in found if is_document(text, d.title, d.text))
-
-
 def verify(
     judgments: Artifact,
     queries: Sequence[Artifact],
     corpus: Artifact,
     settings: Verification,
     out: str,
+    calibration: Artifact | None = None,
 ) -> Artifact:
-    """The judgments without those of `bixse.judging.verified.unverified`, which are rejected."""
+    """The judgments without those of `bixse.judging.verified.unverified`, which are rejected.
+
+    They are read as training reads them, through the map that `calibration` holds, if any.
+    """
     inputs = {"judgments": judgments.fingerprint, "corpus": corpus.fingerprint}
     inputs |= {f"queries-{number}": part.fingerprint for number, part in enumerate(queries)}
+    if calibration is not None:
+        inputs["calibration"] = calibration.fingerprint
     draft = begin(out, "judgments", config=settings.model_dump(), inputs=inputs)
     if isinstance(draft, Artifact):
         return draft
-    columns = ["query_id", "doc_id", "relevance"]
-    judged = [Judged(**row) for row in judgments.table(columns).to_pylist()]
+    table = judgments.table(["query_id", "doc_id", "relevance"])
+    relevance_N = read_relevance(judgments, calibration, table)
+    columns = (table["query_id"].to_pylist(), table["doc_id"].to_pylist(), relevance_N.tolist())
+    judged = [Judged(*row) for row in zip(*columns, strict=True)]
     seeds = {
         row["query_id"]: row["seed_doc_id"]
         for artifact in queries

@@ -1,6 +1,10 @@
-"""queries, corpus -> pairs: pooled candidates of BM25, the base encoder and chance."""
+"""queries, corpus -> pairs: pooled candidates of BM25, the base encoder and chance.
 
-from collections.abc import Iterator, Sequence
+A query that is itself a document, as those of ArguAna, is no candidate of its own: `evaluate` does
+not count that it finds itself, and training is not to learn it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +12,7 @@ import numpy as np
 from bixse.artifacts import Artifact, begin
 from bixse.candidates.pools import pool, random_hits
 from bixse.candidates.settings import Pools
+from bixse.evaluation.metrics import others, themselves
 from bixse.models.encoder import Encoder
 from bixse.records import PAIRS, Hit, Pair, document_text, ids_hash, text_hash
 from bixse.retrieval.exact import search_exact
@@ -58,7 +63,8 @@ def pair(
         raise ValueError(
             "no query to train on: put queries beside the corpus, or choose the recipe bixse_cloze"
         )
-    source = _Candidates(corpus, embeddings, encoder, pools, lexical)
+    asked = {row["query_id"]: row["text"] for row in rows}
+    source = _Candidates(corpus, embeddings, encoder, pools, lexical, asked)
     chunks = [rows[start : start + PART_QUERIES] for start in range(0, len(rows), PART_QUERIES)]
     done = draft.parts_done()
     todo = [number for number in range(len(chunks)) if number not in done]
@@ -90,6 +96,7 @@ class _Candidates:
         encoder: str,
         pools: Pools,
         lexical: Lexical,
+        asked: Mapping[str, str],
     ) -> None:
         self._pools = pools
         table = corpus.table(["doc_id", "title", "text"])
@@ -97,6 +104,8 @@ class _Candidates:
         titles, bodies = table["title"].to_pylist(), table["text"].to_pylist()
         texts = [document_text(t, x) for t, x in zip(titles, bodies, strict=True)]
         self._hashes = dict(zip(self._doc_ids, map(text_hash, texts), strict=True))
+        documents = zip(self._doc_ids, titles, bodies, strict=True)
+        self._itself = themselves(asked, {}, documents)
         self._lexical = LexicalIndex(self._doc_ids, texts, lexical) if pools.bm25 else None
         self._embeddings, self._encoder = None, None
         if pools.dense and embeddings is not None:
@@ -120,21 +129,30 @@ class _Candidates:
             return iter(())
         # A chunk at a time: what a text is encoded beside may change its last bits.
         encoded = [self._encoder.encode([row["text"] for row in rows], "query") for rows in chunks]
-        return iter(search_exact(self._embeddings, np.concatenate(encoded), self._pools.dense))
+        vectors = np.concatenate(encoded)
+        return iter(search_exact(self._embeddings, vectors, self._beside(self._pools.dense)))
+
+    def _beside(self, count: int) -> int:
+        """How many to search for, to have `count` beside a query that finds itself."""
+        return count + bool(self._itself)
 
     def _pairs(self, row: dict[str, Any], dense: Sequence[Hit] | None) -> list[Pair]:
+        query_id, pools = row["query_id"], self._pools
         rankings: dict[str, Sequence[Hit]] = {}
-        if self._pools.written_from and row["seed_doc_id"] is not None:
+
+        def add(source: str, hits: Sequence[Hit], count: int) -> None:
+            rankings[source] = others(query_id, hits, self._itself)[:count]
+
+        if pools.written_from and row["seed_doc_id"] is not None:
             rankings["seed"] = [Hit(row["seed_doc_id"], 0.0, 1)]
         if self._lexical is not None:
-            rankings["bm25"] = self._lexical.search(row["text"], self._pools.bm25)
+            add("bm25", self._lexical.search(row["text"], self._beside(pools.bm25)), pools.bm25)
         if dense is not None:
-            rankings["dense"] = dense
-        if self._pools.random:
-            rankings["random"] = random_hits(
-                row["query_id"], self._doc_ids, self._pools.random, self._pools.seed
-            )
-        return pool(row["query_id"], rankings, self._hashes)
+            add("dense", dense, pools.dense)
+        if pools.random:
+            drawn = random_hits(query_id, self._doc_ids, pools.random, pools.seed)
+            add("random", drawn, pools.random)
+        return pool(query_id, rankings, self._hashes)
 
 
 if __name__ == "__main__":

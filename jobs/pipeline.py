@@ -206,6 +206,10 @@ class Pipeline:
         if compares:
             judging.refuse_limited_comparisons(self)
         dev, mix, calibration = self.dev(), self.mix, self.calibration()
+        if calibration is not None:
+            from jobs.calibration import refuse_in_sample
+
+            refuse_in_sample(calibration, self.data().qrels, self.run.split)
         judgments, queries, preferences = self.judgments(), self.all_queries(), self.preferences()
         if recipe.judging.judge == "given":
             refuse_held_out(judgments, self.held_out_query_ids(queries))

@@ -45,7 +45,7 @@ def read_labels(
     document_texts = StoredTexts(found, aside)
     _refuse_unknown("query", query_ids, query_texts, "the queries")
     _refuse_unknown("document", doc_ids, document_texts, "the corpus")
-    relevance = _relevance(judgments, calibration, table)
+    relevance = read_relevance(judgments, calibration, table)
     preferred = None
     if preferences is not None:
         table = preferences.table(PREFERENCES.names)
@@ -94,8 +94,9 @@ def _documents(
             yield doc_id, document_text(title, text)
 
 
-def _relevance(judgments: Artifact, calibration: Artifact | None, table: pa.Table) -> Any:
-    """The stored relevance, or what the map makes of the stored distributions."""
+def read_relevance(judgments: Artifact, calibration: Artifact | None, table: pa.Table) -> Any:
+    """The stored relevance of all rows, which are `table`, or what the map makes of the stored
+    distributions. Raises ValueError as `calibration.relevance`."""
     if calibration is None:
         return table["relevance"].to_numpy().astype(np.float32)
     # Brings scikit-learn along, which training itself has no use for.

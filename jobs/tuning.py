@@ -71,10 +71,13 @@ def read_labels(
     asked = QueryTexts([queries]).get([row["query_id"] for row in rows])
     shown = Texts(corpus).get([row["doc_id"] for row in rows])
     once: dict[tuple[str, str], Labelled] = {}
+    # Of a text its first id: under two it would be tuned on and held out.
+    first: dict[str, str] = {}
     for row, query, document in zip(rows, asked, shown, strict=True):
-        text = document_text(document.title, document.text)
-        found = Labelled(row["query_id"], row["doc_id"], query, text, row["relevance"])
-        once.setdefault((text_hash(query), text_hash(text)), found)
+        text, key = document_text(document.title, document.text), text_hash(query)
+        query_id = first.setdefault(key, row["query_id"])
+        found = Labelled(query_id, row["doc_id"], query, text, row["relevance"])
+        once.setdefault((key, text_hash(text)), found)
     query_ids = sorted({label.query_id for label in once.values()})
     if len(query_ids) < 2:
         raise ValueError(

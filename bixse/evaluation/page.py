@@ -120,6 +120,8 @@ def _headline(report: Mapping[str, Any]) -> str:
     style = _tone(found)
     why = "the interval holds 0" if low <= 0 <= high else "p is not below 0.05"
     verdict = "" if style else f": {why}, so this is no proof of a change"
+    if report.get("chosen_on_split"):
+        verdict += "; the trained encoder was chosen on these queries, which flatters it"
     return (
         f'<p class="head">nDCG@10 of {escape(system)} against {escape(against)}: '
         f'<b class="{style}">{found["mean"]:+.3f}</b> '

@@ -4,15 +4,16 @@ Judgments stay as they were made: they hold the judge's distribution, so another
 answer. Two maps:
 
     temperature   p_k' = p_k^(1/T) / sum_j p_j^(1/T)   (Guo et al., ICML 2017): T minimises
-                  -sum_k y_k log p_k', y the human relevance as a distribution on the judge's scale;
-                  needs distributions: one grade with all the probability has no temperature
+                  -sum_k y_k log p_k' over p_k > 0, y the human relevance as a distribution on
+                  the judge's scale; one grade with all the probability has no temperature
     isotonic      relevance' = f(relevance), f the non-decreasing function of least squared error
                   (Zadrozny & Elkan, KDD 2002), linear between its knots; of judgments that are one
                   grade each, f is the mean human relevance of every grade
 
-Neither changes the order of a judge's grades. `isotonic` gives the mean of what people say, and a
-mean is seldom an end of the scale: calibration error falls, and agreement of single grades (kappa)
-may fall with it.
+`isotonic` never turns the order of two pairs around, `temperature` never that of a pair's grades:
+what it makes of unlike distributions may change places. `isotonic` gives the mean of what people
+say, and a mean is seldom an end of the scale: calibration error falls, and agreement of single
+grades (kappa) may fall with it.
 
 Shape suffixes: N pairs, K grades of the judge's scale.
 """
@@ -107,6 +108,9 @@ def fit_isotonic(probs_NK: Floats, human_N: Floats, scale: Sequence[float]) -> I
 def fit_temperature(probs_NK: Floats, human_N: Floats, scale: Sequence[float]) -> Temperature:
     """The temperature of N pairs, between 0.05 and 20.
 
+    A grade without any probability (of sampled votes, or below an endpoint's top tokens) keeps none
+    at every temperature: what people say of it says nothing of T and is left out.
+
     Raises ValueError without a pair, or when every judgment is a single grade.
     """
     _check(probs_NK, human_N)
@@ -114,14 +118,12 @@ def fit_temperature(probs_NK: Floats, human_N: Floats, scale: Sequence[float]) -
         raise ValueError(
             "every judgment is a single grade: no temperature changes it; fit isotonic instead"
         )
-    target_NK = _narrow(human_N, scale)
-    log_NK = np.log(np.maximum(probs_NK, _TINY))
+    target_NK = np.where(probs_NK > 0, _narrow(human_N, scale), 0.0)
 
     def loss(log_temperature: float) -> float:
-        scaled_NK = log_NK / np.exp(log_temperature)
-        top_N1 = scaled_NK.max(axis=1, keepdims=True)
-        norm_N1 = top_N1 + np.log(np.exp(scaled_NK - top_N1).sum(axis=1, keepdims=True))
-        return float(-(target_NK * (scaled_NK - norm_N1)).sum(axis=1).mean())
+        tempered_NK = _tempered(probs_NK, np.exp(log_temperature))
+        log_NK = np.log(np.maximum(tempered_NK, np.finfo(np.float64).tiny))
+        return float(-(target_NK * log_NK).sum(axis=1).mean())
 
     found = minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded")
     return Temperature(temperature=float(np.exp(found.x)))

@@ -12,7 +12,8 @@ def bixse() -> Recipe:
 
     Differs from the paper: the labels are whoever `judging.judge` names (the paper: Qwen2.5-32B on
     LightBlue's prompt), beta starts calibrated on the first batch (the paper's start is unknown),
-    alpha stays at 20, known grades inside the batch replace zeros.
+    alpha stays at 20, known grades inside the batch replace zeros, and no grade is dropped for
+    speaking against the label of a source (LightBlue's filter).
     """
     return Recipe(
         name="bixse",

@@ -10,6 +10,7 @@ from benchmarks.judge_agreement import EXPECTED, YEARS, agreement_of, rotation, 
 from bixse.artifacts import Artifact, Draft, begin
 from bixse.candidates.settings import Stratified
 from bixse.records import PAIRS, Pair
+from jobs.calibration import refuse_in_sample
 from jobs.cascade import merge
 from jobs.labels import contrast, sample
 from jobs.parts import rows_of
@@ -149,6 +150,25 @@ def test_a_fit_and_a_map_together_are_refused(
     assert "choose" in capsys.readouterr().err
 
 
+def test_a_map_fitted_on_what_a_run_is_measured_by_is_no_way_to_train(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Test grades would reach the labels. On another split it is a map like any."""
+    main("audit", [*flags(data, tmp_path), "--audit.fit", "isotonic", "--audit.fit-split", "test"])
+    grades = (data / "llm" / "kind.tsv").read_text().splitlines(keepends=True)
+    train = [line for line in grades if not "q12" <= line < "q20\t"]
+    file = tmp_path / "kind.tsv"  # The judge's name is the file's.
+    file.write_text("".join(train))
+    line = [*flags(data, tmp_path / "trained"), "--judging.given.file", str(file)]
+    line += ["--judging.calibration", str(tmp_path / "calibration")]
+    with pytest.raises(SystemExit):
+        main("train", line)
+    assert "fitted on people's grades of the test split" in capsys.readouterr().err
+    assert not (tmp_path / "trained" / "judgments").exists()
+    fitted = Artifact.open(str(tmp_path / "calibration"), "calibration")
+    refuse_in_sample(fitted, Artifact.open(str(tmp_path / "qrels"), "qrels"), "dev")
+
+
 def test_single_grades_have_no_temperature_to_fit(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -193,13 +213,14 @@ def test_human_grades_are_not_measured_against_themselves(data: Path, tmp_path: 
 
 def contrasted(data: Path, out: Path) -> Artifact:
     """The judgments of a run, and candidates of them that nobody judged."""
-    found = {name: Artifact.open(str(out / name), name) for name in ("judgments", "corpus")}
+    names = ("judgments", "queries", "corpus")
+    judged, queries, corpus = (Artifact.open(str(out / name), name) for name in names)
     rows = [Pair(f"q{n:02d}", f"d{n + 10:02d}", "bm25", 1, 1.0) for n in range(12)]
     draft = begin(str(out / "pairs"), "pairs", config={}, inputs={})
     assert isinstance(draft, Draft)
     draft.write_part(0, rows_of(rows, PAIRS))
     pairs = draft.finish()
-    return contrast(found["judgments"], pairs, [], found["corpus"], 1, 0, str(out / "made"))
+    return contrast(judged, pairs, [queries], corpus, 1, 0, str(out / "made"))
 
 
 def test_what_is_made_of_human_grades_is_not_measured_against_them(

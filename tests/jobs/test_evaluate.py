@@ -280,6 +280,26 @@ def test_the_table_shows_every_mean_and_interval_in_80_columns(report):
     assert "trained - base" in text
 
 
+def test_a_report_on_what_chose_the_encoder_says_so(world, tmp_path):
+    trained = pathlib.Path(world.encoders["trained"][0])
+    qrels = qrels_artifact(tmp_path / "qrels", split="dev")
+    manifest = trained / "manifest.json"
+    said = []
+    for number, chosen_on in enumerate((qrels, world.qrels)):
+        manifest.write_text(json.dumps({"inputs": {"dev qrels": chosen_on.fingerprint}}))
+        try:
+            out = tmp_path / str(number)
+            report = run(world, out, "dev", qrels=qrels, trained_on=[])
+        finally:
+            manifest.unlink()
+        console = Console(record=True, width=80, file=io.StringIO())
+        console.print(table(report))
+        page = report.place.read("report.html").decode()
+        shown = ["flatters" in text for text in (console.export_text(), page)]
+        said.append([numbers(report)["chosen_on_split"], *shown])
+    assert said == [[True] * 3, [False] * 3]
+
+
 def test_bm25_alone_is_compared_with_nothing(world, tmp_path):
     report = run(world, tmp_path / "out", encoders={})
     assert set(numbers(report)["ndcg@10"]) == {"bm25"}

@@ -9,6 +9,7 @@ import pytest
 import jobs.supervision as supervision
 from bixse.artifacts import Artifact, Draft, begin
 from bixse.candidates.settings import Stratified
+from bixse.judging.calibration import FILE, KIND, Calibration, Isotonic
 from bixse.judging.settings import Verification
 from bixse.records import CORPUS, DOCUMENTS, JUDGMENTS, PAIRS, QRELS, QUERIES
 from jobs.labels import contrast, label, sample, verify, with_given
@@ -119,7 +120,9 @@ def test_unjudged_candidates_are_irrelevant_and_no_copies(tmp_path: Path) -> Non
         for rank, doc_id in enumerate(texts, start=1)
     ]
     pairs = artifact(tmp_path / "pairs", "pairs", [proposed], PAIRS)
-    made = contrast(judged, pairs, [], corpus, 3, 0, str(tmp_path / "contrasted"))
+    asked = [{"query_id": q, "text": q, "origin": "given"} for q in ("q0", "q1", "unjudged")]
+    queries = [artifact(tmp_path / "queries", "queries", [asked], QUERIES)]
+    made = contrast(judged, pairs, queries, corpus, 3, 0, str(tmp_path / "contrasted"))
     found = made.table().to_pylist()
     assert [{**row, "disagreement": None} for row in graded] == found[:2]
     drawn = {q: [row["doc_id"] for row in found[2:] if row["query_id"] == q] for q in ("q0", "q1")}
@@ -129,37 +132,37 @@ def test_unjudged_candidates_are_irrelevant_and_no_copies(tmp_path: Path) -> Non
     assert "d1" not in drawn["q1"]
     assert {(row["relevance"], row["origin"]) for row in found[2:]} == {(0.0, "assumed")}
     assert all(row["grade_probs"] == [1, 0] for row in found[2:])
-    every = contrast(judged, pairs, [], corpus, 99, 0, str(tmp_path / "every")).table().to_pylist()
-    assert len(every) == 2 + 5 + 6
+    every = contrast(judged, pairs, queries, corpus, 99, 0, str(tmp_path / "every"))
+    assert every.manifest.rows == 2 + 5 + 6
 
 
-def test_a_query_that_is_a_document_is_contrasted_with_others(tmp_path: Path) -> None:
-    """It was taken as irrelevant to itself. A document of an equal id alone is another."""
-    rows = [
-        {"doc_id": "a", "title": "Cats", "text": "Cats purr."},
-        {"doc_id": "b", "title": "", "text": "Dogs bark."},
-        {"doc_id": "c", "title": "", "text": "cats PURR."},
-        {"doc_id": "d", "title": "", "text": "Ants dig."},
-    ]
-    corpus = artifact(tmp_path / "corpus", "corpus", [rows], CORPUS)
+def test_what_is_judged_under_another_id_of_the_query_is_no_negative(
+    tmp_path: Path, corpus: Artifact
+) -> None:
+    """Training takes queries of equal text as one: a zero beside the grade halved it."""
     asked = [
-        {"query_id": "a", "text": "cats purr.", "origin": "given"},
-        {"query_id": "b", "text": "birds sing", "origin": "given"},
+        {"query_id": "q0", "text": "where to", "origin": "given"},
+        {"query_id": "q1", "text": "Where  to", "origin": "given"},
     ]
     queries = artifact(tmp_path / "queries", "queries", [asked], QUERIES)
     grade = {"grade_probs": [0.0, 1.0], "judge": "people", "prompt": "", "origin": "human"}
-    graded = [{"query_id": q, "doc_id": "d", "relevance": 1.0, **grade} for q in ("a", "b")]
+    graded = [
+        {"query_id": q, "doc_id": d, "relevance": 1.0, **grade}
+        for q, d in (("q0", "d0"), ("q1", "d1"))
+    ]
     extra = {"scale": {"values": [0, 1]}, "judges": ["people"]}
     judged = artifact(tmp_path / "judgments", "judgments", [graded], JUDGMENTS, **extra)
     proposed = [
-        {"query_id": q, "doc_id": doc_id, "source": "bm25", "rank": rank, "score": 1.0}
-        for q in ("a", "b")
-        for rank, doc_id in enumerate("abcd", start=1)
+        {"query_id": q, "doc_id": f"d{n}", "source": "bm25", "rank": n + 1, "score": 1.0}
+        for q in ("q0", "q1")
+        for n in range(3)
     ]
     pairs = artifact(tmp_path / "pairs", "pairs", [proposed], PAIRS)
     made = contrast(judged, pairs, [queries], corpus, 9, 0, str(tmp_path / "made"))
-    drawn = [(row["query_id"], row["doc_id"]) for row in made.table().to_pylist()[2:]]
-    assert drawn == [("a", "b"), ("a", "c"), ("b", "a"), ("b", "b"), ("b", "c")]
+    labels = read_labels(made, [queries], corpus, aside=tmp_path)
+    texts = labels.document_text_D.to_pylist()
+    found = {texts[d]: r for d, r in zip(labels.document_P, labels.relevance_P, strict=True)}
+    assert found == {"text 0": 1, "text 1": 1, "text 2": 0}
 
 
 def test_without_the_documents_their_judgments_name_nothing(
@@ -214,6 +217,32 @@ def test_verified_judgments_are_the_others_rejected(tmp_path: Path, corpus: Arti
     assert made.manifest.extra == {"scale": "s", "unverified": {"neither answer nor none": 1}}
     again = verify(judged, [queries], corpus, settings, str(tmp_path / "verified"))
     assert again.fingerprint == made.fingerprint
+
+
+def test_judgments_are_verified_as_training_reads_them(tmp_path: Path, corpus: Artifact) -> None:
+    """Through the map: what it makes neither answer nor none was kept, and trained as a negative of
+    the answer."""
+    asked = [{"query_id": "q", "text": "t", "origin": "synthetic", "seed_doc_id": "d0"}]
+    queries = artifact(tmp_path / "queries", "queries", [asked], QUERIES)
+    rows = [
+        {
+            "query_id": "q", "doc_id": f"d{n}", "grade_probs": [1 - z, z], "relevance": z,
+            "judge": "j", "prompt": "p", "origin": "llm",
+        }
+        for n, z in enumerate((0.9, 0.6, 0.3))
+    ]  # fmt: skip
+    scale = {"values": [0, 1]}
+    judged = artifact(tmp_path / "judged", "judgments", [rows], JUDGMENTS, scale=scale)
+    kind = Isotonic(judged=(0.3, 0.6, 0.9), human=(0.1, 0.4, 0.8))
+    fitted = Calibration(map=kind, signed=(("j", "p"),), scale=(0, 1), pairs=3, queries=1)
+    draft = begin(str(tmp_path / "map"), KIND, config={}, inputs={})
+    assert isinstance(draft, Draft)
+    draft.write_file(FILE, fitted.model_dump_json().encode())
+    arguments = (judged, [queries], corpus, Verification(near_duplicate=1.0))
+    made = verify(*arguments, str(tmp_path / "verified"), draft.finish())
+    assert made.table().to_pylist() == [judged.table().to_pylist()[n] for n in (0, 2)]
+    stored = verify(*arguments, str(tmp_path / "stored"))
+    assert stored.table()["doc_id"].to_pylist() == ["d0", "d1"]
 
 
 def test_a_part_whose_pairs_were_all_rejected_is_left_as_it_is(

@@ -56,6 +56,21 @@ def test_held_out_queries_are_apart_and_test_queries_are_nowhere(data: Ingested)
     assert {round(label.relevance * 3, 5) for label in found.known} == {0, 1, 2, 3}
 
 
+def test_no_text_is_tuned_on_and_held_out_under_two_ids(tmp_path: Path) -> None:
+    asked = [{"_id": f"{n}-{copy}", "text": f"text {n}"} for n in range(20) for copy in "ab"]
+    documents = [{"_id": row["_id"], "text": f"document {row['_id']}"} for row in asked]
+    for name, rows in (("corpus", documents), ("queries", asked)):
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+    (tmp_path / "qrels").mkdir()
+    grades = "".join(f"{row['_id']}\t{row['_id']}\t{n % 2}\n" for n, row in enumerate(asked))
+    (tmp_path / "qrels" / "train.tsv").write_text(f"query-id\tcorpus-id\tscore\n{grades}")
+    found = labels(ingest(str(tmp_path), Ingest(), str(tmp_path / "out")))
+    known, apart = ({label.query for label in part} for part in (found.known, found.held_out))
+    assert not known & apart
+    assert (len(found.known), len(found.held_out)) == (30, 10)
+
+
 def test_too_few_labels_are_refused(data: Ingested) -> None:
     with pytest.raises(ValueError, match="two queries or more"):
         labels(data, skip=frozenset(f"q{number}" for number in range(1, 12)))

@@ -78,6 +78,20 @@ def test_temperature_is_recovered() -> None:
     assert apply(fitted, sharp, SCALE) == pytest.approx(expected_relevance(truth, SCALE), abs=0.02)
 
 
+def test_grades_without_a_vote_have_no_part_in_the_temperature() -> None:
+    """People and votes are drawn from one p: what is to be mended is the noise of ten votes, and
+    no temperature gives a grade without a vote any."""
+    rng = np.random.default_rng(0)
+    truth = rng.dirichlet(np.full(4, 0.3), 4000)
+    votes = rng.multinomial(10, truth) / 10
+    drawn = (rng.random((len(truth), 1)) > truth.cumsum(axis=1)).sum(axis=1) / 3
+    fitted = fit_temperature(votes[:2000], drawn[:2000], SCALE)
+    assert fitted.temperature == pytest.approx(1.1, abs=0.1)
+    raw, mapped = expected_relevance(votes, SCALE), apply(fitted, votes, SCALE)
+    errors = [((found - drawn)[2000:] ** 2).mean() for found in (raw, mapped)]
+    assert errors[1] < errors[0] + 1e-4
+
+
 def test_temperature_one_changes_nothing_and_zero_stays_zero() -> None:
     probs = np.array([[0.1, 0.2, 0.3, 0.4], [0, 0, 0.5, 0.5], [1, 0, 0, 0]])
     same = apply(Temperature(temperature=1), probs, SCALE)
