@@ -63,6 +63,9 @@ SMALL_RUNS = 32
 SMALL_PARTS = 256
 """Parts from which those that are not full are written together."""
 
+LEFT_S = 24 * 3600.0
+"""Age of an unfinished part whose writer is no more: one takes seconds to write."""
+
 
 @dataclass(frozen=True, slots=True)
 class Label:
@@ -183,8 +186,10 @@ class Labels:
     def compact(self) -> None:
         """Put parts that are not full together, if there are many; jobs may go on meanwhile.
 
-        Whoever is killed in between leaves some labels in two parts, which is one label.
+        Whoever is killed in between leaves some labels in two parts, which is one label. What
+        writers that were killed long ago have left goes.
         """
+        self._place.tidy(older_than_s=LEFT_S)
         small = [n for n in self._place.names() if n.startswith("labels-") and _rows(n) < RUN_ROWS]
         if len(small) < SMALL_PARTS:
             return
