@@ -86,6 +86,14 @@ class Unfinished(Exception):
         self.counts = dict(counts)
 
 
+class Refusal(ValueError):
+    """Raised by work for what a person must hear of, with what it took until then."""
+
+    def __init__(self, sentence: str, counts: Counts) -> None:
+        super().__init__(sentence)
+        self.counts = dict(counts)
+
+
 class Stopped(ValueError):
     """A stage that stopped where it was told to, its finished parts kept."""
 
@@ -233,9 +241,11 @@ class _PartWriter:
             # Written, it would stand for its unit in a rerun.
             if table.num_rows + len(rejections) == unit.rows:
                 self._draft.write_part(unit.number, table, rejected_table(rejections))
-        except Unfinished as stop:
+        except (Unfinished, Refusal) as stop:
             if any(stop.counts.values()):
                 self._count(f"cut-{uuid.uuid4().hex}", stop.counts)
+            if isinstance(stop, Refusal):
+                return _result(unit, 0, 0, refusal=str(stop))
             return _result(unit, 0, 0, unfinished=True)
         except (ValueError, OSError) as error:
             # Ray Data keeps no cause: the sentence for the user travels as a value.
