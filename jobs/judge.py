@@ -195,7 +195,11 @@ def plan(
         raise ValueError(f"--judging.judge {judging.judge} costs nothing: no pair is judged")
     chosen = choose(judging, corpus, embeddings, lexical, placement)
     pairs, _ = ordered(pairs, queries, corpus, chosen, f"{out}-order")
-    return plan_of(pairs, queries, corpus, chosen, judging, placement, out)
+    try:
+        return plan_of(pairs, queries, corpus, chosen, judging, placement, out)
+    finally:
+        if Place(out).exists(MANIFEST):  # No judging comes after that would take it along.
+            Place(f"{out}-order").clear()
 
 
 def choose(
