@@ -3,10 +3,12 @@
 Files are written atomically: locally by rename after fsync, on object stores by a single put.
 """
 
+import contextlib
 import hashlib
 import os
 import re
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -44,7 +46,8 @@ class Place:
 
     @cached_property
     def _resolved(self) -> tuple[Any, str]:
-        fs, root = fsspec.core.url_to_fs(self.url)
+        # A remembered listing says that what another process has written since is not there.
+        fs, root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
         return fs, root.rstrip("/")
 
     @property
@@ -109,14 +112,18 @@ class Place:
         found = (path[len(root) + 1 :] for path in fs.find(root))
         return sorted(name for name in found if not name.endswith(".tmp"))
 
-    def tidy(self) -> None:
-        """Remove the leftovers of killed writers, which only local places have; for one whose
-        writers are all done."""
+    def tidy(self, older_than_s: float = 0.0) -> None:
+        """Remove the leftovers of killed writers, which only local places have: for one whose
+        writers are all done, or have been at none for so long."""
         fs, root = self._resolved
         if self.is_local and fs.exists(root):
+            before = time.time() - older_than_s
             for path in fs.find(root):
                 if _ASIDE.search(path):
-                    Path(path).unlink(missing_ok=True)
+                    # Its writer may be done with it meanwhile.
+                    with contextlib.suppress(FileNotFoundError):
+                        if not older_than_s or os.stat(path).st_mtime < before:
+                            os.unlink(path)
 
     def entry(self, name: str) -> FileEntry:
         """sha256 and size, read in pieces."""

@@ -36,6 +36,14 @@ REPEATED = frozenset({408, 409, 425, 429})
 """And 5xx: statuses that may be another one later."""
 
 
+class Cut(ValueError):
+    """No request can succeed any more; `replies` are those that came before, None where none."""
+
+    def __init__(self, sentence: str, replies: Sequence[Reply | Unreadable | None]) -> None:
+        super().__init__(sentence)
+        self.replies = replies
+
+
 class Endpoint:
     """Loaded once in an actor, called often; connections live as long as one call."""
 
@@ -50,7 +58,7 @@ class Endpoint:
     def ask(self, bodies: Sequence[dict[str, Any]], choices: int) -> list[Reply | Unreadable]:
         """`choices` choices for each request, in order, or why there are none.
 
-        Raises ValueError when no request can succeed: a wrong key, model or address.
+        Raises Cut when no request can succeed: a wrong key, model or address, or no money left.
         """
         return asyncio.run(self._ask(bodies, choices))
 
@@ -67,17 +75,16 @@ class Endpoint:
         async with httpx.AsyncClient(
             headers=headers, limits=limits, timeout=None, follow_redirects=False
         ) as client:
+            tasks: list[asyncio.Task[Reply | Unreadable]] = []
             try:
                 async with asyncio.TaskGroup() as group:
-                    tasks = [
-                        group.create_task(self._collect(client, gate, body, choices))
-                        for body in bodies
-                    ]
+                    for body in bodies:
+                        tasks.append(group.create_task(self._collect(client, gate, body, choices)))
             except ExceptionGroup as errors:
                 # What no request can mend: the first of them is said, and the others go unasked.
                 if (refused := errors.subgroup(ValueError)) is None:
                     raise
-                raise ValueError(str(refused.exceptions[0])) from None
+                raise Cut(str(refused.exceptions[0]), list(map(_result_of, tasks))) from None
         return [task.result() for task in tasks]
 
     async def _collect(
@@ -195,6 +202,10 @@ class Endpoint:
         if self._key:
             text = text.replace(self._key, "[key]")
         return " ".join(text[:SHOWN_CHARACTERS].split())
+
+
+def _result_of(task: "asyncio.Task[Reply | Unreadable]") -> Reply | Unreadable | None:
+    return None if task.cancelled() or task.exception() else task.result()
 
 
 def retry_after(header: str | None, now: datetime) -> float | None:

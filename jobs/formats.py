@@ -212,6 +212,23 @@ def fingerprint(urls: Sequence[str], root: str = "") -> str:
     return digest.hexdigest()[:32]
 
 
+def stamps(urls: Sequence[str]) -> dict[str, str | None]:
+    """What changes when a file does, as far as its filesystem says: size and time, or a checksum;
+    None for one that is gone."""
+    return {url: _stamp(url) for url in urls}
+
+
+def _stamp(url: str) -> str | None:
+    fs, path = _resolved(url)
+    try:
+        if isinstance(fs, LocalFileSystem):
+            found = os.stat(path)
+            return f"{found.st_size} {found.st_mtime_ns}"
+        return str(fs.ukey(path))
+    except FileNotFoundError:
+        return None
+
+
 def file_fingerprint(url: str) -> str:
     """Of one file by its content and name, however a path leads to it."""
     return fingerprint([url], url[: url.rfind("/") + 1])

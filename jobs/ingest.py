@@ -7,11 +7,13 @@ is not what it claims to be is an error.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bixse.artifacts import Artifact, begin
+from bixse.artifacts import MANIFEST, Artifact, begin
+from bixse.place import Place
 from bixse.records import (
     CORPUS,
     QUERIES,
@@ -28,6 +30,8 @@ from jobs.formats import (
     fingerprint,
     read_all,
     read_file,
+    short_name,
+    stamps,
     value_of,
 )
 from jobs.incoming import Parts
@@ -56,7 +60,8 @@ def ingest(data: str | None, settings: Ingest, out: str) -> Ingested:
     """Make `corpus`, `queries` and `qrels` under `out`.
 
     Raises ValueError in one sentence when there is no data, no valid document, a file that is not
-    what its name says, or a column that is missing. Where `out` lies in `data` it is no data.
+    what its name says or that changes while it is read, or a column that is missing. Where `out`
+    lies in `data` it is no data.
     """
     if settings.source == "python-docs":
         if data is not None:
@@ -68,14 +73,37 @@ def ingest(data: str | None, settings: Ingest, out: str) -> Ingested:
     if data is None:
         raise ValueError("--data is missing: the directory or file that holds the corpus")
     files = find_files(data, settings.source, out)
-    inputs = {"data": fingerprint([*files.corpus, *files.queries, *files.qrels], files.root)}
-    names = (*DOC_ID_NAMES, *TITLE_NAMES, *TEXT_NAMES, *Reader(settings.metadata).columns)
-    rows = read_all(files.corpus, files.root, names)
-    corpus = _write_corpus(rows, settings, inputs, out, files.described)
-    rows = read_all(files.queries, files.root, QUERY_NAMES)
-    queries = _write_queries(rows, inputs, out)
-    qrels = write_qrels(files.qrels, corpus, queries, settings, inputs, out)
+    urls = [*files.corpus, *files.queries, *files.qrels]
+    with _unchanged(urls, out):
+        inputs = {"data": fingerprint(urls, files.root)}
+        names = (*DOC_ID_NAMES, *TITLE_NAMES, *TEXT_NAMES, *Reader(settings.metadata).columns)
+        rows = read_all(files.corpus, files.root, names)
+        corpus = _write_corpus(rows, settings, inputs, out, files.described)
+        rows = read_all(files.queries, files.root, QUERY_NAMES)
+        queries = _write_queries(rows, inputs, out)
+        qrels = write_qrels(files.qrels, corpus, queries, settings, inputs, out)
     return Ingested(corpus, queries, qrels)
+
+
+@contextmanager
+def _unchanged(urls: Sequence[str], out: str) -> Iterator[None]:
+    """Around the reading of files that are read twice, for their fingerprint and for their rows.
+
+    Raises ValueError where one has changed meanwhile, somebody still writing it; what was made of
+    it, under the fingerprint of something else, goes.
+    """
+    before = stamps(urls)
+    places = [Place(f"{out}/{name}") for name in ("corpus", "queries", "qrels")]
+    made = [place for place in places if not place.exists(MANIFEST)]
+    yield
+    after = stamps(urls)
+    changed = next((url for url in urls if after[url] != before[url]), None)
+    if changed is not None:
+        for place in made:
+            place.clear()
+        raise ValueError(
+            f"{short_name(changed)} changed while it was read: run again when nobody writes it"
+        )
 
 
 def _ingest_python_docs(settings: Ingest, out: str) -> Ingested:

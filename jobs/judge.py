@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import pyarrow.parquet as pq
 
-from bixse.artifacts import Artifact, Draft, begin, part_name
+from bixse.artifacts import MANIFEST, Artifact, Draft, begin, part_name
 from bixse.judging.given import given
 from bixse.judging.labels import Labels
 from bixse.judging.settings import Judging, config
@@ -27,8 +27,18 @@ from jobs.judges.order import ordered
 from jobs.judges.plan import plan as plan_of
 from jobs.judges.seam import Judge
 from jobs.judges.spending import Spending, spending
+from jobs.judges.trying import unblamed
 from jobs.judges.unit import JudgeUnit
-from jobs.parts import Stopped, Unit, begin_counted, row_units, run_units, start_ray, usage
+from jobs.parts import (
+    Stopped,
+    Unit,
+    begin_counted,
+    row_units,
+    run_units,
+    start_ray,
+    trying_place,
+    usage,
+)
 from jobs.recipe import Placement
 
 TRAIN: Literal["train"] = "train"
@@ -59,20 +69,25 @@ def judge(
     chosen = choose(judging, corpus, embeddings, lexical, placement)
     inputs = {"pairs": pairs.fingerprint, "corpus": corpus.fingerprint, **chosen.inputs}
     inputs |= {f"queries-{n}": artifact.fingerprint for n, artifact in enumerate(queries)}
-    pairs, grouped = ordered(pairs, queries, corpus, chosen, f"{out}-order")
+    if Place(out).exists(MANIFEST):
+        # As was counted when they were made; of other inputs they are refused in any case.
+        grouped = Artifact.open(out, verify=False).manifest.config.get("grouped", "query")
+    else:
+        pairs, grouped = ordered(pairs, queries, corpus, chosen, f"{out}-order")
     shaping = {**config(judging), **chosen.config, "unit_pairs": judging.unit_pairs}
     if grouped != "query":
         shaping |= {"grouped": grouped}
     draft = begin_counted(out, "judgments", config=shaping, inputs=inputs)
     if isinstance(draft, Artifact):
         return draft
-    trying = f"{draft.place.url}-trying"
-    with spending(draft, placement, judging.price_per_gpu_hour) as spent:
+    trying = trying_place(draft)
+    with spending(draft, placement, judging.price_per_gpu_hour) as spent, unblamed(trying):
+        budget = _budget(judging, draft, spent)
         unfinished = run_units(
             draft,
             _from_anywhere(row_units(pairs, judging.unit_pairs)),
             JudgeUnit,
-            (list(queries), corpus, chosen, judging.store, _budget(judging, draft, spent), trying),
+            (list(queries), corpus, chosen, judging.store, budget, trying.url),
             label="judge",
             actors=placement.judge_actors,
             cpus=placement.cpus_per_actor,
@@ -83,7 +98,7 @@ def judge(
     took = summary(usage(draft), pairs.manifest.rows, judging.price_per_gpu_hour)
     if unfinished:
         raise Stopped(_stopped(draft, pairs.manifest.rows, took, judging))
-    Place(trying).clear()
+    trying.clear()
     if judging.store is not None and chosen.signature is not None:
         Labels(judging.store, chosen.signature, load=False).compact()
     extra = {
@@ -95,7 +110,9 @@ def judge(
         "store": judging.store if chosen.signature is not None else None,
     }
     device = "cuda" if placement.gpus_per_actor else "cpu"
-    return draft.finish(device=device, extra=extra)
+    made = draft.finish(device=device, extra=extra)
+    Place(f"{out}-order").clear()
+    return made
 
 
 def summary(counts: Counter[str], pairs: int, price: float | None) -> dict[str, float]:
@@ -178,7 +195,11 @@ def plan(
         raise ValueError(f"--judging.judge {judging.judge} costs nothing: no pair is judged")
     chosen = choose(judging, corpus, embeddings, lexical, placement)
     pairs, _ = ordered(pairs, queries, corpus, chosen, f"{out}-order")
-    return plan_of(pairs, queries, corpus, chosen, judging, placement, out)
+    try:
+        return plan_of(pairs, queries, corpus, chosen, judging, placement, out)
+    finally:
+        if Place(out).exists(MANIFEST):  # No judging comes after that would take it along.
+            Place(f"{out}-order").clear()
 
 
 def choose(

@@ -11,8 +11,8 @@ passes through the driver. A rerun makes only the parts that are missing. Parts 
 alone, not on how many actors ran or in what order.
 
 Work that counts what it took (tokens, seconds) returns the counts as a third value. They are kept
-beside the artefact, one file a part (`<out>-usage`), so that a run that was interrupted adds up
-what all its sessions took.
+beside the artefact, one file each time that a part is made (`<out>-usage`), so that a run that was
+interrupted adds up what all its sessions took.
 """
 
 import json
@@ -83,6 +83,14 @@ class Unfinished(Exception):
 
     def __init__(self, counts: Counts) -> None:
         super().__init__(dict(counts))
+        self.counts = dict(counts)
+
+
+class Refusal(ValueError):
+    """Raised by work for what a person must hear of, with what it took until then."""
+
+    def __init__(self, sentence: str, counts: Counts) -> None:
+        super().__init__(sentence)
         self.counts = dict(counts)
 
 
@@ -183,7 +191,7 @@ def run_units(
                     continue
                 if result["rows"] + result["rejected"] != result["rows_in"]:
                     raise RuntimeError(
-                        f"{label}: part {result['number']} got {result['rows_in']} rows, wrote "
+                        f"{label}: part {result['number']} got {result['rows_in']} rows, made "
                         f"{result['rows']} and rejected {result['rejected']}"
                     )
                 advance(int(result["rows_in"]))
@@ -228,11 +236,16 @@ class _PartWriter:
         try:
             table, rejections, *counts = self._work(unit.read())
             for took in counts:
-                self._count(Path(part_name(unit.number)).stem, took)
-            self._draft.write_part(unit.number, table, rejected_table(rejections))
-        except Unfinished as stop:
+                # Of every session: one that was killed before the part stood was paid for too.
+                self._count(f"{Path(part_name(unit.number)).stem}-{uuid.uuid4().hex}", took)
+            # Written, it would stand for its unit in a rerun.
+            if table.num_rows + len(rejections) == unit.rows:
+                self._draft.write_part(unit.number, table, rejected_table(rejections))
+        except (Unfinished, Refusal) as stop:
             if any(stop.counts.values()):
                 self._count(f"cut-{uuid.uuid4().hex}", stop.counts)
+            if isinstance(stop, Refusal):
+                return _result(unit, 0, 0, refusal=str(stop))
             return _result(unit, 0, 0, unfinished=True)
         except (ValueError, OSError) as error:
             # Ray Data keeps no cause: the sentence for the user travels as a value.
@@ -249,8 +262,8 @@ def begin_counted(
     """`begin`, of work that counts what it takes.
 
     A draft that goes on keeps its counts, also those of units that a budget cut off before any part
-    was whole. One that begins empty, or again with another config or input, has none: they are of
-    what stood there before.
+    was whole, and its notes of what workers died of. One that begins empty, or again with another
+    config or input, has none: they are of what stood there before.
     """
     place = Place(url)
     before = place.read(BEGUN) if place.exists(BEGUN) else None
@@ -259,12 +272,18 @@ def begin_counted(
         return draft
     if before is None or json.loads(before) != json.loads(place.read(BEGUN)):
         usage_place(draft).clear()
+        trying_place(draft).clear()
     return draft
 
 
 def usage_place(draft: Draft) -> Place:
     """Where the counts of a draft's parts are kept."""
     return Place(f"{draft.place.url}-usage")
+
+
+def trying_place(draft: Draft) -> Place:
+    """Where notes of what its workers died of are kept (`jobs.judges.trying`)."""
+    return Place(f"{draft.place.url}-trying")
 
 
 def usage(draft: Draft) -> Counter[str]:

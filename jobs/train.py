@@ -156,6 +156,7 @@ def train(
         under_way = state.saved(checkpoints)
         draft = begin(place.url, kind, config=config, inputs=inputs, under_way=under_way)
         assert isinstance(draft, Draft)
+        checkpoints.tidy()
         labels, *others = (known.put(checkpoints) for known in sets)
     identity = json.dumps([draft.config, inputs], sort_keys=True).encode()
     fingerprint = hashlib.sha256(identity).hexdigest()

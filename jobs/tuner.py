@@ -104,6 +104,7 @@ def tune(
     under_way = state.saved(checkpoints)
     draft = begin(out, "language_model", config=config, inputs=inputs, under_way=under_way)
     assert isinstance(draft, Draft)
+    checkpoints.tidy()
     identity = json.dumps([draft.config, draft.inputs], sort_keys=True).encode()
     fingerprint = hashlib.sha256(identity).hexdigest()
     run = TuningRun(tuning, rows, held_out, lessons.label_ids, checkpoints, fingerprint)

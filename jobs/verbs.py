@@ -3,6 +3,7 @@
 Each verb's module calls `main` with its name; `VERBS` has what each asks of the pipeline and says.
 """
 
+import signal
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 def main(verb: str = "pipeline", argv: list[str] | None = None) -> None:
     """Run a verb from the command line; bad input is one sentence and exit status 1 or 2, a budget
-    that is spent one sentence and 3.
+    that is spent one sentence and 3, a signal one sentence and its number above 128.
     """
     argv = sys.argv[1:] if argv is None else argv
     if verb == "pipeline" and argv == ["--list"]:
@@ -35,6 +36,11 @@ def main(verb: str = "pipeline", argv: list[str] | None = None) -> None:
         refuse(_sentence(error), status=_status(error))
     except KeyboardInterrupt:
         refuse("interrupted: the same command goes on from the finished parts", status=130)
+    except SystemExit as stop:
+        # What Ray makes of SIGTERM, without a word; training has a sentence of its own.
+        if stop.code == signal.SIGTERM:
+            refuse("terminated: the same command goes on from the finished parts", status=143)
+        raise
 
 
 def _expected() -> tuple[type[BaseException], ...]:

@@ -12,10 +12,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
-from bixse.artifacts import MANIFEST, Artifact, ArtifactError, Draft, begin
+from bixse.artifacts import MANIFEST, Artifact, ArtifactError, Draft, UnderWay, begin
 from bixse.place import Place
 from bixse.records import CORPUS, REJECTED
 
@@ -177,6 +179,101 @@ def test_a_file_is_asked_for_once_and_not_whether_it_is_there(
     made.place.remove("part-00001.parquet")
     with pytest.raises(ArtifactError, match=r"part-00001\.parquet is missing"):
         made.verify()
+
+
+class Remembering(MemoryFileSystem):
+    """Answers from the listings that it has seen, as the filesystems of object stores do (s3fs)."""
+
+    protocol = "remembering"
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        stripped: str = super()._strip_protocol(path.removeprefix("remembering://"))
+        return stripped
+
+    def find(self, path: str, *arguments: Any, **more: Any) -> Any:
+        found = super().find(path, *arguments, **more)
+        names = found if isinstance(found, list) else list(found)
+        self.dircache.setdefault(self._strip_protocol(path), [{"name": name} for name in names])
+        return found
+
+    def info(self, path: str, **more: Any) -> Any:
+        path = self._strip_protocol(path)
+        listed = self.dircache.get(path.rpartition("/")[0], None)
+        if listed is not None and path not in [entry["name"] for entry in listed]:
+            raise FileNotFoundError(path)
+        return super().info(path, **more)
+
+    def exists(self, path: str, **more: Any) -> bool:
+        try:
+            self.info(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+
+def test_what_another_process_has_written_is_there(tmp_path: Path) -> None:
+    """On S3 every stage whose workers wrote parts ended with the first of them "missing"."""
+    fsspec.register_implementation("remembering", Remembering, clobber=True)
+    draft = begin(f"remembering://{tmp_path.name}/corpus", "corpus", config={}, inputs={})
+    assert isinstance(draft, Draft)
+    assert draft.parts_done() == set()
+    worker = Draft(Place(f"memory://{tmp_path.name}/corpus"), "corpus", {}, {})
+    worker.write_part(0, rows(0, 5))
+    assert draft.place.exists("part-00000.parquet")
+    assert draft.parts_done() == {0}
+    assert draft.finish().manifest.rows == 5
+
+
+HOLDER = """
+import sys
+import time
+from bixse.artifacts import begin
+begin(sys.argv[1], "corpus", config={}, inputs={"data": "abc"})
+print("begun", flush=True)
+time.sleep(60)
+"""
+
+
+def test_two_at_once_do_not_make_the_same(tmp_path: Path) -> None:
+    """The second overwrote parts that the first had hashed. One that was killed holds nothing."""
+    url = str(tmp_path / "corpus")
+    root = Path(__file__).resolve().parent.parent
+    line = [sys.executable, "-c", HOLDER, url]
+    with subprocess.Popen(line, cwd=root, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "begun\n"
+        # By whatever path.
+        (tmp_path / "link").symlink_to(tmp_path)
+        for path in (url, f"file://{url}", str(tmp_path / "link" / "corpus")):
+            with pytest.raises(UnderWay, match="another process is making"):
+                begin(path, "corpus", config={}, inputs={"data": "abc"})
+        make(str(tmp_path / "another"))
+        holder.kill()
+    made = make(url)
+    # Nor does one that has finished, or was refused: the next process is not kept out.
+    with pytest.raises(ArtifactError, match=r"inputs\.data"):
+        begin(url, "corpus", config={}, inputs={"data": "xyz"})
+    again = f"from bixse.artifacts import begin; print(begin({url!r}, 'corpus', config={{}}, "
+    again += "inputs={'data': 'abc'}).fingerprint)"
+    found = subprocess.run([sys.executable, "-c", again], cwd=root, capture_output=True, text=True)
+    assert found.stdout.strip() == made.fingerprint, found.stderr
+
+
+def test_a_removed_directory_is_begun_anew_by_the_same_process(tmp_path: Path) -> None:
+    url = tmp_path / "corpus"
+    begin(str(url), "corpus", config={}, inputs={"data": "abc"})
+    Place(str(url)).clear()
+    make(str(url))
+    draft = begin(str(tmp_path / "other"), "corpus", config={}, inputs={"data": "abc"})
+    assert isinstance(draft, Draft)
+    draft.place.clear()
+    begin(str(tmp_path / "other"), "corpus", config={}, inputs={"data": "abc"})
+    held = subprocess.run(
+        [sys.executable, "-c", HOLDER, str(tmp_path / "other")],
+        cwd=Path(__file__).resolve().parent.parent, capture_output=True, text=True, timeout=50,
+    )  # fmt: skip
+    assert "UnderWay" in held.stderr
 
 
 def test_somebody_elses_directory_is_refused(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ a time. It knows nothing of files, units or stores: who calls it reads the texts
 label store what it can, and writes (`jobs.judge`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -65,11 +65,24 @@ class Answers:
     """
 
 
+class Refused(ValueError):
+    """What a person must hear of, when some pairs have been answered already: those are paid for.
+
+    `verdicts` are of these, by their row among the pairs that were asked.
+    """
+
+    def __init__(self, sentence: str, verdicts: Mapping[int, Verdict], usage: Usage) -> None:
+        super().__init__(sentence)
+        self.verdicts = dict(verdicts)
+        self.usage = usage
+
+
 class PairJudge(Protocol):
     """Safe to call from several threads at a time.
 
     A pair that gets no readable answer is a `Rejection`, never a grade. Raises ValueError for what
-    a person must hear of (no such model, an answer to nothing); OSError for what may pass.
+    a person must hear of (no such model, an answer to nothing), `Refused` where that comes after
+    some answers; OSError for what may pass.
     """
 
     def __call__(self, asked: Sequence[Asked]) -> Answers: ...

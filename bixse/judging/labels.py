@@ -63,6 +63,9 @@ SMALL_RUNS = 32
 SMALL_PARTS = 256
 """Parts from which those that are not full are written together."""
 
+LEFT_S = 24 * 3600.0
+"""Age of an unfinished part whose writer is no more: one takes seconds to write."""
+
 
 @dataclass(frozen=True, slots=True)
 class Label:
@@ -141,22 +144,30 @@ class Labels:
     def refresh(self) -> None:
         """Take in the parts that were added since. Raises ValueError for a damaged one."""
         with self._lock:
-            names = [n for n in self._place.names() if n.startswith("labels-")]
-            waiting: list[pa.Table] = []
-            rows = 0
-            for name in sorted(set(names) - self._seen):
-                self._seen.add(name)
-                table = self._part(name)
-                if table is None or not table.num_rows:  # An empty file cannot be mapped.
-                    continue
-                waiting.append(table)
-                rows += table.num_rows
-                if rows >= RUN_ROWS:
-                    self._runs.append(_Run.of(pa.concat_tables(waiting), self._folder))
-                    waiting, rows = [], 0
-            if waiting:
-                self._runs.append(_Run.of(pa.concat_tables(waiting), self._folder))
+            # What another job puts together meanwhile stands in a part that was not listed yet.
+            while not self._take_in():
+                pass
             self._merge_small()
+
+    def _take_in(self) -> bool:
+        """The parts that are listed now; whether all of them were still there."""
+        names = [n for n in self._place.names() if n.startswith("labels-")]
+        waiting: list[pa.Table] = []
+        rows, all_there = 0, True
+        for name in sorted(set(names) - self._seen):
+            self._seen.add(name)
+            table = self._part(name)
+            all_there = all_there and table is not None
+            if table is None or not table.num_rows:  # An empty file cannot be mapped.
+                continue
+            waiting.append(table)
+            rows += table.num_rows
+            if rows >= RUN_ROWS:
+                self._runs.append(_Run.of(pa.concat_tables(waiting), self._folder))
+                waiting, rows = [], 0
+        if waiting:
+            self._runs.append(_Run.of(pa.concat_tables(waiting), self._folder))
+        return all_there
 
     def find(self, keys: Sequence[bytes]) -> list[Label | None]:
         """For each key its label, or None."""
@@ -183,8 +194,10 @@ class Labels:
     def compact(self) -> None:
         """Put parts that are not full together, if there are many; jobs may go on meanwhile.
 
-        Whoever is killed in between leaves some labels in two parts, which is one label.
+        Whoever is killed in between leaves some labels in two parts, which is one label. What
+        writers that were killed long ago have left goes.
         """
+        self._place.tidy(older_than_s=LEFT_S)
         small = [n for n in self._place.names() if n.startswith("labels-") and _rows(n) < RUN_ROWS]
         if len(small) < SMALL_PARTS:
             return

@@ -19,7 +19,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import fsspec
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -74,8 +73,7 @@ def save(
         name = f"step-{len(history):08d}-{_sha256(path)}.safetensors"
         place.put(path, name)
     for old in _names(place)[:-_KEEP]:
-        fs, path_of_old = fsspec.core.url_to_fs(f"{place.url}/{old}")
-        fs.rm_file(path_of_old)
+        place.remove(old)
     return name
 
 
@@ -86,9 +84,7 @@ def saved(place: Place) -> bool:
 
 def clear(place: Place) -> None:
     """Remove all checkpoints: the encoder they led to is finished."""
-    fs, root = fsspec.core.url_to_fs(place.url)
-    if fs.exists(root):
-        fs.rm(root, recursive=True)
+    place.clear()
 
 
 def load(

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from bixse.judging.asked import Answers, Asked, Cost, Usage
-from bixse.judging.endpoint import Unreadable, read, request, verdict
+from bixse.judging.asked import Answers, Asked, Cost, Refused, Usage
+from bixse.judging.endpoint import Reply, Unreadable, read, request, verdict
 from bixse.judging.pointwise import unreadable
 from bixse.judging.prompts import ORDERS, PROMPTS
 from bixse.judging.settings import ChatEndpoint
-from jobs.endpoint import Endpoint, check_endpoint, endpoint_name
+from jobs.endpoint import Cut, Endpoint, check_endpoint, endpoint_name
 from jobs.judges.seam import Judge
 
 
@@ -54,18 +54,28 @@ class ChatJudge:
             for pair in asked
             for order in orders
         ]
-        replies = self._endpoint.ask(bodies, settings.votes or 1)
-        answers = [
-            reply if isinstance(reply, Unreadable) else read(reply.choices, settings, labels)
-            for reply in replies
-        ]
-        by_pair = [answers[at : at + len(orders)] for at in range(0, len(answers), len(orders))]
-        verdicts = [
-            verdict(pair.query_id, pair.doc_id, found, *self._signature)
-            for pair, found in zip(asked, by_pair, strict=True)
-        ]
-        usage = sum((r.usage for r in replies if not isinstance(r, Unreadable)), Usage())
-        return Answers(verdicts, usage, unreadable(verdicts))
+        try:
+            replies: Sequence[Reply | Unreadable | None]
+            replies = self._endpoint.ask(bodies, settings.votes or 1)
+            cut = None
+        except Cut as error:
+            replies, cut = error.replies, error
+        usage = sum((reply.usage for reply in replies if isinstance(reply, Reply)), Usage())
+        by_pair = [replies[at : at + len(orders)] for at in range(0, len(replies), len(orders))]
+        verdicts = {
+            row: verdict(
+                asked[row].query_id,
+                asked[row].doc_id,
+                [read(r.choices, settings, labels) if isinstance(r, Reply) else r for r in whole],
+                *self._signature,
+            )
+            for row, of_pair in enumerate(by_pair)
+            if len(whole := [reply for reply in of_pair if reply is not None]) == len(orders)
+        }
+        if cut is not None:
+            raise Refused(str(cut), verdicts, usage)
+        answered = list(verdicts.values())
+        return Answers(answered, usage, unreadable(answered))
 
 
 class ChatPlan:

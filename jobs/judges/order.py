@@ -4,11 +4,12 @@ Candidates come grouped by query. Prompts that put the query first share it then
 put the passage first share it only where pairs of one document are asked together. Which of the two
 saves more is counted on the pairs themselves, in characters; documents win where a small corpus is
 judged for many queries. The regrouped pairs are an artefact beside the judgments
-(`<judgments>-order`): units must be the same rows in every session.
+(`<judgments>-order`) until those are finished: units must be the same rows in every session.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from bixse.artifacts import Artifact, begin
+from bixse.artifacts import Artifact, ArtifactError, UnderWay, begin
+from bixse.place import Place
 from bixse.records import PAIRS, document_text
 from jobs.judges.seam import Judge
 from jobs.texts import QueryTexts, Texts
@@ -68,9 +70,20 @@ def sharing(pairs: Artifact, queries: QueryTexts, texts: Texts, documents: int) 
 def by_document(pairs: Artifact, texts: Texts, documents: int, out: str) -> Artifact:
     """The pairs in the order of the corpus, those of one document as they came.
 
-    Two passes through files of at most about `BUCKET_ROWS` rows: memory follows that number.
+    Two passes through files of at most about `BUCKET_ROWS` rows: memory follows that number. What
+    stands at `out` of other pairs goes: the judgments that it was made for are no longer there, or
+    refuse these pairs themselves.
     """
-    draft = begin(out, "pairs", config={"by": "document"}, inputs={"pairs": pairs.fingerprint})
+    begun = partial(
+        begin, out, "pairs", config={"by": "document"}, inputs={"pairs": pairs.fingerprint}
+    )
+    try:
+        draft = begun()
+    except UnderWay:
+        raise
+    except ArtifactError:
+        Place(out).clear()
+        draft = begun()
     if isinstance(draft, Artifact):
         return draft
     buckets = max(1, -(-pairs.manifest.rows // BUCKET_ROWS))

@@ -3,9 +3,11 @@
 A worker notes a unit before it asks and takes the note away once it has the answers. Whoever finds
 one has a predecessor that died: it asks the unit's pairs one at a time, each with a note of its
 own, and a pair that was being asked by itself at `DEATHS` deaths is rejected. Notes are empty files
-beside the judgments, so that a rerun knows them too.
+beside the judgments, so that a rerun knows them too. A job that is told to stop takes them along:
+its workers die of that.
 """
 
+import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +19,18 @@ from bixse.records import Rejection, ids_hash
 DEATHS = 2
 """A unit is noted at the first death, its pairs at the next two: as many as a worker has restarts
 (`jobs.parts.RESTARTS`). One death may have another cause."""
+
+
+@contextmanager
+def unblamed(place: Place) -> Iterator[None]:
+    """Around a job, in its driver: whoever interrupts it kills workers that no pair has killed."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        # A worker that is still alive may be writing a note.
+        with contextlib.suppress(OSError):
+            place.clear()
+        raise
 
 
 class Trying:

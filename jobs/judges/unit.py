@@ -2,20 +2,20 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 
 from bixse.artifacts import Artifact
-from bixse.judging.asked import Answers, Asked, PairJudge, Usage, Verdict
+from bixse.judging.asked import Answers, Asked, PairJudge, Refused, Usage, Verdict
 from bixse.judging.labels import Label, Labels, label_key
 from bixse.judging.pointwise import refuse_unreadable
 from bixse.records import JUDGMENTS, Judgment, Rejection, document_text
 from jobs.judges.seam import Judge
 from jobs.judges.trying import Trying
-from jobs.parts import Made, Unfinished, rows_of
+from jobs.parts import Made, Refusal, Unfinished, rows_of
 from jobs.texts import QueryTexts, Texts
 
 REFRESH_SHARE = 0.1
@@ -76,12 +76,17 @@ class JudgeUnit:
         for key, label, pair in zip(keys, found, asked, strict=True):
             if label is None:
                 firsts.setdefault(key, pair)
-        answers = self._ask(list(firsts.values()))
+        try:
+            answers = self._ask(list(firsts.values()))
+        except Refused as refused:
+            # Paid for: the next run finds them.
+            some = list(firsts)
+            _file(known, {some[row]: verdict for row, verdict in refused.verdicts.items()})
+            counts = _counts(len(refused.verdicts), 0, refused.usage)
+            raise Refusal(str(refused), counts) from None
         _refuse(answers, found)
         fresh = dict(zip(firsts, answers.verdicts, strict=False))
-        known.labels.add(
-            [Label.of(key, new) for key, new in fresh.items() if isinstance(new, Judgment)]
-        )
+        _file(known, fresh)
         counts = _counts(len(fresh), len(asked) - len(firsts), answers.usage)
         if len(fresh) < len(firsts):
             raise Unfinished({**counts, "known": 0})
@@ -104,6 +109,12 @@ def asked_pairs(rows: pa.Table, queries: QueryTexts, texts: Texts) -> list[Asked
             query_ids, queries.get(query_ids), documents, strict=True
         )
     ]
+
+
+def _file(known: "_Known", verdicts: Mapping[bytes, Verdict]) -> None:
+    known.labels.add(
+        [Label.of(key, new) for key, new in verdicts.items() if isinstance(new, Judgment)]
+    )
 
 
 def _refuse(answers: Answers, known: Sequence[Label | None]) -> None:
@@ -180,7 +191,9 @@ class _Budgeted:
             with self._trying.pair(pair) as fatal:
                 try:
                     answers = Answers([fatal]) if fatal else self._judge()([pair])
-                except (ValueError, OSError):
+                except ValueError as error:
+                    raise _after(found, usage, error) from None
+                except OSError:
                     raise
                 except Exception:  # noqa: BLE001
                     # Not swallowed: `_once_more` answers, rejects or raises it.
@@ -227,7 +240,10 @@ class _Budgeted:
             allowed = self._take(len(rest))
             if not allowed:
                 break
-            answers = ask(rest[:allowed])
+            try:
+                answers = ask(rest[:allowed])
+            except ValueError as error:
+                raise _after(dict(enumerate(verdicts)), usage, error) from None
             verdicts += answers.verdicts
             usage += answers.usage
             unreadable += answers.unreadable
@@ -241,6 +257,14 @@ class _Budgeted:
         import ray
 
         return int(ray.get(self._budget.take.remote(wanted)))
+
+
+def _after(found: Mapping[int, Verdict], usage: Usage, error: ValueError) -> ValueError:
+    """What ends the asking of more pairs, with the verdicts on those before."""
+    if isinstance(error, Refused):
+        late = {len(found) + row: verdict for row, verdict in error.verdicts.items()}
+        return Refused(str(error), {**found, **late}, usage + error.usage)
+    return Refused(str(error), found, usage) if found else error
 
 
 class _Known:

@@ -170,6 +170,7 @@ BEHAVIOURS: dict[str, Behaviour] = {
     "429-years": status(429, retry_after="99999999"),
     "400": status(400),
     "401": status(401),
+    "402": status(402),
     "redirect": status(307, location="http://elsewhere.invalid/v1/chat/completions"),
     "html": constant(HTML, content_type="text/html"),
     "empty": constant(b""),

@@ -1,6 +1,7 @@
 """The command line: light, one sentence for a mistake, and every recipe reads back."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from jobs.command import RECIPES, parse
 from jobs.pipeline import _doc_ids
 from jobs.recipe import Recipe
-from jobs.verbs import VERBS
+from jobs.verbs import VERBS, main
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -103,3 +104,19 @@ def test_ids_to_delete_are_the_lines_of_a_file(tmp_path):
     path.write_bytes("\ufeffd/1\r\n\r\n  d 2 \nñ\u2028x\n".encode())
     assert _doc_ids(str(path)) == {"d/1", "d 2", "ñ\u2028x"}
     assert _doc_ids(None) == frozenset()
+
+
+def test_a_job_that_is_told_to_end_says_how_to_go_on(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray turns SIGTERM into an exit of status 15 without a word."""
+
+    def terminated(_: object) -> dict[str, object]:
+        raise SystemExit(signal.SIGTERM)
+
+    monkeypatch.setitem(VERBS, "embed", terminated)
+    with pytest.raises(SystemExit) as ended:
+        main("embed", ["bixse", "--out", "nowhere"])
+    assert ended.value.code == 143
+    said = "error: terminated: the same command goes on from the finished parts\n"
+    assert capsys.readouterr().err == said

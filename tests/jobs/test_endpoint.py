@@ -89,7 +89,13 @@ def artifact(at: Path, kind: str, rows: list[dict[str, Any]], schema: pa.Schema)
     return draft.finish()
 
 
-def run(passages: list[str], chat: ChatEndpoint, at: Path, unit_pairs: int = 512) -> Artifact:
+def run(
+    passages: list[str],
+    chat: ChatEndpoint,
+    at: Path,
+    unit_pairs: int = 512,
+    store: str | None = None,
+) -> Artifact:
     """The job on one query and these documents, through Ray Data."""
     rows = [{"doc_id": f"d{n:03d}", "title": "", "text": p} for n, p in enumerate(passages)]
     pairs = [
@@ -102,7 +108,7 @@ def run(passages: list[str], chat: ChatEndpoint, at: Path, unit_pairs: int = 512
         [artifact(at / "queries", "queries", query, QUERIES)],
         artifact(at / "corpus", "corpus", rows, CORPUS),
         None,
-        Judging(judge="openai", openai=chat, unit_pairs=unit_pairs),
+        Judging(judge="openai", openai=chat, unit_pairs=unit_pairs, store=store),
         Lexical(),
         None,
         Placement(),
@@ -229,6 +235,23 @@ def test_an_endpoint_that_never_answers_ends_the_job_resumably(
     made = run(passages, chat, tmp_path, unit_pairs=32)
     assert (made.manifest.rows, made.manifest.rejected) == (64, 0)
     assert sum(server.requests.values()) == asked + 64
+
+
+def test_what_was_answered_before_the_money_ran_out_is_not_asked_again(
+    server: Hostile, tmp_path: Path
+) -> None:
+    """A unit that was refused in the middle threw away all that it had been answered."""
+    passages = [f"honest {n % 4} for {n}" for n in range(20)]
+    passages.insert(12, "once-402 3")
+    chat = settings(server, concurrency=1, orders=1, timeout_s=30, api_key_env="")
+    store = str(tmp_path / "labels")
+    with pytest.raises(ValueError, match="answered 402, check the address, model and key"):
+        run(passages, chat, tmp_path, store=store)
+    assert sum(server.requests.values()) == 12 + 1
+    made = run(passages, chat, tmp_path, store=store)
+    assert (made.manifest.rows, made.manifest.rejected) == (21, 0)
+    assert made.manifest.extra["usage"]["new"] == 21
+    assert sum(server.requests.values()) == 21 + 1
 
 
 def test_removed_judgments_leave_no_counts_behind(server: Hostile, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from jobs import ingest as ingest_module
 from jobs.ingest import ingest
 from jobs.recipe import Ingest
 from tests.jobs.ingested import DOCS, jsonl, rejected, run
@@ -368,6 +369,31 @@ def test_changed_data_is_refused_and_unchanged_data_is_kept(tmp_path: Path) -> N
     jsonl(data, DOCS[:2])
     with pytest.raises(ValueError, match=r"inputs.data = .*, now inputs.data = "):
         run(data, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["corpus.jsonl", "queries.jsonl"])
+def test_a_file_that_is_still_being_written_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rows stood under the fingerprint of what it had been, and later runs refused the rest."""
+    data = tmp_path / "data"
+    data.mkdir()
+    jsonl(data / "corpus.jsonl", DOCS)
+    jsonl(data / "queries.jsonl", [{"_id": "q1", "text": "tea"}])
+    taken = ingest_module.fingerprint
+
+    def written_meanwhile(urls: Any, root: str = "") -> str:
+        found = taken(urls, root)
+        with open(data / name, "a") as handle:
+            handle.write(json.dumps({"_id": "late", "title": "", "text": "more"}) + "\n")
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ingest_module, "fingerprint", written_meanwhile)
+        with pytest.raises(ValueError, match=f"{name} changed while it was read: run again"):
+            run(data, tmp_path / "out")
+    made = run(data, tmp_path / "out")
+    assert made.corpus.manifest.rows + made.queries.manifest.rows == len(DOCS) + 2
 
 
 def test_one_megabyte_and_many_parts(tmp_path: Path) -> None:

@@ -1,19 +1,24 @@
 """Pairs are asked in the order that shares most, and none is lost on the way."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from bixse.artifacts import Artifact
+from bixse.judging.settings import Judging
 from bixse.records import PAIRS
+from bixse.retrieval.settings import Lexical
 from bixse.scale import UMBRELA
+from jobs.judge import judge as judging_of
 from jobs.judges import order
 from jobs.judges.order import ordered, sharing
 from jobs.judges.seam import Judge
+from jobs.recipe import Placement
 from jobs.texts import QueryTexts, Texts
 from tests.jobs.test_judge import artifact
-from tests.jobs.test_store import corpus_of, queries_of
+from tests.jobs.test_store import corpus_of, judge_of, queries_of
 
 
 def pairs_of(at: Path, keys: list[tuple[str, str]]) -> Artifact:
@@ -65,3 +70,39 @@ def test_left_as_they_came_where_documents_do_not_recur(tmp_path: Path) -> None:
     found = ordered(pairs, queries, corpus, judge("query", "document"), str(tmp_path / "out"))
     assert found == (pairs, "query")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_order_of_other_pairs_is_made_again(tmp_path: Path) -> None:
+    """It outlived the judgments that it was made for, and refused those that came after them."""
+    corpus = corpus_of(tmp_path / "corpus", {f"d{n}": "x" * 20 for n in range(10)})
+    queries = queries_of(tmp_path / "queries", {f"q{n}": "ask" for n in range(3)})
+    for count in (10, 9):
+        keys = [(f"q{q}", f"d{d}") for q in range(3) for d in range(count)]
+        pairs = pairs_of(tmp_path / f"pairs-{count}", keys)
+        made, grouped = ordered(
+            pairs, queries, corpus, judge("query", "document"), str(tmp_path / "out")
+        )
+        assert (grouped, made.manifest.rows) == ("document", 3 * count)
+
+
+def test_it_goes_when_the_judgments_are_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stayed for good, as large as the pairs; finished judgments are found without it."""
+    corpus = corpus_of(tmp_path / "corpus", {f"d{n}": "x" * 20 for n in range(10)})
+    queries = queries_of(tmp_path / "queries", {f"q{n}": f"ask {n}" for n in range(3)})
+    pairs = pairs_of(tmp_path / "pairs", [(f"q{q}", f"d{d}") for q in range(3) for d in range(10)])
+    both = replace(judge_of(tmp_path / "log"), prefixes=("query", "document"))
+    monkeypatch.setattr("jobs.judge.choose", lambda *_: both)
+    out, settings = tmp_path / "judgments", Judging(judge="vllm", unit_pairs=7)
+
+    def judged() -> Artifact:
+        return judging_of(
+            pairs, queries, corpus, None, settings, Lexical(), None, Placement(), str(out)
+        )
+
+    made = judged()
+    assert made.manifest.config["grouped"] == "document"
+    assert not (tmp_path / "judgments-order").exists()
+    monkeypatch.setattr("jobs.judge.ordered", lambda *_: pytest.fail("ordered again"))
+    assert judged().fingerprint == made.fingerprint

@@ -1,4 +1,4 @@
-"""Units of work: what is read for them."""
+"""Units of work: what is read for them, and what becomes of those that lose a row."""
 
 import random
 from pathlib import Path
@@ -9,8 +9,8 @@ import pytest
 
 from bixse.artifacts import Draft, begin
 from bixse.place import Place
-from bixse.records import CORPUS
-from jobs.parts import row_units
+from bixse.records import CORPUS, Rejection
+from jobs.parts import row_units, run_units
 
 
 def test_units_together_read_a_part_about_once(
@@ -45,3 +45,25 @@ def test_units_together_read_a_part_about_once(
     for unit in units:
         unit.read()
     assert read[0] < 3 * made.manifest.files["part-00000.parquet"].bytes
+
+
+class LosesOne:
+    """Work that forgets a row."""
+
+    def __call__(self, rows: pa.Table) -> tuple[pa.Table, list[Rejection]]:
+        return rows.slice(1), []
+
+
+def test_a_part_that_lost_a_row_does_not_stand_for_its_unit(tmp_path: Path) -> None:
+    """The run that made it failed, and the next took it for done: the row was gone in silence."""
+    columns = {"doc_id": ["a", "b"], "title": ["", ""], "text": ["x", "y"]}
+    draft = begin(str(tmp_path / "corpus"), "corpus", config={}, inputs={})
+    assert isinstance(draft, Draft)
+    draft.write_part(0, pa.table(columns, schema=CORPUS))
+    units = row_units(draft.finish(), 2)
+    for _ in range(2):
+        out = begin(str(tmp_path / "out"), "corpus", config={}, inputs={})
+        assert isinstance(out, Draft)
+        with pytest.raises(RuntimeError, match="part 0 got 2 rows, made 1 and rejected 0"):
+            run_units(out, units, LosesOne, (), label="x", actors=1, cpus=1, gpus=0)
+        assert out.parts_done() == set()

@@ -13,8 +13,9 @@ import ray
 
 from bixse.artifacts import Artifact, Draft, begin
 from bixse.judging.asked import Answers, Asked
+from bixse.place import Place
 from bixse.records import PAIRS, Rejection
-from jobs.judges.trying import DEATHS
+from jobs.judges.trying import DEATHS, unblamed
 from jobs.judges.unit import JudgeUnit
 from jobs.parts import RESTARTS, Made, row_units, run_units
 from tests.jobs.test_judge import artifact
@@ -231,6 +232,21 @@ def test_a_judge_that_answers_nothing_is_broken_and_no_pair_is_rejected(tmp_path
     with pytest.raises(RuntimeError, match="device-side assert"):
         asked_of({"d0": "poison", "d1": "more poison"}, tmp_path)
     assert not list((tmp_path / "trying").iterdir())
+
+
+@pytest.mark.parametrize("ends", [KeyboardInterrupt, SystemExit, RuntimeError])
+def test_who_interrupts_a_job_blames_no_pair(tmp_path: Path, ends: type[BaseException]) -> None:
+    """Interrupted twice while an endpoint hung on it, a pair was rejected: "the judge died"."""
+    place = Place(str(tmp_path / "trying"))
+
+    def job() -> None:
+        with unblamed(place):
+            place.write("pair-1-0", b"")
+            raise ends
+
+    with pytest.raises(ends):
+        job()
+    assert place.names() == (["pair-1-0"] if ends is RuntimeError else [])
 
 
 @pytest.mark.parametrize("lives", [1, pytest.param(100, marks=pytest.mark.slow)])

@@ -1,6 +1,8 @@
 """Nothing is paid for twice: what a worker asks, what the store answers, where a budget ends."""
 
+import os
 import shutil
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,13 +14,22 @@ import pytest
 from bixse.artifacts import Artifact, Draft
 from bixse.judging.asked import Answers, Asked, Cost, Usage
 from bixse.judging.pointwise import BROKEN, unreadable
-from bixse.records import CORPUS, QUERIES, Judgment, Rejection
+from bixse.records import CORPUS, PAIRS, QUERIES, Judgment, Rejection
 from bixse.scale import UMBRELA
 from jobs.judges.budget import FIRST, Budget
 from jobs.judges.seam import Judge
 from jobs.judges.spending import Spending
 from jobs.judges.unit import JudgeUnit
-from jobs.parts import Unfinished, begin_counted, progress, usage, usage_place
+from jobs.parts import (
+    Unfinished,
+    begin_counted,
+    progress,
+    row_units,
+    run_units,
+    trying_place,
+    usage,
+    usage_place,
+)
 from tests.jobs.test_judge import artifact
 
 PAIR = pa.schema([("query_id", pa.string()), ("doc_id", pa.string())])
@@ -227,6 +238,58 @@ def test_counts_are_of_the_draft_that_they_were_made_for(tmp_path: Path) -> None
     ask(counted("another"))
     counted("another").write_part(0, pa.table({"query_id": ["q"]}))
     assert usage(counted("another"))["new"] == 3
+
+
+def test_notes_of_deaths_are_of_the_draft_that_they_were_made_for(tmp_path: Path) -> None:
+    """Judgments that were removed left them: whoever began anew rejected pairs unasked."""
+    out = tmp_path / "judgments"
+
+    def noted(prompt: str) -> list[str]:
+        draft = begin_counted(str(out), "judgments", config={"prompt": prompt}, inputs={})
+        assert isinstance(draft, Draft)
+        found = trying_place(draft).names()
+        trying_place(draft).write("pair-1-0", b"")
+        return found
+
+    assert noted("one") == []
+    assert noted("one") == ["pair-1-0"]
+    assert noted("another") == []
+    shutil.rmtree(out)
+    assert noted("another") == []
+
+
+class DiesOnce(JudgeUnit):
+    """Killed when it has asked, filed and counted, and before its part stands."""
+
+    def __init__(self, mark: str, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._mark = Path(mark)
+
+    def __call__(self, rows: pa.Table) -> Any:
+        if not self._mark.exists():
+            self._mark.touch()
+            Draft.write_part = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+        return super().__call__(rows)
+
+
+def test_what_a_killed_worker_paid_for_is_counted(tmp_path: Path) -> None:
+    """Its successor finds the labels, and said that nothing had been asked: a budget forgot it."""
+    corpus = corpus_of(tmp_path / "corpus", {f"d{n}": "word " * n for n in range(1, 6)})
+    queries = queries_of(tmp_path / "queries", {"q": "tea"})
+    keys = [{"query_id": "q", "doc_id": f"d{n}", "source": "bm25", "rank": n} for n in range(1, 6)]
+    pairs = artifact(tmp_path / "pairs", "pairs", [{**k, "score": 0.0} for k in keys], PAIRS)
+    draft = begin_counted(str(tmp_path / "out"), "judgments", config={}, inputs={})
+    assert isinstance(draft, Draft)
+    judge, store = judge_of(tmp_path / "log"), str(tmp_path / "labels")
+    run_units(
+        draft, row_units(pairs, 5), DiesOnce,
+        (str(tmp_path / "mark"), queries, corpus, judge, store),
+        label="judge", actors=1, cpus=1, gpus=0,
+    )  # fmt: skip
+    assert (tmp_path / "mark").exists()
+    assert len(asked_in(tmp_path / "log")) == 5
+    assert usage(draft)["new"] == 5
+    assert draft.finish().manifest.rows == 5
 
 
 def test_money_so_far_stands_in_the_progress_line(capsys: pytest.CaptureFixture[str]) -> None:

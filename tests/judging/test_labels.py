@@ -1,6 +1,8 @@
 """The label store: found by content, shared without loss, and never read when damaged."""
 
 import hashlib
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bixse.judging import labels as labels_module
-from bixse.judging.labels import Label, Labels, label_key, normalised, signature_hash
+from bixse.judging.labels import (
+    LEFT_S,
+    Label,
+    Labels,
+    label_key,
+    normalised,
+    signature_hash,
+)
+from bixse.place import Place
 from bixse.records import Judgment
 
 SIGNATURE = {"model": "tiny@1", "prompt": "umbrela", "orders": 2}
@@ -159,3 +169,41 @@ def test_jobs_that_put_the_same_parts_together_leave_no_empty_one(
     going_on._write(labels_module.LABELS.empty_table())
     going_on.refresh()
     assert going_on.find(keys(4)) == [label(n) for n in range(4)]
+
+
+def test_parts_that_are_put_together_while_they_are_listed_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were passed over until the next look, and their pairs paid for again."""
+    monkeypatch.setattr(labels_module, "SMALL_PARTS", 3)
+    writer = Labels(str(tmp_path), SIGNATURE)
+    for number in range(4):
+        writer.add([label(number)])
+    read, reader = Place.read, Labels(str(tmp_path), SIGNATURE, load=False)
+
+    def compacted_first(place: Place, name: str) -> bytes:
+        monkeypatch.setattr(Place, "read", read)
+        writer.compact()
+        return read(place, name)
+
+    monkeypatch.setattr(Place, "read", compacted_first)
+    reader.refresh()
+    assert reader.find(keys(4)) == [label(n) for n in range(4)]
+    assert len(reader) == 4
+
+
+def test_what_killed_writers_left_goes_after_a_day(tmp_path: Path) -> None:
+    """Every killed job left up to a part behind for good; a writer of now is let alone."""
+    labels = Labels(str(tmp_path), SIGNATURE)
+    labels.add([label(1)])
+    (folder,) = tmp_path.iterdir()
+    old, new = (
+        folder / "labels-1-a.parquet.0f257f5b.tmp",
+        folder / "labels-1-b.parquet.00000000.tmp",
+    )
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (0, time.time() - LEFT_S - 60))
+    labels.compact()
+    assert (old.exists(), new.exists()) == (False, True)
+    assert len(Labels(str(tmp_path), SIGNATURE)) == 1
