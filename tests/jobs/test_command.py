@@ -46,6 +46,16 @@ def test_a_flag_changes_its_value_and_nothing_else() -> None:
         (["bixse", "--out", "x", "--training.epochs", "0"], "greater than or equal to 1"),
         (["bixse", "--out", "x", "--judging.judge", "oracle"], "'human', 'features', 'vllm'"),
         (["bixse", "--out", "x", "--training.learning-rate", "nan"], "training"),
+        (["bixse", "--out", ""], "--out is empty"),
+        (["bixse", "--out", "x", "--data="], "--data is empty"),
+        (["--data", "d", "--out", "x"], "the recipe comes before the flags"),
+        (["bixse", "--out", "x", "--dat", "d"], "the nearest is --data\n"),
+        (["bixse", "--output", "x"], "the nearest is --out\n"),
+        (["bixse", "--out", "x", "--learning-rate", "1"], "--training.learning-rate\n"),
+        (["bixse", "--out", "x", "--training.batch-size", "-3"], "than or equal to 2, found -3\n"),
+        (["bixse", "--out", "x", "--truncate", "0"], "error: --truncate: Input should be greater"),
+        (["bixse", "--out", "x", "--judging.judge", "neighbours"], "and theirs alone\n"),
+        (["bixse", "--out", "x", "--judging.max-cost", "1"], "needs judging.price_per_gpu_hour\n"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_status_2(
@@ -74,8 +84,9 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stderr.strip() == "[]"
 
 
-def test_list_shows_every_recipe() -> None:
-    done = command("jobs.pipeline", "--list")
+@pytest.mark.parametrize("verb", ["pipeline", "train"])
+def test_list_shows_every_recipe(verb: str) -> None:
+    done = command(f"jobs.{verb}", "--list")
     assert done.returncode == 0
     assert all(name in done.stdout for name in RECIPES)
 
