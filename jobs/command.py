@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import tyro
 from pydantic import ValidationError
 
+from bixse.settings import plain_refusal
 from jobs.recipe import Recipe
 from jobs.recipes.bixse import bixse, bixse_cloze, infonce, infonce_threshold, infonce_weighted
 from jobs.recipes.quickstart import quickstart
@@ -64,11 +65,6 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 }
 
 _CONFIG = (tyro.conf.AvoidSubcommands,)
-_REFUSED = re.compile(
-    r"(?:Error parsing (?:recipe\.)?([\w.]+): )?\d+ validation errors? for \w+ (?:([a-z][\w.]*) )?"
-    r"(Value error, )?(.+?) \[type=\w+, input_value=(.*?), input_type=\w+\]"
-)
-"""pydantic's complaint in one line: section, field, whether the words are ours, words, value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +127,7 @@ def parse(verb: str, argv: Sequence[str]) -> Run:
         raise
     except ValidationError as error:
         # Of the recipe as a whole: tyro answers for its sections.
-        refuse(_plain(" ".join(str(error).split())))
+        refuse(plain_refusal(" ".join(str(error).split())))
     for flag in ("out", "data", "encoder", "base_index", "delete"):
         # An unset variable of the shell would otherwise name the directory that one stands in.
         if getattr(run, flag) == "":
@@ -198,19 +194,7 @@ def _one_sentence(box: str) -> str:
     shown = texts.partition("\n\n")[0].splitlines()
     sentence = " ".join(row for row in shown if "errors.pydantic.dev" not in row)
     sentence = sentence.split(" For further information")[0]
-    return _plain(sentence)
-
-
-def _plain(sentence: str) -> str:
-    """What pydantic says is wrong, with the flag that it is about and without its types."""
-    refused = _REFUSED.search(sentence)
-    if refused is None:
-        return sentence
-    section, field, ours, why, found = refused.groups()
-    if field is None:
-        return why
-    flag = ".".join(filter(None, (section, field))).replace("_", "-")
-    return f"--{flag}: {why}" if ours else f"--{flag}: {why}, found {found}"
+    return plain_refusal(sentence)
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:

@@ -72,6 +72,8 @@ def _sentence(error: BaseException) -> str:
         cause = inner
     found = cause or error
     text = " ".join(str(found).split()) or type(found).__name__
+    if isinstance(found, ModuleNotFoundError) and found.name in ("s3fs", "gcsfs"):
+        return f"{text}: pip install -e '.[cloud]' brings what s3:// and gs:// need"
     return text if isinstance(found, ValueError | OSError) else f"{type(found).__name__}: {text}"
 
 

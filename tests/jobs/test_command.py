@@ -10,7 +10,7 @@ import pytest
 from jobs.command import RECIPES, parse
 from jobs.pipeline import _doc_ids
 from jobs.recipe import Recipe
-from jobs.verbs import VERBS
+from jobs.verbs import VERBS, _sentence
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -114,3 +114,10 @@ def test_ids_to_delete_are_the_lines_of_a_file(tmp_path):
     path.write_bytes("\ufeffd/1\r\n\r\n  d 2 \nñ\u2028x\n".encode())
     assert _doc_ids(str(path)) == {"d/1", "d 2", "ñ\u2028x"}
     assert _doc_ids(None) == frozenset()
+
+
+def test_a_bucket_without_its_package_says_what_to_install() -> None:
+    missing = ModuleNotFoundError("No module named 's3fs'", name="s3fs")
+    error = ImportError("Install s3fs to access S3")
+    error.__cause__ = missing
+    assert "pip install -e '.[cloud]'" in _sentence(error)
