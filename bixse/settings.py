@@ -1,5 +1,6 @@
 """What every settings section is: typed, frozen, complete, and light to import."""
 
+import re
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
@@ -21,3 +22,22 @@ class Settings(BaseModel):
     def replace(self, **changes: Any) -> Self:
         """A validated copy. (pydantic's `model_copy(update=...)` accepts anything.)"""
         return type(self).model_validate({**dict(self), **changes})
+
+
+_REFUSED = re.compile(
+    r"(?:Error parsing (?:[A-Z]\w*|(?:recipe\.)?([\w.]+)): )?\d+ validation errors? for \w+ "
+    r"(?:([a-z][\w.]*) )?(Value error, )?(.+?) \[type=\w+, input_value=(.*?), input_type=\w+\]"
+)
+"""pydantic's complaint in one line: section, field, whether the words are ours, words, value."""
+
+
+def plain_refusal(sentence: str) -> str:
+    """What pydantic says is wrong, on one line, with the flag it is about and without its types."""
+    refused = _REFUSED.search(sentence)
+    if refused is None:
+        return sentence
+    section, field, ours, why, found = refused.groups()
+    if field is None:
+        return why
+    flag = ".".join(filter(None, (section, field))).replace("_", "-")
+    return f"--{flag}: {why}" if ours else f"--{flag}: {why}, found {found}"

@@ -11,13 +11,17 @@ import difflib
 import io
 import json
 import os
+import re
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
+from pydantic import ValidationError
 
+from bixse.settings import plain_refusal
 from jobs.recipe import Recipe
 from jobs.recipes.bixse import bixse, bixse_cloze, infonce, infonce_threshold, infonce_weighted
 from jobs.recipes.quickstart import quickstart
@@ -60,6 +64,8 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "ssra": ssra,
 }
 
+_CONFIG = (tyro.conf.AvoidSubcommands,)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
@@ -96,26 +102,37 @@ def parse(verb: str, argv: Sequence[str]) -> Run:
     if not argv or argv[0] in ("-h", "--help"):
         names = ", ".join(RECIPES)
         print(f"usage: python -m jobs.{verb} <recipe> --out DIR [flags]\nrecipes: {names}")
+        print(f"what each is: python -m jobs.{verb} --list")
         print(f"flags of a recipe: python -m jobs.{verb} <recipe> --help")
         sys.exit(0 if argv else 2)
     name, flags = argv[0], list(argv[1:])
+    if name.startswith("-"):
+        refuse(f"the recipe comes before the flags: python -m jobs.{verb} <recipe> {name} ...")
     if name not in RECIPES:
         refuse(f"unknown recipe {name!r}{_nearest(name, RECIPES)}")
     default = Run(recipe=RECIPES[name](), out=tyro.MISSING)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
+            run = tyro.cli(
                 Run,
                 prog=f"python -m jobs.{verb} {name}",
                 default=default,
                 args=flags,
-                config=(tyro.conf.AvoidSubcommands,),
+                config=_CONFIG,
             )
     except SystemExit as exit_:
         if exit_.code:
-            refuse(_one_sentence(complaint.getvalue()))
+            refuse(_unknown_flag(flags, default) or _one_sentence(complaint.getvalue()))
         raise
+    except ValidationError as error:
+        # Of the recipe as a whole: tyro answers for its sections.
+        refuse(plain_refusal(" ".join(str(error).split())))
+    for flag in ("out", "data", "encoder", "base_index", "delete"):
+        # An unset variable of the shell would otherwise name the directory that one stands in.
+        if getattr(run, flag) == "":
+            refuse(f"--{flag.replace('_', '-')} is empty")
+    return run
 
 
 def refuse(sentence: str, status: int = 2) -> NoReturn:
@@ -154,16 +171,30 @@ def _shown(value: Any) -> str:
     return str(value).replace(here, "") if isinstance(value, str) else str(value)
 
 
+def _unknown_flag(words: Sequence[str], default: Run) -> str | None:
+    """Of the first word that is no flag, and the flags that it may be short or misspelt for."""
+    with warnings.catch_warnings(action="ignore"):
+        parser = tyro.extras.get_parser(Run, default=default, config=_CONFIG)
+    known = [name for action in parser._actions for name in action.option_strings]
+    for word in words:
+        flag = word.partition("=")[0].replace("_", "-")
+        if flag.startswith("--") and flag not in known:
+            ends = [name for name in known if name.endswith(f".{flag.removeprefix('--')}")]
+            close = ends[:3] or difflib.get_close_matches(flag, known, n=1)
+            nearest = f": the nearest is {' or '.join(close)}" if close else ""
+            return f"unknown flag {word.partition('=')[0]}{nearest}"
+    return None
+
+
 def _one_sentence(box: str) -> str:
-    """tyro's boxed complaint as a sentence, with the nearest flag if it knows one."""
+    """tyro's boxed complaint as a sentence, and pydantic's in it without its types."""
     rows = [line.strip("│ ").strip() for line in box.splitlines()[1:-1]]
-    rule = next((i for i, row in enumerate(rows) if row.startswith("───")), len(rows))
-    sentence = " ".join(row for row in rows[:rule] if "errors.pydantic.dev" not in row)
+    # Where a terminal has no UTF-8 the title has a rule of its own.
+    texts = "\n".join("" if re.fullmatch("[─-]{4,}", row) else row for row in rows).strip()
+    shown = texts.partition("\n\n")[0].splitlines()
+    sentence = " ".join(row for row in shown if "errors.pydantic.dev" not in row)
     sentence = sentence.split(" For further information")[0]
-    nearest = [row for row in rows[rule + 1 :] if row.startswith("--")]
-    if "Perhaps you meant:" in rows[rule + 1 :] and nearest:
-        sentence += f": the nearest is {nearest[0].split()[0]}"
-    return sentence
+    return plain_refusal(sentence)
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -28,6 +28,9 @@ FORMATS = {
     "csv": (".csv", ".tsv"),
     "text": (".txt", ".md"),
 }
+
+_TABLE_LIKE = (".json", ".trec", ".qrels", ".gz", ".bz2", ".xz", ".zst", ".zip")
+"""Of tables that are not read."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ def find_files(data: str, source: str, out: str) -> Files:
 
     Links to directories are followed; names that begin with a dot and what stands under `out`,
     where a run puts what it makes, are left out. Raises ValueError where there is nothing, a
-    directory cannot be read, or `out` is the directory of the data itself.
+    directory cannot be read, queries or qrels stand in a form that is not read, or `out` is the
+    directory of the data itself.
     """
     fs, root = _resolved(data)
     if not fs.exists(root):
@@ -93,6 +97,7 @@ def find_files(data: str, source: str, out: str) -> Files:
     else:
         rest = [n for n in names if n not in queries and n not in qrels]
         corpus, described = _corpus_names(rest, source, data)
+    _refuse_unread(names, {*corpus, *queries, *qrels}, root)
     texts, asked, graded = (
         [_url(fs, f"{root}/{name}") for name in group] for group in (corpus, queries, qrels)
     )
@@ -166,6 +171,19 @@ def _corpus_names(names: list[str], source: str, data: str) -> tuple[list[str], 
         )
     form, matching = next(iter(found.items()))
     return matching, f"{len(matching)} {form} files in {data}"
+
+
+def _refuse_unread(names: Sequence[str], read: Collection[str], root: str) -> None:
+    """Grades or queries that are called so and not read would be missed by nobody until the end."""
+    suffixes = (*(s for group in FORMATS.values() for s in group if s != ".md"), *_TABLE_LIKE)
+    for name in names:
+        called = name.startswith("qrels/") or name.lower().partition(".")[0] in ("queries", "qrels")
+        if called and name not in read and name.lower().endswith(suffixes):
+            raise ValueError(
+                f"{short_name(f'{root}/{name}')} would not be read: queries are read from "
+                "queries.jsonl, .parquet, .csv or .tsv, grades from qrels.tsv or "
+                "qrels/<train|dev|test>.tsv (BEIR's three columns or TREC's four), none compressed"
+            )
 
 
 def _is_table(name: str, stem: str) -> bool:

@@ -1,5 +1,6 @@
 """Rows and rejections of what was ingested, on their way into parts of a draft."""
 
+from collections import Counter
 from typing import Any
 
 import pyarrow as pa
@@ -26,6 +27,7 @@ class Parts:
         self._number = 0
         self.total = 0
         self.first_rejection: Rejection | None = None
+        self._reasons: Counter[str] = Counter()
 
     def keep(self, row: dict[str, Any]) -> None:
         self._kept.append(row)
@@ -41,8 +43,22 @@ class Parts:
 
     def reject(self, rejection: Rejection) -> None:
         self.first_rejection = self.first_rejection or rejection
+        self._reasons[rejection.reason] += 1
         self._rejected.append(rejection)
         self._flush_if(self._rows)
+
+    @property
+    def rejected_for(self) -> dict[str, int]:
+        """Rejections of the five commonest reasons, for the manifest."""
+        return dict(self._reasons.most_common(5))
+
+    def refuse_none(self, what: str, described: str) -> None:
+        """Raises ValueError, with the first reason, where nothing was kept."""
+        if self.total:
+            return
+        why = self.first_rejection
+        reason = f": {why.source} line {why.line}: {why.reason}" if why else ""
+        raise ValueError(f"no valid {what} in {described}{reason}")
 
     def close(self) -> None:
         if self._held or self._rejected or not self._number:

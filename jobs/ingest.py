@@ -3,7 +3,7 @@
 `--data` is a directory or a file. Beside the corpus, whatever its format, may stand
 `queries.<jsonl|csv|tsv|parquet>` and `qrels/<train|dev|test>.tsv` (BEIR's layout, or TREC's four
 columns). A row that cannot be read becomes a rejection with its file, line and reason; a file that
-is not what it claims to be is an error.
+is not what it claims to be, or that nobody would read for its suffix, is an error.
 """
 
 import hashlib
@@ -151,13 +151,10 @@ def _write_corpus(
                     parts.describe(document.doc_id, document.metadata)
                 parts.keep(asdict(document))
             advance(1)
-    if not parts.total:
-        why = parts.first_rejection
-        reason = f": {why.source} line {why.line}: {why.reason}" if why else ""
-        raise ValueError(f"no valid document in {described}{reason}")
+    parts.refuse_none("document", described)
     reader.check_found()
     parts.close()
-    extra: dict[str, Any] = {"described": described}
+    extra: dict[str, Any] = {"described": described, "rejected_for": parts.rejected_for}
     if reader.kinds:
         extra["metadata"] = reader.kinds
     return draft.finish(extra=extra)
@@ -201,8 +198,10 @@ def _write_queries(rows: Iterator[Row], inputs: dict[str, str], out: str) -> Art
         else:
             seen.add(query.query_id)
             parts.keep(asdict(query))
+    if parts.first_rejection is not None:
+        parts.refuse_none("query", parts.first_rejection.source)
     parts.close()
-    return draft.finish()
+    return draft.finish(extra={"rejected_for": parts.rejected_for})
 
 
 def _query(row: Row, seen: set[str]) -> Query | Rejection:

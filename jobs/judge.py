@@ -39,6 +39,7 @@ from jobs.parts import (
     trying_place,
     usage,
 )
+from jobs.qrels import why_rejected
 from jobs.recipe import Placement
 
 TRAIN: Literal["train"] = "train"
@@ -225,6 +226,7 @@ def _judge_human(qrels: Artifact | None, judging: Judging, out: str) -> Artifact
     if qrels is None or not sum(table.num_rows for table in found):
         raise ValueError(
             "no given grades to train on (qrels/train.tsv): set --judging.judge features or vllm"
+            + ("" if qrels is None else why_rejected(qrels))
         )
     draft = begin(out, "judgments", config=config(judging), inputs={"qrels": qrels.fingerprint})
     if isinstance(draft, Artifact):

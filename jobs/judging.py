@@ -79,6 +79,7 @@ def _verified(pipeline: "Pipeline") -> "Artifact":
 
 
 def _judged(pipeline: "Pipeline") -> "Artifact":
+    _refuse_unnamed_endpoint(pipeline.recipe.judging)
     if pipeline.recipe.judging.judge == "written":
         from jobs.rounds import written_judgments
 
@@ -93,6 +94,17 @@ def _judged(pipeline: "Pipeline") -> "Artifact":
     if pipeline.recipe.judging.judge == "cascade":
         return _cascaded(pipeline)
     return _judged_by(pipeline, pipeline.judging(), pipeline.pairs(), "judge", "judgments")
+
+
+def _refuse_unnamed_endpoint(judging: "Judging") -> None:
+    """Raises ValueError when an endpoint is to judge and its address, model or key is missing:
+    before pairs are made, queries written and a cascade's cheap judge paid."""
+    cascade = judging.cascade
+    asked = (cascade.cheap, cascade.strong) if judging.judge == "cascade" else (judging.judge,)
+    if "openai" in asked:
+        from jobs.endpoint import check_endpoint
+
+        check_endpoint(judging.openai)
 
 
 def _cascaded(pipeline: "Pipeline") -> "Artifact":
@@ -161,6 +173,7 @@ def planned(pipeline: "Pipeline") -> dict[str, Any]:
         raise ValueError(
             "--plan counts one judge: name the cheap one of the cascade, then the strong one"
         )
+    _refuse_unnamed_endpoint(recipe.judging)
     uncounted = _uncounted(pipeline)
     if recipe.judging.judge in UNASKED and uncounted:
         raise ValueError(

@@ -92,7 +92,15 @@ def write_qrels(
         parts.keep(_given(grade, scale))
     parts.close()
     values = list(scale.values) if scale else []
-    return draft.finish(extra={"scale": values, "splits": _splits(judged)})
+    extra = {"scale": values, "splits": _splits(judged), "rejected_for": parts.rejected_for}
+    return draft.finish(extra=extra)
+
+
+def why_rejected(qrels: Artifact) -> str:
+    """How many lines were rejected and for what, to put behind a sentence that misses them."""
+    reasons: dict[str, int] = qrels.manifest.extra.get("rejected_for", {})
+    found = ", ".join(f"{reason} ({count})" for reason, count in reasons.items())
+    return f"; {qrels.manifest.rejected} lines of the qrels were rejected: {found}" if found else ""
 
 
 def _given(grade: _Grade, scale: Scale) -> dict[str, Any]:

@@ -21,7 +21,7 @@ def main(verb: str = "pipeline", argv: list[str] | None = None) -> None:
     that is spent one sentence and 3, a signal one sentence and its number above 128.
     """
     argv = sys.argv[1:] if argv is None else argv
-    if verb == "pipeline" and argv == ["--list"]:
+    if argv == ["--list"]:
         list_recipes()
         return
     run = parse(verb, argv)
@@ -78,6 +78,8 @@ def _sentence(error: BaseException) -> str:
         cause = inner
     found = cause or error
     text = " ".join(str(found).split()) or type(found).__name__
+    if isinstance(found, ModuleNotFoundError) and found.name in ("s3fs", "gcsfs"):
+        return f"{text}: pip install -e '.[cloud]' brings what s3:// and gs:// need"
     return text if isinstance(found, ValueError | OSError) else f"{type(found).__name__}: {text}"
 
 
@@ -91,7 +93,11 @@ def _ingest(pipeline: Pipeline) -> dict[str, Any]:
     data = pipeline.data()
     found = {"queries": data.queries.manifest.rows, "qrels": data.qrels.manifest.rows}
     rejected = data.queries.manifest.rejected + data.qrels.manifest.rejected
-    return _made("ingest", data.corpus, **found, rejected_queries_and_qrels=rejected)
+    made = {"corpus": data.corpus, "queries": data.queries, "qrels": data.qrels}
+    reasons = {kind: one.manifest.extra.get("rejected_for") for kind, one in made.items()}
+    told = {kind: reason for kind, reason in reasons.items() if reason}
+    more = {"rejected_for": told} if told else {}
+    return _made("ingest", data.corpus, **found, rejected_queries_and_qrels=rejected, **more)
 
 
 def _synthesise(pipeline: Pipeline) -> dict[str, Any]:
@@ -177,7 +183,7 @@ def _pipeline(pipeline: Pipeline) -> dict[str, Any]:
         summary["report"] = f"{summary['at']}/report.html"
     index = pipeline.index()
     if not splits.get(split):
-        summary = _made("pipeline", index, report=f"none: nobody judged a query of split {split}")
+        summary = _made("pipeline", index, report=_no_report(pipeline))
     serve = f"make serve INDEX={index.url} ENCODER={encoder}"
     return {**summary, "verb": "pipeline", "index": index.url, "serve": serve}
 
@@ -191,9 +197,15 @@ def _reranking(pipeline: Pipeline, settings: Reranking) -> dict[str, Any]:
         summary = _evaluate(pipeline)
         summary["report"] = f"{summary['at']}/report.html"
     else:
-        none = f"none: nobody judged a query of split {split}"
-        summary = _made("pipeline", pipeline.artifact("train"), report=none)
+        summary = _made("pipeline", pipeline.artifact("train"), report=_no_report(pipeline))
     return {**summary, "verb": "pipeline", "reranker": reranker}
+
+
+def _no_report(pipeline: Pipeline) -> str:
+    from jobs.qrels import why_rejected
+
+    rejected = why_rejected(pipeline.data().qrels)
+    return f"none: nobody judged a query of split {pipeline.run.split}{rejected}"
 
 
 VERBS: dict[str, Callable[[Pipeline], dict[str, Any]]] = {

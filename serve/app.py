@@ -10,7 +10,6 @@ import contextlib
 import io
 import itertools
 import os
-import re
 import signal
 import socket
 import ssl
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, NoReturn, TextIO
 
 import tyro
 
+from bixse.settings import plain_refusal
 from serve.access import check_binding, load_keys
 from serve.request_log import made
 from serve.settings import ServeArgs, ServedIndex
@@ -225,8 +225,7 @@ def _one_sentence(box: str) -> str:
     rule = next((i for i, row in enumerate(rows) if not row), len(rows))
     sentence = " ".join(row for row in rows[:rule] if "errors.pydantic.dev" not in row)
     sentence = sentence.split(" For further information")[0]
-    # What a validator of ours says, without pydantic's words around it.
-    sentence = re.sub(r"^.*Value error, (.+?) \[type=value_error, .*$", r"\1", sentence)
+    sentence = plain_refusal(sentence)
     nearest = [row for row in rows[rule + 1 :] if row.startswith("--")]
     if "Perhaps you meant:" in rows[rule + 1 :] and nearest:
         sentence += f": the nearest is {nearest[0].split()[0]}"

@@ -219,7 +219,7 @@ class Judging(Settings):
     @model_validator(mode="after")
     def _priced(self) -> "Judging":
         if self.max_cost is not None and not self.price_per_gpu_hour:
-            raise ValueError("max_cost needs price_per_gpu_hour")
+            raise ValueError("judging.max_cost needs judging.price_per_gpu_hour")
         return self
 
     @model_validator(mode="after")

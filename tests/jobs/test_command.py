@@ -11,7 +11,7 @@ import pytest
 from jobs.command import RECIPES, parse
 from jobs.pipeline import _doc_ids
 from jobs.recipe import Recipe
-from jobs.verbs import VERBS, main
+from jobs.verbs import VERBS, _sentence, main
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -47,6 +47,16 @@ def test_a_flag_changes_its_value_and_nothing_else() -> None:
         (["bixse", "--out", "x", "--training.epochs", "0"], "greater than or equal to 1"),
         (["bixse", "--out", "x", "--judging.judge", "oracle"], "'human', 'features', 'vllm'"),
         (["bixse", "--out", "x", "--training.learning-rate", "nan"], "training"),
+        (["bixse", "--out", ""], "--out is empty"),
+        (["bixse", "--out", "x", "--data="], "--data is empty"),
+        (["--data", "d", "--out", "x"], "the recipe comes before the flags"),
+        (["bixse", "--out", "x", "--dat", "d"], "the nearest is --data\n"),
+        (["bixse", "--output", "x"], "the nearest is --out\n"),
+        (["bixse", "--out", "x", "--learning-rate", "1"], "--training.learning-rate\n"),
+        (["bixse", "--out", "x", "--training.batch-size", "-3"], "than or equal to 2, found -3\n"),
+        (["bixse", "--out", "x", "--truncate", "0"], "error: --truncate: Input should be greater"),
+        (["bixse", "--out", "x", "--judging.judge", "neighbours"], "and theirs alone\n"),
+        (["bixse", "--out", "x", "--judging.max-cost", "1"], "needs judging.price_per_gpu_hour\n"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_status_2(
@@ -75,8 +85,9 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stderr.strip() == "[]"
 
 
-def test_list_shows_every_recipe() -> None:
-    done = command("jobs.pipeline", "--list")
+@pytest.mark.parametrize("verb", ["pipeline", "train"])
+def test_list_shows_every_recipe(verb: str) -> None:
+    done = command(f"jobs.{verb}", "--list")
     assert done.returncode == 0
     assert all(name in done.stdout for name in RECIPES)
 
@@ -120,3 +131,10 @@ def test_a_job_that_is_told_to_end_says_how_to_go_on(
     assert ended.value.code == 143
     said = "error: terminated: the same command goes on from the finished parts\n"
     assert capsys.readouterr().err == said
+
+
+def test_a_bucket_without_its_package_says_what_to_install() -> None:
+    missing = ModuleNotFoundError("No module named 's3fs'", name="s3fs")
+    error = ImportError("Install s3fs to access S3")
+    error.__cause__ = missing
+    assert "pip install -e '.[cloud]'" in _sentence(error)

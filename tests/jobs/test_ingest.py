@@ -415,3 +415,36 @@ def test_rows_in_are_rows_out_and_rejections(
     (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     manifest = run(folder / "corpus.jsonl", folder / "out").corpus.manifest
     assert manifest.rows + manifest.rejected == len(rows)
+
+
+@pytest.mark.parametrize(
+    "name", ["queries.jsonl.gz", "qrels.csv", "qrels.txt", "qrels/test.tsv.gz", "qrels/train.csv"]
+)
+def test_queries_and_grades_that_nobody_would_read_are_refused(name: str, tmp_path: Path) -> None:
+    """They were passed over, and what was missed in the end was said to be given by nobody."""
+    data = tmp_path / "data"
+    (data / "qrels").mkdir(parents=True)
+    jsonl(data / "corpus.jsonl", DOCS)
+    (data / name).write_text("a,1,1\n")
+    with pytest.raises(ValueError, match=rf"{name} would not be read: .*qrels/<train"):
+        run(data, tmp_path / "out")
+
+
+def test_a_page_that_is_called_as_queries_are_is_a_document(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "qrels").mkdir(parents=True)
+    (data / "queries.txt").write_text("How to ask a database.")
+    (data / "qrels" / "README.md").write_text("Of the grades.")
+    corpus = run(data, tmp_path / "out").corpus
+    assert set(corpus.table()["doc_id"].to_pylist()) == {"queries.txt", "qrels/README.md"}
+
+
+def test_queries_of_which_none_can_be_read_are_refused(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    jsonl(data / "corpus.jsonl", DOCS)
+    jsonl(data / "queries.jsonl", [{"_id": "a", "question": "tea?"}])
+    with pytest.raises(
+        ValueError, match=r"no valid query in .*queries.jsonl.* line 1: empty query"
+    ):
+        run(data, tmp_path / "out")

@@ -114,3 +114,27 @@ def test_comparisons_are_named_beside_the_counts(
 def test_given_grades_are_free(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     said = refused(["bixse", *flags], capsys)
     assert said == "error: --judging.judge human costs nothing: no pair is judged"
+
+
+@pytest.mark.parametrize(
+    ("judge", "missing"),
+    [
+        (["--plan", "--judging.judge", "openai"], "needs --judging.openai.base-url"),
+        (["--judging.judge", "openai"], "needs --judging.openai.base-url"),
+        (["--judging.judge", "cascade", "--judging.cascade.strong", "openai"], "base-url"),
+        (
+            [*ENDPOINT[:6], "--judging.openai.api-key-env", "NO_KEY_HERE"],
+            "NO_KEY_HERE holds no key",
+        ),
+    ],
+)
+def test_an_endpoint_without_address_or_key_is_refused_before_any_work(
+    judge: list[str],
+    missing: str,
+    flags: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Pairs were made, queries written and a cascade's cheap judge asked first."""
+    assert missing in refused(["bixse", *flags[:-1], *judge], capsys)
+    assert not (tmp_path / "out").exists()

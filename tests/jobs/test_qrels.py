@@ -8,6 +8,7 @@ import pytest
 
 import jobs.incoming as incoming_module
 import jobs.qrels as qrels_module
+from jobs.qrels import why_rejected
 from tests.jobs.ingested import DOCS, jsonl, rejected, run
 
 
@@ -44,10 +45,11 @@ def test_queries_and_qrels(tmp_path: Path) -> None:
         "unknown doc_id",
         "unknown query_id",
     ]
-    assert ingested.qrels.manifest.extra == {
-        "scale": [0.0, 1.0, 2.0, 3.0],
-        "splits": {"test": 1, "train": 1},
-    }
+    extra = dict(ingested.qrels.manifest.extra)
+    reasons = extra.pop("rejected_for")
+    assert reasons["the query stands in split test already"] == 2
+    assert len(reasons) == 5
+    assert extra == {"scale": [0.0, 1.0, 2.0, 3.0], "splits": {"test": 1, "train": 1}}
 
 
 def test_grades_are_not_held_while_they_are_read(
@@ -119,3 +121,14 @@ def test_a_byte_order_mark_costs_no_grade(header: str, tmp_path: Path) -> None:
     qrels = run(data, tmp_path / "out").qrels
     assert qrels.table()["doc_id"].to_pylist() == ["1", "2"]
     assert qrels.manifest.rejected == 0
+
+
+def test_a_judge_without_grades_says_what_became_of_the_lines(tmp_path: Path) -> None:
+    """Columns the other way round were rejected one by one, and `no given grades` was all."""
+    data = tmp_path / "data"
+    (data / "qrels").mkdir(parents=True)
+    jsonl(data / "corpus.jsonl", DOCS)
+    jsonl(data / "queries.jsonl", [{"_id": "a", "text": "tea"}])
+    (data / "qrels" / "train.tsv").write_text("corpus-id\tquery-id\tscore\n1\ta\t1\n2\ta\t0\n")
+    qrels = run(data, tmp_path / "out").qrels
+    assert why_rejected(qrels) == "; 2 lines of the qrels were rejected: unknown query_id (2)"

@@ -252,6 +252,7 @@ def test_the_program_itself_refuses_without_a_traceback(tmp_path):
     [
         (["--portt", "3"], "error: Unrecognized options: --portt, 3: the nearest is --port"),
         (["--port", "abc"], "error: Error parsing --port: invalid literal for int()"),
+        (["--port", "99999"], "error: --port: Input should be less than or equal to 65535, found"),
         (["--topology", "mesh"], "error: invalid choice 'mesh'"),
         (["--wrong-flag"], "error: "),
         (["--tls-key", "k"], "error: give both --tls-certificate and --tls-key, or neither"),
