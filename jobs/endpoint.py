@@ -232,12 +232,16 @@ def endpoint_name(settings: ChatEndpoint) -> str:
 
 
 def check_endpoint(settings: ChatEndpoint) -> None:
-    """Raises ValueError when the address, the model or the key is missing."""
+    """Raises ValueError when the address or the model is missing."""
     for name in ("base_url", "model"):
         if not getattr(settings, name):
             raise ValueError(
                 f"--judging.judge openai needs --judging.openai.{name.replace('_', '-')}"
             )
+
+
+def check_key(settings: ChatEndpoint) -> None:
+    """Raises ValueError when the key is missing; whoever asks nothing needs none."""
     _key(settings)
 
 

@@ -17,6 +17,7 @@ from bixse.judging.labels import Labels
 from bixse.judging.settings import Judging, config
 from bixse.place import Place
 from bixse.retrieval.settings import Lexical
+from jobs.endpoint import check_key
 from jobs.grades import import_grades
 from jobs.judges.budget import Budget, shared
 from jobs.judges.chat import chat
@@ -67,10 +68,13 @@ def judge(
         return import_grades(queries, corpus, judging.given, config(judging), out)
     if pairs is None:
         raise ValueError(f"--judging.judge {judging.judge} needs pairs: run the pair stage first")
+    finished = Place(out).exists(MANIFEST)
     chosen = choose(judging, corpus, embeddings, lexical, placement)
+    if judging.judge == "openai" and not finished:
+        check_key(judging.openai)
     inputs = {"pairs": pairs.fingerprint, "corpus": corpus.fingerprint, **chosen.inputs}
     inputs |= {f"queries-{n}": artifact.fingerprint for n, artifact in enumerate(queries)}
-    if Place(out).exists(MANIFEST):
+    if finished:
         # As was counted when they were made; of other inputs they are refused in any case.
         grouped = Artifact.open(out, verify=False).manifest.config.get("grouped", "query")
     else:

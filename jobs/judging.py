@@ -20,8 +20,10 @@ It is a part of `Pipeline` in a file of its own, and reaches into it.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from bixse.artifacts import MANIFEST
 from bixse.candidates.settings import Pools
 from bixse.models.settings import PACKAGED
+from bixse.place import Place
 from jobs.command import absolute
 
 if TYPE_CHECKING:
@@ -79,7 +81,8 @@ def _verified(pipeline: "Pipeline") -> "Artifact":
 
 
 def _judged(pipeline: "Pipeline") -> "Artifact":
-    _refuse_unnamed_endpoint(pipeline.recipe.judging)
+    if not Place(pipeline.path("judgments")).exists(MANIFEST):
+        _refuse_unnamed_endpoint(pipeline.recipe.judging)
     if pipeline.recipe.judging.judge == "written":
         from jobs.rounds import written_judgments
 
@@ -102,9 +105,10 @@ def _refuse_unnamed_endpoint(judging: "Judging") -> None:
     cascade = judging.cascade
     asked = (cascade.cheap, cascade.strong) if judging.judge == "cascade" else (judging.judge,)
     if "openai" in asked:
-        from jobs.endpoint import check_endpoint
+        from jobs.endpoint import check_endpoint, check_key
 
         check_endpoint(judging.openai)
+        check_key(judging.openai)
 
 
 def _cascaded(pipeline: "Pipeline") -> "Artifact":

@@ -16,7 +16,7 @@ from bixse.judging.prompts import ORDERS, PROMPTS
 from bixse.judging.settings import ChatEndpoint, Judging
 from bixse.records import CORPUS, PAIRS, QUERIES, Judgment, Rejection
 from bixse.retrieval.settings import Lexical
-from jobs.endpoint import Endpoint, check_endpoint, retry_after
+from jobs.endpoint import Endpoint, check_endpoint, check_key, retry_after
 from jobs.judge import judge
 from jobs.judges.chat import chat
 from jobs.recipe import Placement
@@ -271,9 +271,24 @@ def test_what_is_missing_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(ValueError, match=r"needs --judging\.openai\.model"):
         check_endpoint(ChatEndpoint(base_url="http://127.0.0.1:1/v1"))
     chat = ChatEndpoint(base_url="http://127.0.0.1:1/v1", model="m")
+    check_endpoint(chat)
     with pytest.raises(ValueError, match="OPENAI_API_KEY holds no key"):
-        check_endpoint(chat)
-    check_endpoint(chat.replace(api_key_env=""))
+        check_key(chat)
+    check_key(chat.replace(api_key_env=""))
+
+
+def test_judgments_that_are_finished_need_no_key(
+    server: Hostile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of a variable that Ray's workers have, whichever test has started them.
+    chat = settings(server, timeout_s=30, api_key_env="HOME")
+    made = run(["honest 1", "honest 2"], chat, tmp_path)
+    monkeypatch.delenv("HOME")
+    assert run(["honest 1", "honest 2"], chat, tmp_path).manifest == made.manifest
+    shutil.rmtree(tmp_path / "judgments")
+    with pytest.raises(ValueError, match="HOME holds no key"):
+        run(["honest 1", "honest 2"], chat, tmp_path)
+    assert not (tmp_path / "judgments").exists()
 
 
 @pytest.mark.parametrize(
