@@ -4,14 +4,16 @@ Every reader streams. A line that cannot be read becomes a `Row` with a problem,
 rejects; a file that is not what its name says raises ValueError in one sentence.
 """
 
+import contextlib
 import csv
+import gzip
 import hashlib
 import io
 import json
 import math
 import os
+import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,7 +31,10 @@ FORMATS = {
     "text": (".txt", ".md"),
 }
 
-_TABLE_LIKE = (".json", ".trec", ".qrels", ".gz", ".bz2", ".xz", ".zst", ".zip")
+GZIP = ".gz"
+"""May stand behind any of these but Parquet's, which is compressed in itself."""
+
+_TABLE_LIKE = (".json", ".trec", ".qrels", GZIP, ".bz2", ".xz", ".zst", ".zip")
 """Of tables that are not read."""
 
 
@@ -90,7 +95,9 @@ def find_files(data: str, source: str, out: str) -> Files:
     names = sorted(path[len(root) + 1 :] for path in _files_below(fs, root, enters))
     queries = [n for n in names if _is_table(n, "queries") and n != alone]
     qrels = [
-        n for n in names if n == "qrels.tsv" or (n.startswith("qrels/") and n.endswith(".tsv"))
+        n
+        for n in names
+        if unzipped(n) == "qrels.tsv" or (n.startswith("qrels/") and unzipped(n).endswith(".tsv"))
     ]
     if alone is not None:
         corpus, described = [alone], f"the file {data}"
@@ -160,7 +167,7 @@ def _corpus_names(names: list[str], source: str, data: str) -> tuple[list[str], 
     found = {
         form: matching
         for form, suffixes in wanted.items()
-        if (matching := [n for n in names if n.lower().endswith(suffixes)])
+        if (matching := [n for n in names if unzipped(n).endswith(suffixes)])
     }
     if not found:
         suffixes = " ".join(s for group in wanted.values() for s in group)
@@ -182,14 +189,22 @@ def _refuse_unread(names: Sequence[str], read: Collection[str], root: str) -> No
             raise ValueError(
                 f"{short_name(f'{root}/{name}')} would not be read: queries are read from "
                 "queries.jsonl, .parquet, .csv or .tsv, grades from qrels.tsv or "
-                "qrels/<train|dev|test>.tsv (BEIR's three columns or TREC's four), none compressed"
+                "qrels/<train|dev|test>.tsv (BEIR's three columns or TREC's four), all but "
+                "Parquet with or without .gz"
             )
 
 
 def _is_table(name: str, stem: str) -> bool:
     """Whether a name at the top of the data is `stem` with the suffix of a table."""
     suffixes = (*FORMATS["jsonl"], *FORMATS["parquet"], *FORMATS["csv"])
-    return name.lower() in {f"{stem}{suffix}" for suffix in suffixes}
+    return unzipped(name) in {f"{stem}{suffix}" for suffix in suffixes}
+
+
+def unzipped(name: str) -> str:
+    """A name in lower case, without the suffix of gzip: it says what the file holds."""
+    lower = name.lower()
+    inner = lower.removesuffix(GZIP)
+    return lower if inner.endswith(FORMATS["parquet"]) else inner
 
 
 def _resolved(url: str) -> tuple[Any, str]:
@@ -208,14 +223,23 @@ def _url(fs: Any, path: str) -> str:
     return str(fs.unstrip_protocol(path))
 
 
-def open_bytes(url: str) -> AbstractContextManager[Any]:
-    """A reader of bytes; an unreadable file is one sentence."""
+@contextlib.contextmanager
+def open_bytes(url: str, *, stored: bool = False) -> Iterator[Any]:
+    """A reader of bytes, unzipped unless they are wanted as `stored`.
+
+    Raises ValueError, one sentence, for a file that cannot be opened, or is not whole gzip.
+    """
+    zipped = not stored and url.lower().endswith(GZIP)
     try:
         fs, path = _resolved(url)
-        handle: AbstractContextManager[Any] = fs.open(path, "rb")
+        handle = fs.open(path, "rb", compression="gzip" if zipped else None)
     except OSError as error:
         raise ValueError(f"cannot read {short_name(url)}: {error.strerror or error}") from None
-    return handle
+    with handle:
+        try:
+            yield handle
+        except (gzip.BadGzipFile, EOFError, zlib.error):
+            raise ValueError(f"{short_name(url)} is no gzip file, or not all of one") from None
 
 
 def fingerprint(urls: Sequence[str], root: str = "") -> str:
@@ -223,7 +247,7 @@ def fingerprint(urls: Sequence[str], root: str = "") -> str:
     digest = hashlib.sha256()
     for url in sorted(urls):
         digest.update(url.removeprefix(root).encode("utf-8", "surrogateescape"))
-        with open_bytes(url) as handle:
+        with open_bytes(url, stored=True) as handle:
             while block := handle.read(1 << 20):
                 digest.update(block)
         digest.update(b"\0")
@@ -263,11 +287,12 @@ def read_file(url: str, names: Sequence[str], root: str = "") -> Iterator[Row]:
     Of Parquet only the columns in `names` are read: another may be large, or hold what Python
     cannot. Raises ValueError for a file that cannot be read, or is not what its name says.
     """
-    suffix = "." + url.lower().rsplit(".", 1)[-1]
+    suffix = "." + unzipped(url).rsplit(".", 1)[-1]
     form = next((form for form, suffixes in FORMATS.items() if suffix in suffixes), None)
     if form is None:
         raise ValueError(
-            f"cannot read {short_name(url)}: not one of jsonl, parquet, csv, tsv, txt, md"
+            f"cannot read {short_name(url)}: not one of jsonl, parquet, csv, tsv, txt, md, nor "
+            "one of them but parquet with .gz"
         )
     readers: dict[str, Callable[[str, Any], Iterator[Row]]] = {
         "jsonl": _read_jsonl, "csv": _read_csv,
@@ -324,7 +349,7 @@ def _first_line(error: Exception) -> str:
 
 def _read_csv(url: str, handle: Any) -> Iterator[Row]:
     csv.field_size_limit(1 << 30)
-    delimiter = "\t" if url.lower().endswith(".tsv") else ","
+    delimiter = "\t" if unzipped(url).endswith(".tsv") else ","
     text = io.TextIOWrapper(handle, encoding="utf-8-sig", newline="")
     reader = csv.DictReader(
         text,
@@ -369,7 +394,8 @@ def _read_text(url: str, handle: Any, root: str) -> Iterator[Row]:
     if first.startswith("#"):
         title, text = first.lstrip("#").strip(), rest
     else:
-        title = name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+        shown = name.rsplit("/", 1)[-1]
+        title = shown[: len(unzipped(shown))].rsplit(".", 1)[0]
     fields = {"doc_id": name, "title": title if text.strip() else "", "text": text}
     yield Row(name, None, fields)
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from bixse.artifacts import Draft, parquet_bytes, part_name
 from bixse.records import EXACT_INTEGERS, METADATA, METADATA_DIR, Kind, Metadata
-from jobs.formats import FORMATS, Row, check_columns
+from jobs.formats import FORMATS, Row, check_columns, unzipped
 
 MOST_FIELDS = 100
 """Of a corpus: each is a column of every shard."""
@@ -83,7 +83,7 @@ class Reader:
         """Values by field, before they are looked at."""
         own = row.fields.get("metadata")
         if self._all:
-            if own is None or not row.source.lower().endswith(FORMATS["jsonl"]):
+            if own is None or not unzipped(row.source).endswith(FORMATS["jsonl"]):
                 return {}
             if not isinstance(own, dict):
                 raise Rejected("metadata is not an object")
@@ -94,7 +94,7 @@ class Reader:
             if name not in inside:
                 check_columns(row, (name,))
             given[name] = inside.get(name, row.fields.get(name))
-        if row.source.lower().endswith(FORMATS["csv"]):
+        if unzipped(row.source).endswith(FORMATS["csv"]):
             # An empty cell is how a table says that there is nothing.
             return {name: value or None for name, value in given.items()}
         return given

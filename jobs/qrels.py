@@ -13,7 +13,7 @@ import numpy as np
 from bixse.artifacts import Artifact, begin
 from bixse.records import QRELS, Judgment, Rejection, split_of, text_hash
 from bixse.scale import Scale, linear
-from jobs.formats import Row, read_grades, short_name
+from jobs.formats import Row, read_grades, short_name, unzipped
 from jobs.incoming import Parts
 from jobs.recipe import Ingest
 
@@ -151,7 +151,7 @@ def _scale(settings: Ingest, grades: Sequence[float]) -> Scale | None:
 
 
 def _stem(url: str) -> str:
-    return url.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+    return unzipped(url.rsplit("/", 1)[-1]).rsplit(".", 1)[0]
 
 
 def _read_all_grades(urls: Sequence[str], split: str | None) -> Iterator[_Grade | Rejection]:

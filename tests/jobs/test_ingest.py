@@ -1,6 +1,7 @@
 """Every format in, the same records out; every bad row a rejection with its line."""
 
 import csv
+import gzip
 import json
 import os
 from collections.abc import Callable
@@ -418,7 +419,7 @@ def test_rows_in_are_rows_out_and_rejections(
 
 
 @pytest.mark.parametrize(
-    "name", ["queries.jsonl.gz", "qrels.csv", "qrels.txt", "qrels/test.tsv.gz", "qrels/train.csv"]
+    "name", ["queries.jsonl.xz", "qrels.csv", "qrels.txt", "qrels/test.csv.gz", "qrels/train.csv"]
 )
 def test_queries_and_grades_that_nobody_would_read_are_refused(name: str, tmp_path: Path) -> None:
     """They were passed over, and what was missed in the end was said to be given by nobody."""
@@ -427,6 +428,54 @@ def test_queries_and_grades_that_nobody_would_read_are_refused(name: str, tmp_pa
     jsonl(data / "corpus.jsonl", DOCS)
     (data / name).write_text("a,1,1\n")
     with pytest.raises(ValueError, match=rf"{name} would not be read: .*qrels/<train"):
+        run(data, tmp_path / "out")
+
+
+def zipped(path: Path) -> None:
+    path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+
+
+def test_what_is_zipped_is_read_as_what_is_not(tmp_path: Path) -> None:
+    """BEIR's sets stand so on the hub."""
+    found = []
+    for name in ("plain", "zipped"):
+        data = tmp_path / name
+        (data / "qrels").mkdir(parents=True)
+        jsonl(data / "corpus.jsonl", DOCS)
+        table(data / "queries.tsv", [{"query_id": "q", "text": "tea?"}], "\t")
+        (data / "qrels" / "test.tsv").write_text(
+            f"query-id\tcorpus-id\tscore\nq\t{DOCS[0]['_id']}\t2\n"
+        )
+        if name == "zipped":
+            for path in ("corpus.jsonl", "queries.tsv", "qrels/test.tsv"):
+                zipped(data / path)
+        made = run(data, tmp_path / f"out-{name}")
+        found.append([one.table().to_pylist() for one in (made.corpus, made.queries, made.qrels)])
+    assert found[0] == found[1]
+    assert all(found[0])
+
+
+def test_zipped_texts_are_called_as_they_are_without(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "Green tea.txt").write_text("Steep it.")
+    zipped(data / "Green tea.txt")
+    (row,) = run(data, tmp_path / "out").corpus.table().to_pylist()
+    assert (row["title"], row["text"]) == ("Green tea", "Steep it.")
+
+
+@pytest.mark.parametrize("damage", [lambda whole: whole[:-20], lambda whole: b"{" + whole])
+def test_what_is_not_whole_gzip_is_said_to_be_so(
+    damage: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    jsonl(data / "corpus.jsonl", [{"_id": str(n), "text": f"text {n}"} for n in range(1000)])
+    zipped(data / "corpus.jsonl")
+    path = data / "corpus.jsonl.gz"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"corpus\.jsonl\.gz is no gzip file, or not all of one"):
         run(data, tmp_path / "out")
 
 
