@@ -73,7 +73,7 @@ def test_a_place_that_cannot_be_read(refused, flags, monkeypatch):
     """Each was a traceback."""
     for error in (ImportError("Install s3fs to access S3"), PermissionError("not\n yours")):
 
-        def fails(url: str, error: Exception = error) -> None:
+        def fails(url: str, error: Exception = error, **_: object) -> None:
             raise error
 
         monkeypatch.setattr(fsspec.core, "url_to_fs", fails)
