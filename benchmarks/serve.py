@@ -13,8 +13,9 @@ index (a graph, or `--structure`) tuned to recall@10 .95, txtai and Chroma take 
 themselves, and the recall of each is given. In a round each server is started, warmed, asked by
 `clients` clients and by one, in a closed loop from a process of its own, and stopped; medians over
 the rounds. A processor that has rested for a few milliseconds may be slower: `one_rested_p50_ms` is
-the limit of one client that rests before each query, as a server does that waits for the next. Recall is against exact search by vectors in float32. Load, servers and their proxies
-share the machine's cores: `load_cores` says how much of one the load took.
+the limit of one client that rests before each query, as a server does that waits for the next.
+Recall is against exact search by vectors in float32. Load, servers and their proxies share the
+machine's cores: `load_cores` says how much of one the load took.
 """
 
 import json
