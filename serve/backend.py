@@ -101,8 +101,8 @@ class Handles:
 
 
 SWITCH_S = 0.0005
-"""A thread that has an answer, or waits to pass a question on, gets the interpreter's lock this
-soon after the event loop has taken it, and no 5 ms later: a batch of 16 kept the encoder idle."""
+"""Python's default is 5 ms: so long a thread that has an answer, or a question to pass on, waited
+for the lock of an event loop that was busy with the answers before, and the encoder stood still."""
 
 
 class Local:
