@@ -139,7 +139,7 @@ class RelapsingJudge(PoisonedJudge):
         # Once with its unit, twice by itself.
         (PoisonedJudge, "poison", ["4", "1", "1"]),
         pytest.param(RelapsingJudge, "poison", ["1", "1"], marks=pytest.mark.slow),
-        (RelapsingJudge, "poison twice", ["1", "1"]),
+        pytest.param(RelapsingJudge, "poison twice", ["1", "1"], marks=pytest.mark.slow),
     ],
 )
 def test_a_pair_that_kills_every_judge_is_rejected_and_the_rest_judged(

@@ -272,6 +272,7 @@ class DiesOnce(JudgeUnit):
         return super().__call__(rows)
 
 
+@pytest.mark.slow
 def test_what_a_killed_worker_paid_for_is_counted(tmp_path: Path) -> None:
     """Its successor finds the labels, and said that nothing had been asked: a budget forgot it."""
     corpus = corpus_of(tmp_path / "corpus", {f"d{n}": "word " * n for n in range(1, 6)})

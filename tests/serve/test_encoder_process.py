@@ -52,6 +52,7 @@ def test_vectors_are_those_of_the_encoder_here(process, start):
     assert process.encode(["", "half \ud800 of a pair"], "query").refused.keys() == {1}
 
 
+@pytest.mark.slow
 def test_it_dies_under_a_batch_and_the_next_is_answered(process, start):
     before = process.encode(SOME, "query").vectors
     before_it_died = process.process_id

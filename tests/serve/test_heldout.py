@@ -73,6 +73,7 @@ def gate(tmp_path_factory, make_heldout, reranker, corpus, vectors, exact) -> di
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.slow
 def test_what_a_reranker_ruins_is_refused(index, gate, reranker, other_reranker):
     """The other reranker has the reverse order; what the search finds is the same every time."""
     args = ServeArgs(index=index.url, encoder=PACKAGED, gate_rerank=20, max_queries=8, **gate)

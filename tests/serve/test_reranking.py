@@ -101,6 +101,7 @@ def test_without_a_reranker_the_answer_says_what_to_start():
         limits.check_rerank(50, 10, 3, ServedReranker("a", "f"))
 
 
+@pytest.mark.slow
 def test_a_late_reranker_leaves_the_first_stage_and_the_answer_says_so(served, wait_until):
     before = served.search(query=QUESTIONS[0], k=5, include_text=False).json()["hits"]
     replica = served.replica("RerankServer")

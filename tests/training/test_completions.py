@@ -144,6 +144,7 @@ def test_resumed_on_two_ranks_equals_uninterrupted_to_rounding(
         torch.testing.assert_close(resumed[name], value, atol=2e-4, rtol=1e-3, msg=name)
 
 
+@pytest.mark.slow
 def test_two_ranks_equal_one_to_rounding(
     whole: dict[str, torch.Tensor], tmp_path: Path, run_ranks: Ranks
 ) -> None:

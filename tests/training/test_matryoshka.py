@@ -94,6 +94,7 @@ def loss_at(leading: int, directory: Path, **changes: object) -> float:
     return float(losses.graded_bce(20 * cosine + bias, target, weight, len(query)))
 
 
+@pytest.mark.slow
 def test_cut_vectors_rank_better_when_they_were_trained_to(tmp_path: Path) -> None:
     save_tiny_encoder(tmp_path)
     plain = loss_at(4, tmp_path)
