@@ -11,15 +11,12 @@ Whoever is killed in between leaves `begun.json` and whole parts. A rerun with t
 inputs keeps those parts and makes the rest; with others it refuses and names both sides.
 `Artifact.open` checks the sha256 of every file, so that one flipped byte is noticed.
 
-Who makes one locks its directory (`flock`) until it is finished or the process ends: two runs would
-write over each other's parts, also after one of them has hashed them. Another filesystem than a
-local one has no such locks, nor have some that look local (NFS): there nothing refuses the second.
+Who makes one locks its directory until it is finished or the process ends (`lock.py`): two runs
+would write over each other's parts, also after one of them has hashed them.
 """
 
-import fcntl
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +29,7 @@ import pyarrow.parquet as pq
 from pydantic import Field, ValidationError
 
 from bixse.copies import hold
+from bixse.lock import Locked, lock, unlock
 from bixse.place import FileEntry, Place, several
 from bixse.settings import Settings
 
@@ -298,7 +296,7 @@ class Draft:
         seals = {"fingerprint": manifest.fingerprint, "sha256": manifest.sha256}
         record = {**seals, **manifest.model_dump(mode="json")}
         self.place.write(MANIFEST, json.dumps(record, indent=1).encode())
-        _unlock(self.place)
+        unlock(self.place)
         return Artifact(self.place, manifest)
 
     def _entries(self, names: Sequence[str]) -> dict[str, FileEntry]:
@@ -335,15 +333,20 @@ def begin(
     claim = json.loads(json.dumps(claim))
     if place.exists(MANIFEST):
         return _finished(url, claim)
-    new = _lock(place)
+    try:
+        new = lock(place)
+    except Locked:
+        raise UnderWay(
+            f"another process is making {url}: wait until it ends, or choose another --out"
+        ) from None
     try:
         if place.exists(MANIFEST):  # Finished while we looked.
-            _unlock(place)
+            unlock(place)
             return _finished(url, claim)
         return _draft(place, claim, under_way)
     except BaseException:
         if new:
-            _unlock(place)
+            unlock(place)
         raise
 
 
@@ -376,50 +379,6 @@ def _draft(place: Place, claim: dict[str, Any], under_way: bool) -> Draft:
     else:
         place.write(BEGUN, json.dumps(claim, indent=1).encode())
     return Draft(place, claim["kind"], claim["config"], claim["inputs"])
-
-
-_locked: dict[str, int] = {}
-"""Open directories of what this process is making, by path."""
-
-
-def _lock(place: Place) -> bool:
-    """Let no other process make what stands here; whether this one did not hold it already."""
-    if not place.is_local:
-        return False
-    path = os.path.realpath(place.path(""))
-    held = _locked.get(path)
-    if held is not None and _is_at(held, path):
-        return False
-    os.makedirs(path, exist_ok=True)
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise UnderWay(
-            f"another process is making {place.url}: wait until it ends, or choose another --out"
-        ) from None
-    except OSError:  # A filesystem without such locks.
-        os.close(descriptor)
-        return False
-    if held is not None:  # Of a directory that has been removed since.
-        os.close(held)
-    _locked[path] = descriptor
-    return True
-
-
-def _unlock(place: Place) -> None:
-    if place.is_local:
-        descriptor = _locked.pop(os.path.realpath(place.path("")), None)
-        if descriptor is not None:
-            os.close(descriptor)
-
-
-def _is_at(descriptor: int, path: str) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 def _refuse_other(url: str, verb: str, found: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -15,7 +15,8 @@ from bixse.artifacts import Artifact, begin
 from bixse.judging.settings import Given
 from bixse.records import JUDGMENTS, Judgment, Rejection
 from bixse.scale import Scale, linear
-from jobs.formats import file_fingerprint, read_grades, short_name
+from jobs.files import file_fingerprint, short_name
+from jobs.formats import read_grades
 from jobs.parts import rejected_table, rows_of
 
 PART_ROWS = 1_000_000

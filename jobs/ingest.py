@@ -23,17 +23,8 @@ from bixse.records import (
     document_text,
     text_hash,
 )
-from jobs.formats import (
-    Row,
-    check_columns,
-    find_files,
-    fingerprint,
-    read_all,
-    read_file,
-    short_name,
-    stamps,
-    value_of,
-)
+from jobs.files import find_files, fingerprint, short_name, stamps
+from jobs.formats import Row, check_columns, read_all, read_file, value_of
 from jobs.incoming import Parts
 from jobs.metadata import Reader, Rejected
 from jobs.parts import progress

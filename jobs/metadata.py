@@ -18,7 +18,8 @@ import pyarrow as pa
 
 from bixse.artifacts import Draft, parquet_bytes, part_name
 from bixse.records import EXACT_INTEGERS, METADATA, METADATA_DIR, Kind, Metadata
-from jobs.formats import FORMATS, Row, check_columns, unzipped
+from jobs.files import FORMATS, unzipped
+from jobs.formats import Row, check_columns
 
 MOST_FIELDS = 100
 """Of a corpus: each is a column of every shard."""

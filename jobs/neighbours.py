@@ -27,7 +27,8 @@ from bixse.records import (
     text_hash,
 )
 from bixse.scale import Scale, linear
-from jobs.formats import Row, file_fingerprint, open_bytes, short_name
+from jobs.files import file_fingerprint, open_bytes, short_name
+from jobs.formats import Row
 from jobs.parts import progress, rejected_table, rows_of
 from jobs.texts import Texts
 

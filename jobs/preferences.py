@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from bixse.artifacts import Artifact, begin
 from bixse.records import PREFERENCES
-from jobs.formats import Row, file_fingerprint, open_bytes, short_name
+from jobs.files import file_fingerprint, open_bytes, short_name
+from jobs.formats import Row
 from jobs.parts import rejected_table
 
 WON = ("query-id", "preferred-id", "other-id")

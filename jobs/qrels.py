@@ -13,7 +13,8 @@ import numpy as np
 from bixse.artifacts import Artifact, begin
 from bixse.records import QRELS, Judgment, Rejection, split_of, text_hash
 from bixse.scale import Scale, linear
-from jobs.formats import Row, read_grades, short_name, unzipped
+from jobs.files import short_name, unzipped
+from jobs.formats import Row, read_grades
 from jobs.incoming import Parts
 from jobs.recipe import Ingest
 

@@ -1,5 +1,6 @@
 """Raw data that tests ingest, and what became of it."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,25 @@ DOCS = [
 
 def jsonl(path: Path, rows: list[Any]) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def table(path: Path, rows: list[dict[str, str]], delimiter: str) -> None:
+    with open(path, "w", newline="") as handle:
+        quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+        writer = csv.DictWriter(
+            handle, list(rows[0]), delimiter=delimiter, quoting=quoting, quotechar=None
+            if delimiter == "\t" else '"',
+        )  # fmt: skip
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def graded(data: Path, lines: str, name: str = "test", encoding: str = "utf-8") -> None:
+    """The documents, one query `a`, and these lines of grades."""
+    (data / "qrels").mkdir(parents=True)
+    jsonl(data / "corpus.jsonl", DOCS)
+    jsonl(data / "queries.jsonl", [{"_id": "a", "text": "tea"}])
+    (data / "qrels" / f"{name}.tsv").write_text(lines, encoding=encoding)
 
 
 def run(data: Path | None, out: Path, **changes: Any) -> Ingested:

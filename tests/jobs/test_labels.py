@@ -197,16 +197,21 @@ def test_nothing_written_is_said_with_the_commonest_reason(tmp_path: Path) -> No
     assert not (tmp_path / "judgments").exists()
 
 
-def test_verified_judgments_are_the_others_rejected(tmp_path: Path, corpus: Artifact) -> None:
-    asked = [{"query_id": "q", "text": "t", "origin": "synthetic", "seed_doc_id": "d0"}]
-    queries = artifact(tmp_path / "queries", "queries", [asked], QUERIES)
-    rows = [
+def judged_rows(*relevance: float) -> list[dict[str, Any]]:
+    """Judgments of query `q` and documents `d0`, `d1`, ..."""
+    return [
         {
             "query_id": "q", "doc_id": f"d{n}", "grade_probs": [1 - z, z], "relevance": z,
             "judge": "j", "prompt": "p", "origin": "llm",
         }
-        for n, z in enumerate((0.9, 0.3, 0.1))
+        for n, z in enumerate(relevance)
     ]  # fmt: skip
+
+
+def test_verified_judgments_are_the_others_rejected(tmp_path: Path, corpus: Artifact) -> None:
+    asked = [{"query_id": "q", "text": "t", "origin": "synthetic", "seed_doc_id": "d0"}]
+    queries = artifact(tmp_path / "queries", "queries", [asked], QUERIES)
+    rows = judged_rows(0.9, 0.3, 0.1)
     judged = artifact(tmp_path / "judged", "judgments", [rows[:2], rows[2:]], JUDGMENTS, scale="s")
     settings = Verification(near_duplicate=1.0)
     made = verify(judged, [queries], corpus, settings, str(tmp_path / "verified"))
@@ -224,13 +229,7 @@ def test_judgments_are_verified_as_training_reads_them(tmp_path: Path, corpus: A
     the answer."""
     asked = [{"query_id": "q", "text": "t", "origin": "synthetic", "seed_doc_id": "d0"}]
     queries = artifact(tmp_path / "queries", "queries", [asked], QUERIES)
-    rows = [
-        {
-            "query_id": "q", "doc_id": f"d{n}", "grade_probs": [1 - z, z], "relevance": z,
-            "judge": "j", "prompt": "p", "origin": "llm",
-        }
-        for n, z in enumerate((0.9, 0.6, 0.3))
-    ]  # fmt: skip
+    rows = judged_rows(0.9, 0.6, 0.3)
     scale = {"values": [0, 1]}
     judged = artifact(tmp_path / "judged", "judgments", [rows], JUDGMENTS, scale=scale)
     kind = Isotonic(judged=(0.3, 0.6, 0.9), human=(0.1, 0.4, 0.8))

@@ -93,6 +93,7 @@ def test_it_goes_when_the_judgments_are_finished(
     queries = queries_of(tmp_path / "queries", {f"q{n}": f"ask {n}" for n in range(3)})
     pairs = pairs_of(tmp_path / "pairs", [(f"q{q}", f"d{d}") for q in range(3) for d in range(10)])
     both = replace(judge_of(tmp_path / "log"), prefixes=("query", "document"))
+    # At the seam of judges: who answers is not what is tested, and a language model takes minutes.
     monkeypatch.setattr("jobs.judge.choose", lambda *_: both)
     out, settings = tmp_path / "judgments", Judging(judge="vllm", unit_pairs=7)
 
@@ -104,5 +105,6 @@ def test_it_goes_when_the_judgments_are_finished(
     made = judged()
     assert made.manifest.config["grouped"] == "document"
     assert not (tmp_path / "judgments-order").exists()
+    # Finished judgments must not even count what could be shared: that reads all pairs.
     monkeypatch.setattr("jobs.judge.ordered", lambda *_: pytest.fail("ordered again"))
     assert judged().fingerprint == made.fingerprint

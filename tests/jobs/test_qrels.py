@@ -9,7 +9,7 @@ import pytest
 import jobs.incoming as incoming_module
 import jobs.qrels as qrels_module
 from jobs.qrels import why_rejected
-from tests.jobs.ingested import DOCS, jsonl, rejected, run
+from tests.jobs.ingested import DOCS, graded, jsonl, rejected, run
 
 
 def test_queries_and_qrels(tmp_path: Path) -> None:
@@ -88,11 +88,7 @@ def test_grades_are_not_held_while_they_are_read(
 
 def test_one_wild_grade_spoils_no_scale(tmp_path: Path) -> None:
     data = tmp_path / "data"
-    (data / "qrels").mkdir(parents=True)
-    jsonl(data / "corpus.jsonl", DOCS)
-    jsonl(data / "queries.jsonl", [{"_id": "a", "text": "tea"}])
-    lines = "a\t1\t2\na\t2\tinf\na\t3\tnan\nnobody\t1\t99\n"
-    (data / "qrels" / "test.tsv").write_text(lines)
+    graded(data, "a\t1\t2\na\t2\tinf\na\t3\tnan\nnobody\t1\t99\n")
     ingested = run(data, tmp_path / "out")
     assert ingested.qrels.manifest.extra["scale"] == [0.0, 1.0, 2.0]
     assert ingested.qrels.manifest.rejected == 3
@@ -100,10 +96,7 @@ def test_one_wild_grade_spoils_no_scale(tmp_path: Path) -> None:
 
 def test_trec_qrels_and_fractional_grades(tmp_path: Path) -> None:
     data = tmp_path / "data"
-    (data / "qrels").mkdir(parents=True)
-    jsonl(data / "corpus.jsonl", DOCS)
-    jsonl(data / "queries.jsonl", [{"_id": "a", "text": "tea"}])
-    (data / "qrels" / "test.tsv").write_text("a 0 1 0.25\na 0 2 1\n")
+    graded(data, "a 0 1 0.25\na 0 2 1\n")
     rows = run(data, tmp_path / "out").qrels.table().to_pylist()
     assert [row["relevance"] for row in rows] == [0.25, 1.0]
     assert rows[0]["grade_probs"] == [0.75, 0.25]
@@ -113,11 +106,7 @@ def test_trec_qrels_and_fractional_grades(tmp_path: Path) -> None:
 @pytest.mark.parametrize("header", ["", "query-id\tcorpus-id\tscore\n"])
 def test_a_byte_order_mark_costs_no_grade(header: str, tmp_path: Path) -> None:
     data = tmp_path / "data"
-    (data / "qrels").mkdir(parents=True)
-    jsonl(data / "corpus.jsonl", DOCS)
-    jsonl(data / "queries.jsonl", [{"_id": "a", "text": "tea"}])
-    lines = f"{header}a\t1\t1\na\t2\t1\n"
-    (data / "qrels" / "test.tsv").write_text(lines, encoding="utf-8-sig")
+    graded(data, f"{header}a\t1\t1\na\t2\t1\n", encoding="utf-8-sig")
     qrels = run(data, tmp_path / "out").qrels
     assert qrels.table()["doc_id"].to_pylist() == ["1", "2"]
     assert qrels.manifest.rejected == 0
@@ -126,9 +115,6 @@ def test_a_byte_order_mark_costs_no_grade(header: str, tmp_path: Path) -> None:
 def test_a_judge_without_grades_says_what_became_of_the_lines(tmp_path: Path) -> None:
     """Columns the other way round were rejected one by one, and `no given grades` was all."""
     data = tmp_path / "data"
-    (data / "qrels").mkdir(parents=True)
-    jsonl(data / "corpus.jsonl", DOCS)
-    jsonl(data / "queries.jsonl", [{"_id": "a", "text": "tea"}])
-    (data / "qrels" / "train.tsv").write_text("corpus-id\tquery-id\tscore\n1\ta\t1\n2\ta\t0\n")
+    graded(data, "corpus-id\tquery-id\tscore\n1\ta\t1\n2\ta\t0\n", "train")
     qrels = run(data, tmp_path / "out").qrels
     assert why_rejected(qrels) == "; 2 lines of the qrels were rejected: unknown query_id (2)"
