@@ -241,15 +241,17 @@ def test_two_at_once_do_not_make_the_same(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parent.parent
     line = [sys.executable, "-c", HOLDER, url]
     with subprocess.Popen(line, cwd=root, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "begun\n"
-        # By whatever path.
-        (tmp_path / "link").symlink_to(tmp_path)
-        for path in (url, f"file://{url}", str(tmp_path / "link" / "corpus")):
-            with pytest.raises(UnderWay, match="another process is making"):
-                begin(path, "corpus", config={}, inputs={"data": "abc"})
-        make(str(tmp_path / "another"))
-        holder.kill()
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "begun\n"
+            # By whatever path.
+            (tmp_path / "link").symlink_to(tmp_path)
+            for path in (url, f"file://{url}", str(tmp_path / "link" / "corpus")):
+                with pytest.raises(UnderWay, match="another process is making"):
+                    begin(path, "corpus", config={}, inputs={"data": "abc"})
+            make(str(tmp_path / "another"))
+        finally:
+            holder.kill()
     made = make(url)
     # Nor does one that has finished, or was refused: the next process is not kept out.
     with pytest.raises(ArtifactError, match=r"inputs\.data"):
