@@ -208,6 +208,15 @@ class Artifact:
             with self.place.open(name) as handle:
                 yield from pq.ParquetFile(handle).iter_batches(rows, columns=list(columns))
 
+    def rows(self, *columns: str) -> Iterator[tuple[Any, ...]]:
+        """The named columns of every row, a batch in memory at a time."""
+        for batch in self.batches(columns):
+            yield from zip(*(batch[name].to_pylist() for name in columns), strict=True)
+
+    def column(self, name: str) -> Iterator[Any]:
+        """One column of every row, a batch in memory at a time."""
+        return (value for (value,) in self.rows(name))
+
     def rejected(self) -> pa.Table | None:
         """The rejected rows, or None when there are none."""
         names = sorted(n for n in self.manifest.files if n.startswith(f"{REJECTED_DIR}/"))

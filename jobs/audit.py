@@ -64,7 +64,7 @@ def audit(
     if isinstance(draft, Artifact):
         return draft
     table = judgments.table(JUDGMENTS.names)
-    texts = [row for q in queries for row in q.table(["query_id", "text"]).to_pylist()]
+    texts = [row for artifact in queries for row in artifact.rows("query_id", "text")]
     hashes, lengths = _documents(corpus, set(table["doc_id"].to_pylist()))
     limit = settings.examples
     report = {
@@ -78,7 +78,7 @@ def audit(
         },
         "positives_among_negatives": _hidden(table, texts, hashes, relevant_from, limit),
         "unknown": {
-            "query_id": _unknown(table["query_id"], {row["query_id"] for row in texts}, limit),
+            "query_id": _unknown(table["query_id"], {query_id for query_id, _ in texts}, limit),
             "doc_id": _unknown(table["doc_id"], lengths.keys(), limit),
         },
         "rejected": {
@@ -116,8 +116,8 @@ def _documents(corpus: Artifact, judged: set[str]) -> tuple[pa.Table, dict[str, 
     ), lengths
 
 
-def _query_hashes(texts: Sequence[Mapping[str, str]]) -> pa.Table:
-    rows = [{"query_id": row["query_id"], "hash": text_hash(row["text"])} for row in texts]
+def _query_hashes(texts: Sequence[tuple[str, str]]) -> pa.Table:
+    rows = [{"query_id": query_id, "hash": text_hash(text)} for query_id, text in texts]
     schema = pa.schema([("query_id", pa.string()), ("hash", pa.string())])
     return pa.Table.from_pylist(rows, schema=schema)
 
@@ -177,7 +177,7 @@ def _copies(groups: Mapping[str, Sequence[str]], limit: int) -> dict[str, Any]:
 
 def _hidden(
     table: pa.Table,
-    texts: Sequence[Mapping[str, str]],
+    texts: Sequence[tuple[str, str]],
     hashes: pa.Table,
     relevant_from: float,
     limit: int,
@@ -187,7 +187,7 @@ def _hidden(
         for ids in copies(hashes).values()
         for doc_id in ids
     }
-    query_key = {row["query_id"]: text_hash(row["text"]) for row in texts}
+    query_key = {query_id: text_hash(text) for query_id, text in texts}
     columns = (table[name].to_pylist() for name in ("query_id", "doc_id", "relevance"))
     rows = [row for row in zip(*columns, strict=True) if row[0] in query_key]
     found = positives_among_negatives(rows, query_key, copies_of, relevant_from)
@@ -214,18 +214,14 @@ def _reasons(artifact: Artifact) -> dict[str, int]:
 
 
 def _leakage(
-    table: pa.Table, texts: Sequence[Mapping[str, str]], qrels: Artifact, settings: Audit
+    table: pa.Table, texts: Sequence[tuple[str, str]], qrels: Artifact, settings: Audit
 ) -> dict[str, Any]:
     """Queries of dev and test that training would see, were it to read these judgments."""
     judged = set(table["query_id"].to_pylist())
-    trained = [(row["query_id"], row["text"]) for row in texts if row["query_id"] in judged]
-    split_of = dict(
-        zip(*(qrels.table()[n].to_pylist() for n in ("query_id", "split")), strict=True)
-    )
+    trained = [row for row in texts if row[0] in judged]
+    split_of = dict(qrels.rows("query_id", "split"))
     evaluated = {
-        row["query_id"]: row["text"]
-        for row in texts
-        if split_of.get(row["query_id"], TRAIN) != TRAIN
+        query_id: text for query_id, text in texts if split_of.get(query_id, TRAIN) != TRAIN
     }
     same_id = [query_id for query_id in evaluated if query_id in judged]
     others = [row for row in trained if row[0] not in evaluated]

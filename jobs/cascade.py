@@ -46,10 +46,9 @@ def escalate(cheap: Artifact, cascade: Cascade, out: str) -> Artifact:
 
 
 def _doubts(cheap: Artifact, cascade: Cascade) -> Iterator[tuple[str, str, float]]:
-    for batch in cheap.batches(["query_id", "doc_id", "grade_probs", "disagreement"]):
-        for row in batch.to_pylist():
-            found = doubt(cascade, row["grade_probs"], row["disagreement"])
-            yield row["query_id"], row["doc_id"], found
+    rows = cheap.rows("query_id", "doc_id", "grade_probs", "disagreement")
+    for query_id, doc_id, grade_probs, disagreement in rows:
+        yield query_id, doc_id, doubt(cascade, grade_probs, disagreement)
 
 
 def merge(cheap: Artifact, strong: Artifact, out: str) -> Artifact:

@@ -85,8 +85,7 @@ class ComparisonUnit:
         schema: Mapping[str, Any],
         writer: Callable[..., Any],
     ) -> None:
-        rows = queries.table(["query_id", "text"]).to_pylist()
-        self._queries = {row["query_id"]: row["text"] for row in rows}
+        self._queries = dict(queries.rows("query_id", "text"))
         self._texts = Texts(corpus)
         self._settings = settings
         self._writer = writer(settings.generator, schema)

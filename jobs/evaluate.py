@@ -38,7 +38,6 @@ from jobs.rankings import (
     by_words,
     fused_with_words,
     in_reranked_order,
-    rows,
 )
 
 if TYPE_CHECKING:
@@ -102,7 +101,7 @@ def evaluate(
     draft = begin(out, "report", config=config, inputs=inputs)
     if isinstance(draft, Artifact):
         return draft
-    itself = themselves(texts, judged, rows(corpus, "doc_id", "title", "text"))
+    itself = themselves(texts, judged, corpus.rows("doc_id", "title", "text"))
     # What reads a ranking again may read deeper than what is kept of it.
     again = (settings.feedback, reranker[1] if reranker else 0)
     depth = max(settings.depth, *again, FUSION_DEPTH if settings.hybrid else 0)
@@ -208,7 +207,7 @@ def _judged(qrels: Artifact, split: str) -> dict[str, dict[str, float]]:
     """query_id -> doc_id -> relevance of one split, in the order of `query_id`."""
     judged: dict[str, dict[str, float]] = {}
     splits: set[str] = set()
-    for home, query_id, doc_id, value in rows(qrels, "split", "query_id", "doc_id", "relevance"):
+    for home, query_id, doc_id, value in qrels.rows("split", "query_id", "doc_id", "relevance"):
         splits.add(home)
         if home == split:
             judged.setdefault(query_id, {})[doc_id] = value
@@ -221,7 +220,7 @@ def _judged(qrels: Artifact, split: str) -> dict[str, dict[str, float]]:
 def _texts(queries: Artifact, judged: Qrels, split: str) -> dict[str, str]:
     """query_id -> text of the judged queries, in the order of `judged`."""
     found = {
-        query_id: text for query_id, text in rows(queries, "query_id", "text") if query_id in judged
+        query_id: text for query_id, text in queries.rows("query_id", "text") if query_id in judged
     }
     missing = [query_id for query_id in judged if query_id not in found]
     if missing:
@@ -249,15 +248,15 @@ def _trained(
 ) -> Iterator[tuple[str, str]]:
     """(query_id, text) of what training has seen."""
     judgments = [artifact for artifact in trained_on if artifact.manifest.kind == "judgments"]
-    judged = {query_id for artifact in judgments for (query_id,) in rows(artifact, "query_id")}
+    judged = {query_id for artifact in judgments for query_id in artifact.column("query_id")}
     kept_apart = {
-        query_id for split, query_id in rows(qrels, "split", "query_id") if split != "train"
+        query_id for split, query_id in qrels.rows("split", "query_id") if split != "train"
     }
     for artifact in trained_on:
         if artifact.manifest.kind != "queries":
             continue
         given = artifact.fingerprint == queries.fingerprint
-        for query_id, text in rows(artifact, "query_id", "text"):
+        for query_id, text in artifact.rows("query_id", "text"):
             seen = query_id in judged if judgments else not (given and query_id in kept_apart)
             if seen:
                 yield query_id, text

@@ -42,8 +42,8 @@ def import_grades(
     found = list(read_grades(given.file))
     grades = [grade for _, _, grade in found if grade is not None]
     scale = _scale(given, grades)
-    known_queries = {i for q in queries for i in q.table(["query_id"])["query_id"].to_pylist()}
-    known_docs = set(corpus.table(["doc_id"])["doc_id"].to_pylist())
+    known_queries = {query_id for some in queries for query_id in some.column("query_id")}
+    known_docs = set(corpus.column("doc_id"))
     kept: dict[tuple[str, str], Judgment] = {}
     rejected: list[Rejection] = []
     for row, key, grade in found:

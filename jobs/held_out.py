@@ -8,13 +8,13 @@ from bixse.records import text_hash
 
 def held_out_query_ids(qrels: Artifact, queries: Sequence[Artifact]) -> frozenset[str]:
     """Queries of dev and test, and whatever other query has the text of one."""
-    rows = qrels.table(["split", "query_id"]).to_pylist()
-    return _with_copies({row["query_id"] for row in rows if row["split"] != "train"}, queries)
+    rows = qrels.rows("split", "query_id")
+    return _with_copies({query_id for split, query_id in rows if split != "train"}, queries)
 
 
 def graded_query_ids(qrels: Artifact, queries: Sequence[Artifact]) -> frozenset[str]:
     """Queries that people graded, in any split, and those with the text of one."""
-    return _with_copies(set(qrels.table(["query_id"])["query_id"].to_pylist()), queries)
+    return _with_copies(set(qrels.column("query_id")), queries)
 
 
 def refuse_held_out(judgments: Artifact, held_out: frozenset[str]) -> None:
@@ -22,7 +22,7 @@ def refuse_held_out(judgments: Artifact, held_out: frozenset[str]) -> None:
 
     Raises ValueError when one of them is judged.
     """
-    judged = set(judgments.table(["query_id"])["query_id"].to_pylist())
+    judged = set(judgments.column("query_id"))
     if shared := sorted(judged & held_out):
         raise ValueError(
             f"{len(shared)} of the {len(judged)} queries in --judging.given.file stand in dev "
@@ -33,9 +33,9 @@ def refuse_held_out(judgments: Artifact, held_out: frozenset[str]) -> None:
 def _with_copies(query_ids: set[str], queries: Sequence[Artifact]) -> frozenset[str]:
     """These queries, and whatever other has the text of one."""
     hashes_of = {
-        row["query_id"]: text_hash(row["text"])
+        query_id: text_hash(text)
         for artifact in queries
-        for row in artifact.table(["query_id", "text"]).to_pylist()
+        for query_id, text in artifact.rows("query_id", "text")
     }
     hashes = {hashes_of[query_id] for query_id in query_ids}
     return frozenset(query_id for query_id, text in hashes_of.items() if text in hashes)

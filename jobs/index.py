@@ -196,11 +196,7 @@ def _truth_queries(
 ) -> dict[str, Any]:
     """Texts to measure with, the first by a hash of their id, and where they are from."""
     count, source = settings.truth_queries, "given queries"
-    found = [
-        (row["query_id"], row["text"])
-        for artifact in queries
-        for row in artifact.table(["query_id", "text"]).to_pylist()
-    ]
+    found = [row for artifact in queries for row in artifact.rows("query_id", "text")]
     if not found and base:
         kept: dict[str, Any] = json.loads(base.place.read(QUERIES))
         return {"source": kept["source"], "texts": kept["texts"][:count]}

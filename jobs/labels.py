@@ -131,18 +131,18 @@ def contrast(
     values = extra["scale"]["values"]
     scale = linear(values[0], values[-1])
     judged: dict[str, set[str]] = {}
-    for row in judgments.table(["query_id", "doc_id"]).to_pylist():
-        judged.setdefault(row["query_id"], set()).add(row["doc_id"])
+    for query_id, doc_id in judgments.rows("query_id", "doc_id"):
+        judged.setdefault(query_id, set()).add(doc_id)
     proposed: dict[str, list[Hit]] = {}
-    for row in pairs.table(["query_id", "doc_id", "rank"]).to_pylist():
-        if row["query_id"] in judged:
-            proposed.setdefault(row["query_id"], []).append(Hit(row["doc_id"], 0.0, row["rank"]))
+    for query_id, doc_id, rank in pairs.rows("query_id", "doc_id", "rank"):
+        if query_id in judged:
+            proposed.setdefault(query_id, []).append(Hit(doc_id, 0.0, rank))
     doc_ids = {hit.doc_id for hits in proposed.values() for hit in hits}
     texts = _texts(corpus, doc_ids, judged)
     asked = {
-        row["query_id"]: text_hash(row["text"])
+        query_id: text_hash(text)
         for artifact in queries
-        for row in artifact.table(["query_id", "text"]).to_pylist()
+        for query_id, text in artifact.rows("query_id", "text")
     }
     known: dict[str, set[str]] = {}
     for query_id, of_query in judged.items():
@@ -194,10 +194,10 @@ def verify(
     columns = (table["query_id"].to_pylist(), table["doc_id"].to_pylist(), relevance_N.tolist())
     judged = [Judged(*row) for row in zip(*columns, strict=True)]
     seeds = {
-        row["query_id"]: row["seed_doc_id"]
+        query_id: doc_id
         for artifact in queries
-        for row in artifact.table(["query_id", "seed_doc_id"]).to_pylist()
-        if row["seed_doc_id"] is not None
+        for query_id, doc_id in artifact.rows("query_id", "seed_doc_id")
+        if doc_id is not None
     }
     doc_ids = sorted({row.doc_id for row in judged})
     texts = {
@@ -232,8 +232,8 @@ def sample(judgments: Artifact, settings: Stratified, out: str) -> Artifact:
     if isinstance(draft, Artifact):
         return draft
     by_query: dict[str, list[tuple[str, float]]] = {}
-    for row in judgments.table(["query_id", "doc_id", "relevance"]).to_pylist():
-        by_query.setdefault(row["query_id"], []).append((row["doc_id"], row["relevance"]))
+    for query_id, doc_id, relevance in judgments.rows("query_id", "doc_id", "relevance"):
+        by_query.setdefault(query_id, []).append((doc_id, relevance))
     kept: set[tuple[str, str]] = set()
     for query_id, judged in by_query.items():
         # By doc_id: the order in which they were judged means nothing.
@@ -271,8 +271,7 @@ def _judgments(artifact: Artifact, name: str, column: str, scale: Scale) -> Iter
 
 def _scale(artifact: Artifact) -> Scale:
     """Grades 0 to 3 where texts were written at grades; else 1 for the answer and 0."""
-    rows = artifact.batches(["target_grade"])
-    graded = any(grade is not None for b in rows for grade in b["target_grade"].to_pylist())
+    graded = any(grade is not None for grade in artifact.column("target_grade"))
     return linear(0, 3) if graded else linear(0, 1)
 
 

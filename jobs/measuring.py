@@ -42,17 +42,18 @@ class DevSplit:
 def dev_split(corpus: Artifact, queries: Artifact, qrels: Artifact) -> DevSplit:
     """Raises ValueError when nobody judged a dev query, or one has no text."""
     gains: dict[str, dict[str, float]] = {}
-    columns = ("split", "query_id", "doc_id", "relevance")
-    for row in _rows(qrels, columns):
-        if row["split"] == DEV:
-            gains.setdefault(row["query_id"], {})[row["doc_id"]] = row["relevance"]
+    for split, query_id, doc_id, relevance in qrels.rows(
+        "split", "query_id", "doc_id", "relevance"
+    ):
+        if split == DEV:
+            gains.setdefault(query_id, {})[doc_id] = relevance
     if not gains:
         raise ValueError(
             "training.evaluate_every needs judged queries of a dev split, and there are none: "
             "give qrels/dev.tsv beside the others, or all grades in one qrels.tsv, whose queries "
             "are divided by a hash"
         )
-    known = {row["query_id"]: row["text"] for row in _rows(queries, ("query_id", "text"))}
+    known = dict(queries.rows("query_id", "text"))
     missing = [query_id for query_id in gains if query_id not in known]
     if missing:
         raise ValueError(
@@ -62,8 +63,8 @@ def dev_split(corpus: Artifact, queries: Artifact, qrels: Artifact) -> DevSplit:
     gains = dict(sorted(gains.items()))
     texts = {query_id: known[query_id] for query_id in gains}
     inputs = {"dev queries": queries.fingerprint, "dev qrels": qrels.fingerprint}
-    documents = ((row["doc_id"], row["title"], row["text"]) for row in _rows(corpus, CORPUS.names))
-    return DevSplit(corpus, texts, gains, inputs, themselves(texts, gains, documents))
+    itself = themselves(texts, gains, corpus.rows("doc_id", "title", "text"))
+    return DevSplit(corpus, texts, gains, inputs, itself)
 
 
 def refuse_trained(dev: DevSplit, training_texts: Iterable[str]) -> None:
@@ -130,8 +131,3 @@ def _found(
         found = Shard(index, ids).search(vectors_QE, K + 1)
         best = [merge(both, K + 1) for both in zip(best, found, strict=True)]
     return best
-
-
-def _rows(artifact: Artifact, columns: Iterable[str]) -> Iterable[dict[str, Any]]:
-    for batch in artifact.batches(list(columns)):
-        yield from batch.to_pylist()

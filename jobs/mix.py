@@ -105,9 +105,8 @@ def labels_of(run: Supervision, settings: Training, aside: Path) -> "Labels":
 def refuse_held_out(run: Supervision, queries: Artifact, qrels: Artifact, whose: str) -> None:
     """Raises ValueError when a run judged a query, under whatever id, that `qrels` keep for dev or
     test."""
-    rows = qrels.table(["split", "query_id"]).to_pylist()
-    kept = {row["query_id"] for row in rows if row["split"] != "train"}
-    judged = set(run.judgments.table(["query_id"])["query_id"].to_pylist())
+    kept = {query_id for split, query_id in qrels.rows("split", "query_id") if split != "train"}
+    judged = set(run.judgments.column("query_id"))
     leaks = find_leaks(dict(_texts([queries], kept)), _texts(run.queries, judged))
     if leaks:
         raise _refusal(
@@ -165,7 +164,6 @@ def _calibration(url: str) -> Artifact | None:
 
 def _texts(artifacts: Sequence[Artifact], query_ids: set[str]) -> Iterator[tuple[str, str]]:
     for artifact in artifacts:
-        for batch in artifact.batches(["query_id", "text"]):
-            for row in batch.to_pylist():
-                if row["query_id"] in query_ids:
-                    yield row["query_id"], row["text"]
+        for query_id, text in artifact.rows("query_id", "text"):
+            if query_id in query_ids:
+                yield query_id, text

@@ -48,7 +48,7 @@ def import_links(corpus: Artifact, file: str, out: str) -> Artifact:
     draft = begin(out, "links", config={}, inputs=inputs)
     if isinstance(draft, Artifact):
         return draft
-    known = set(corpus.table(["doc_id"])["doc_id"].to_pylist())
+    known = set(corpus.column("doc_id"))
     kept: list[dict[str, str]] = []
     rejected: list[Rejection] = []
     for row, ends in _read_links(file):
@@ -94,7 +94,7 @@ def anchors(links: Artifact, corpus: Artifact, given: Artifact, out: str) -> Art
     draft = begin(out, "queries", config={}, inputs=inputs)
     if isinstance(draft, Artifact):
         return draft
-    taken = {text_hash(text) for text in given.table(["text"])["text"].to_pylist()}
+    taken = set(map(text_hash, given.column("text")))
     kept: list[Query] = []
     rejected: list[Rejection] = []
     nodes = linked(_ends(links))
@@ -127,10 +127,7 @@ def judge_neighbours(
     if isinstance(draft, Artifact):
         return draft
     judge = f"neighbours:{links.fingerprint[:12]}"
-    asked = {
-        row["seed_doc_id"]: row["query_id"]
-        for row in anchors.table(["query_id", "seed_doc_id"]).to_pylist()
-    }
+    asked = dict(anchors.rows("seed_doc_id", "query_id"))
     found: list[Judgment] = []
     for doc_id, drawn in _drawn(_ends(links), settings):
         if doc_id in asked:
@@ -174,5 +171,4 @@ def _judgments(
 
 
 def _ends(links: Artifact) -> list[tuple[str, str]]:
-    table = links.table(LINKS.names)
-    return list(zip(*(table[name].to_pylist() for name in LINKS.names), strict=True))
+    return list(links.rows(*LINKS.names))

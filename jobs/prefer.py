@@ -31,12 +31,11 @@ def pairings(judgments: Artifact, preferring: Preferring, out: str) -> Artifact:
     if isinstance(draft, Artifact):
         return draft
     ranked: dict[str, dict[str, float]] = {}
-    for row in judgments.table(["query_id", "doc_id", "relevance"]).to_pylist():
-        ranked.setdefault(row["query_id"], {})[row["doc_id"]] = row["relevance"]
+    for query_id, doc_id, relevance in judgments.rows("query_id", "doc_id", "relevance"):
+        ranked.setdefault(query_id, {})[doc_id] = relevance
     found = []
-    for query_id in sorted(ranked):
-        relevance = ranked[query_id]
-        doc_ids = sorted(relevance, key=lambda doc_id: (-relevance[doc_id], doc_id))
+    for query_id, judged in sorted(ranked.items()):
+        doc_ids = sorted(judged, key=lambda doc_id: (-judged[doc_id], doc_id))
         # Of its own for each query, whatever other queries there are.
         seed = hashlib.blake2b(f"{preferring.seed}\0{query_id}".encode(), digest_size=8).digest()
         chosen = window_pairs(
@@ -104,8 +103,7 @@ class PreferenceUnit:
     def __init__(
         self, queries: Sequence[Artifact], corpus: Artifact, settings: Pointwise, identity: str
     ) -> None:
-        tables = [artifact.table(["query_id", "text"]) for artifact in queries]
-        self._queries = {row["query_id"]: row["text"] for t in tables for row in t.to_pylist()}
+        self._queries = dict(row for some in queries for row in some.rows("query_id", "text"))
         self._texts = Texts(corpus)
         self._settings = settings
         self._tokens = PairwiseTokenizer.load(settings)

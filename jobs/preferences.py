@@ -35,8 +35,8 @@ def import_preferences(
     draft = begin(out, "preferences", config={}, inputs=inputs)
     if isinstance(draft, Artifact):
         return draft
-    known_queries = {i for q in queries for i in q.table(["query_id"])["query_id"].to_pylist()}
-    known_docs = set(corpus.table(["doc_id"])["doc_id"].to_pylist())
+    known_queries = {query_id for some in queries for query_id in some.column("query_id")}
+    known_docs = set(corpus.column("doc_id"))
     kept, rejected = [], []
     for row, values in _rows(file):
         problem = row.problem

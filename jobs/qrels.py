@@ -50,8 +50,7 @@ def write_qrels(
     order = ("test", "dev", "train", None)
     urls = sorted(urls, key=lambda url: (order.index(SPLITS.get(_stem(url))), url))
     known_queries = {
-        row["query_id"]: text_hash(row["text"])
-        for row in queries.table(["query_id", "text"]).to_pylist()
+        query_id: text_hash(text) for query_id, text in queries.rows("query_id", "text")
     }
     # Read twice: of the first time documents, their best grade and a number a grade are held.
     best: dict[str, float] = {}
@@ -128,8 +127,7 @@ def _known(corpus: Artifact, doc_ids: Collection[str]) -> set[str]:
     """Those of the ids that the corpus has."""
     if not doc_ids:
         return set()
-    rows = corpus.batches(["doc_id"])
-    return {name for batch in rows for name in batch["doc_id"].to_pylist() if name in doc_ids}
+    return {doc_id for doc_id in corpus.column("doc_id") if doc_id in doc_ids}
 
 
 def _repeated(hashes: "array[int]") -> frozenset[int]:

@@ -3,8 +3,7 @@
 A query that is itself a document, `itself`, does not find itself.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from bixse.artifacts import Artifact
 from bixse.evaluation.metrics import Rankings, others
@@ -20,12 +19,6 @@ from bixse.retrieval.settings import Lexical
 
 Encoders = Mapping[str, tuple[str, Artifact]]
 """System name -> the encoder, and the embeddings of the corpus that it made."""
-
-
-def rows(artifact: Artifact, *columns: str) -> Iterator[tuple[Any, ...]]:
-    """The named columns of every row, a batch in memory at a time."""
-    for batch in artifact.batches(columns):
-        yield from zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
 
 
 def by_words(
@@ -115,7 +108,7 @@ def in_reranked_order(
     }
     documents = {
         doc_id: document_text(title, text)
-        for doc_id, title, text in rows(corpus, "doc_id", "title", "text")
+        for doc_id, title, text in corpus.rows("doc_id", "title", "text")
         if doc_id in wanted
     }
     made: dict[str, Rankings] = {}

@@ -4,7 +4,7 @@ What is wanted stands in an artefact of its own, one row a text, so that each ro
 a rejection and a rerun asks only for what is missing.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from typing import Any
@@ -67,13 +67,9 @@ def run_requests(
     )
 
 
-def ids_of(artifact: Artifact, column: str) -> Iterator[str]:
-    return (name for batch in artifact.batches([column]) for name in batch[column].to_pylist())
-
-
 def yields(draft: Draft, wanted: Artifact, written_from: str, asked_from: str) -> dict[str, Any]:
     """Texts per document (or query) and why the others were rejected, for the manifest."""
-    texts = dict.fromkeys(ids_of(wanted, asked_from), 0)
+    texts = dict.fromkeys(wanted.column(asked_from), 0)
     reasons: dict[str, int] = {}
     for number in sorted(draft.parts_done()):
         for name in _column(draft, part_name(number), written_from):

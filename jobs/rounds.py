@@ -207,7 +207,7 @@ def _scored_log(
     from jobs.pair import pair
 
     data, recipe, graded = pipeline.data(), pipeline.recipe, pipeline.graded_query_ids()
-    query_ids = data.queries.table(["query_id"])["query_id"].to_pylist()
+    query_ids = list(data.queries.column("query_id"))
     log = draw(
         (name for name in query_ids if name not in graded), settings.log_queries, settings.seed
     )

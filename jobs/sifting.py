@@ -40,7 +40,7 @@ SEARCHED = 256
 
 def drop_repeats(written: Artifact, given: Artifact, near_duplicate: float, out: str) -> Artifact:
     """Without queries that repeat another one, or one of `given`, which an evaluation may hold."""
-    taken = given.table(["text"])["text"].to_pylist()
+    taken = list(given.column("text"))
     filters = {
         "repeated": partial(repeated, taken=taken, near_duplicate=near_duplicate),
     }
@@ -55,9 +55,8 @@ def keep_agreed(queries: Artifact, scores: Artifact, out: str) -> Artifact:
     """
     refuse_other_grades(scores.manifest.extra["scale"]["values"])
     grades = {
-        row["query_id"]: max(range(4), key=row["grade_probs"].__getitem__)
-        for name in scores.parts()
-        for row in scores.part(name, ["query_id", "grade_probs"]).to_pylist()
+        query_id: max(range(4), key=grade_probs.__getitem__)
+        for query_id, grade_probs in scores.rows("query_id", "grade_probs")
     }
     inputs = {"queries": queries.fingerprint, "scores": scores.fingerprint}
     return _sifted(queries, {"agreement": partial(disagreeing, grades=grades)}, {}, inputs, out)
@@ -68,9 +67,10 @@ def keep_consistent(
 ) -> Artifact:
     """Without queries whose order a comparison reverses; then as many of each grade."""
     verdicts = [
-        (Comparison(row["doc_id"], row["query_id_high"], row["query_id_low"]), row["verdict"])
-        for name in compared.parts()
-        for row in compared.part(name).to_pylist()
+        (Comparison(*comparison), verdict)
+        for *comparison, verdict in compared.rows(
+            "doc_id", "query_id_high", "query_id_low", "verdict"
+        )
     ]
     filters = {
         "contradiction": partial(contradicted, verdicts=verdicts),

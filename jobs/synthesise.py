@@ -82,12 +82,8 @@ def _seeds(corpus: Artifact, settings: Cloze, out: str) -> Artifact:
     draft = begin(out, "corpus", config=config, inputs={"corpus": corpus.fingerprint})
     if isinstance(draft, Artifact):
         return draft
-    doc_ids = (
-        doc_id for batch in corpus.batches(["doc_id"]) for doc_id in batch["doc_id"].to_pylist()
-    )
-    smallest = heapq.nsmallest(
-        settings.queries, ((draw_order(doc_id, settings.seed), doc_id) for doc_id in doc_ids)
-    )
+    order = ((draw_order(doc_id, settings.seed), doc_id) for doc_id in corpus.column("doc_id"))
+    smallest = heapq.nsmallest(settings.queries, order)
     drawn = frozenset(doc_id for _, doc_id in smallest)
     done = draft.parts_done()
     for number, table in enumerate(_regrouped(corpus, drawn)):
@@ -124,8 +120,7 @@ def _reject_repeated(
     taken = {
         text_hash(text): "equals a given query"
         for artifact in given
-        for batch in artifact.batches(["text"])
-        for text in batch["text"].to_pylist()
+        for text in artifact.column("text")
     }
     rows = [row for table in parts.values() for row in table.to_pylist()]
     repeated: dict[str, Rejection] = {}

@@ -12,7 +12,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow.compute as pc
 
 from bixse.artifacts import Artifact
 from bixse.judging.agreement import kappa
@@ -61,22 +60,21 @@ def read_labels(
     The queries held out are drawn by a hash of their ids. Raises ValueError for labels of fewer
     than two queries.
     """
-    columns = ["split", "query_id", "doc_id", "relevance"]
     rows = [
-        row
-        for batch in qrels.batches(columns)
-        for row in batch.filter(pc.equal(batch["split"], "train")).to_pylist()
-        if row["query_id"] not in skip_query_ids
+        (query_id, doc_id, relevance)
+        for split, query_id, doc_id, relevance in qrels.rows(
+            "split", "query_id", "doc_id", "relevance"
+        )
+        if split == "train" and query_id not in skip_query_ids
     ]
-    asked = QueryTexts([queries]).get([row["query_id"] for row in rows])
-    shown = Texts(corpus).get([row["doc_id"] for row in rows])
+    asked = QueryTexts([queries]).get([query_id for query_id, _, _ in rows])
+    shown = Texts(corpus).get([doc_id for _, doc_id, _ in rows])
     once: dict[tuple[str, str], Labelled] = {}
     # Of a text its first id: under two it would be tuned on and held out.
     first: dict[str, str] = {}
-    for row, query, document in zip(rows, asked, shown, strict=True):
+    for (query_id, doc_id, relevance), query, document in zip(rows, asked, shown, strict=True):
         text, key = document_text(document.title, document.text), text_hash(query)
-        query_id = first.setdefault(key, row["query_id"])
-        found = Labelled(query_id, row["doc_id"], query, text, row["relevance"])
+        found = Labelled(first.setdefault(key, query_id), doc_id, query, text, relevance)
         once.setdefault((key, text_hash(text)), found)
     query_ids = sorted({label.query_id for label in once.values()})
     if len(query_ids) < 2:
@@ -185,10 +183,8 @@ def with_log(labels: Labels, scores: Artifact, queries: Artifact, corpus: Artifa
     not of the grades 0 to 3.
     """
     refuse_other_grades(scores.manifest.extra["scale"]["values"])
-    rows = scores.table(["query_id", "doc_id", "grade_probs"]).to_pylist()
-    chosen = of_several_grades(
-        Graded.surest(row["query_id"], row["doc_id"], row["grade_probs"]) for row in rows
-    )
+    rows = scores.rows("query_id", "doc_id", "grade_probs")
+    chosen = of_several_grades(Graded.surest(*row) for row in rows)
     asked = QueryTexts([queries]).get([graded.query_id for graded in chosen])
     shown = Texts(corpus).get([graded.doc_id for graded in chosen])
     logged = [

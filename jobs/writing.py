@@ -11,7 +11,6 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from bixse.artifacts import Artifact, begin
 from bixse.records import DOCUMENTS, QUERIES, Query, Rejection, document_text, ids_hash
@@ -47,7 +46,6 @@ from jobs.requests import (
     cut_documents,
     device,
     generator_config,
-    ids_of,
     run_requests,
     store_requests,
     yields,
@@ -94,7 +92,9 @@ def ask_documents(
         f"{out}-requests",
         {"corpus": corpus.fingerprint},
         _config(settings, generator=False),
-        lambda: query_requests(_drawn(corpus, "doc_id", settings.documents, settings.seed), bound),
+        lambda: query_requests(
+            draw(corpus.column("doc_id"), settings.documents, settings.seed), bound
+        ),
     )
     arguments = (corpus, bound, examples, schema, writer)
     run_requests(draft, wanted, QueryUnit, arguments, generator.unit_requests, placement)
@@ -128,7 +128,7 @@ def ask_queries(
     ]
     shown = prompts.prompt_hash(*chats, schema=schema)
     inputs = {"queries": queries.fingerprint, "skipped queries": ids_hash(skip_query_ids)}
-    query_ids = [name for name in ids_of(queries, "query_id") if name not in skip_query_ids]
+    query_ids = [name for name in queries.column("query_id") if name not in skip_query_ids]
     if not query_ids:
         raise ValueError("no given query to write documents for: put queries beside the corpus")
     draft = begin(
@@ -187,8 +187,7 @@ class DocumentUnit:
         schema: Mapping[str, Any],
         writer: Callable[..., Any],
     ) -> None:
-        rows = queries.table(["query_id", "text"]).to_pylist()
-        self._queries = {row["query_id"]: row["text"] for row in rows}
+        self._queries = dict(queries.rows("query_id", "text"))
         self._settings = settings
         self._writer = writer(settings.generator, schema)
 
@@ -216,10 +215,11 @@ def _given_pairs(
     if isinstance(settings, Styled) or not settings.examples:
         return []
     pairs = [
-        GivenPair(row["query_id"], row["doc_id"], row["relevance"])
-        for batch in (qrels.batches(["split", "query_id", "doc_id", "relevance"]) if qrels else ())
-        for row in batch.filter(pc.equal(batch["split"], TRAIN)).to_pylist()
-        if row["query_id"] not in skip_query_ids
+        GivenPair(query_id, doc_id, relevance)
+        for split, query_id, doc_id, relevance in (
+            qrels.rows("split", "query_id", "doc_id", "relevance") if qrels else ()
+        )
+        if split == TRAIN and query_id not in skip_query_ids
     ]
     chosen = choose(pairs, settings)
     if not chosen and isinstance(settings, FewShot):
@@ -235,20 +235,13 @@ def _examples(pairs: Sequence[GivenPair], given: Artifact, corpus: Artifact) -> 
         return []
     wanted = {pair.query_id for pair in pairs}
     queries = {
-        row["query_id"]: row["text"]
-        for batch in given.batches(["query_id", "text"])
-        for row in batch.to_pylist()
-        if row["query_id"] in wanted
+        query_id: text for query_id, text in given.rows("query_id", "text") if query_id in wanted
     }
     documents = Texts(corpus).get([pair.doc_id for pair in pairs])
     return [
         example_of(p, queries[p.query_id], document_text(d.title, d.text))
         for p, d in zip(pairs, documents, strict=True)
     ]
-
-
-def _drawn(artifact: Artifact, column: str, count: int, seed: int) -> list[str]:
-    return draw(ids_of(artifact, column), count, seed)
 
 
 def _kept(

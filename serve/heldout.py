@@ -32,8 +32,8 @@ def read_judged(queries: str, judgments: str) -> tuple[dict[str, str], dict[str,
     for row in table.to_pylist():
         if row.get("split") != "train":
             judged[row["query_id"]][row["doc_id"]] = float(row["relevance"])
-    rows = Artifact.open(queries, "queries").table(["query_id", "text"]).to_pylist()
-    texts = {row["query_id"]: row["text"] for row in rows if row["query_id"] in judged}
+    rows = Artifact.open(queries, "queries").rows("query_id", "text")
+    texts = {query_id: text for query_id, text in rows if query_id in judged}
     if not texts:
         raise ArtifactError(f"no query of {queries} is judged in {judgments}")
     return texts, dict(judged)

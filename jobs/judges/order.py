@@ -52,18 +52,16 @@ def sharing(pairs: Artifact, queries: QueryTexts, texts: Texts, documents: int) 
     seen = np.zeros((documents + 7) // 8, np.uint8)
     by_query = by_document = 0
     last, length = None, 0
-    for batch in pairs.batches(["query_id", "doc_id"]):
-        keys = zip(batch["query_id"].to_pylist(), batch["doc_id"].to_pylist(), strict=True)
-        for query_id, doc_id in keys:
-            if query_id == last:
-                by_query += length
-            else:
-                last, length = query_id, len(queries.get([query_id])[0])
-            row = texts.row(doc_id)
-            if seen[row >> 3] & (1 << (row & 7)):
-                (document,) = texts.at([row])
-                by_document += len(document_text(document.title, document.text))
-            seen[row >> 3] |= 1 << (row & 7)
+    for query_id, doc_id in pairs.rows("query_id", "doc_id"):
+        if query_id == last:
+            by_query += length
+        else:
+            last, length = query_id, len(queries.get([query_id])[0])
+        row = texts.row(doc_id)
+        if seen[row >> 3] & (1 << (row & 7)):
+            (document,) = texts.at([row])
+            by_document += len(document_text(document.title, document.text))
+        seen[row >> 3] |= 1 << (row & 7)
     return Sharing(by_query, by_document)
 
 
