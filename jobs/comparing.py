@@ -26,7 +26,7 @@ from jobs.requests import (
     run_requests,
     write_parts,
 )
-from jobs.texts import Texts
+from jobs.texts import DocumentTexts
 
 COMPARED = pa.schema(
     [
@@ -86,7 +86,7 @@ class ComparisonUnit:
         writer: Callable[..., Any],
     ) -> None:
         self._queries = dict(queries.rows("query_id", "text"))
-        self._texts = Texts(corpus)
+        self._texts = DocumentTexts(corpus)
         self._settings = settings
         self._writer = writer(settings.generator, schema)
 

@@ -26,14 +26,13 @@ from bixse.records import (
     Hit,
     Judgment,
     Rejection,
-    document_text,
     ids_hash,
     text_hash,
 )
 from bixse.scale import Scale, linear
 from jobs.parts import rejected_table, rows_of
 from jobs.supervision import read_relevance
-from jobs.texts import Texts
+from jobs.texts import DocumentTexts
 
 
 def label(queries: Artifact | None, documents: Artifact | None, out: str) -> Artifact:
@@ -138,7 +137,8 @@ def contrast(
         if query_id in judged:
             proposed.setdefault(query_id, []).append(Hit(doc_id, 0.0, rank))
     doc_ids = {hit.doc_id for hits in proposed.values() for hit in hits}
-    texts = _texts(corpus, doc_ids, judged)
+    wanted = sorted(doc_ids.union(*judged.values()))
+    hashes = dict(zip(wanted, map(text_hash, DocumentTexts(corpus).get(wanted)), strict=True))
     asked = {
         query_id: text_hash(text)
         for artifact in queries
@@ -146,10 +146,10 @@ def contrast(
     }
     known: dict[str, set[str]] = {}
     for query_id, of_query in judged.items():
-        known.setdefault(asked[query_id], set()).update(texts[doc_id] for doc_id in of_query)
+        known.setdefault(asked[query_id], set()).update(hashes[doc_id] for doc_id in of_query)
     drawn = []
     for query_id, hits in sorted(proposed.items()):
-        own = [hit.doc_id for hit in hits if texts[hit.doc_id] in known[asked[query_id]]]
+        own = [hit.doc_id for hit in hits if hashes[hit.doc_id] in known[asked[query_id]]]
         found = head_negatives(query_id, hits, own, len(hits), count, seed)
         probs = scale.grade_probs(values[0])
         drawn += [
@@ -161,13 +161,6 @@ def contrast(
     draft.write_part(len(names), rows_of(drawn, JUDGMENTS))
     judges = sorted({*extra["judges"], ASSUMED})
     return draft.finish(extra={**extra, "judges": judges, "negatives": len(drawn)})
-
-
-def _texts(corpus: Artifact, doc_ids: set[str], judged: dict[str, set[str]]) -> dict[str, str]:
-    """Hash of the text under each of these ids."""
-    wanted = sorted(doc_ids.union(*judged.values()))
-    found = zip(wanted, Texts(corpus).get(wanted), strict=True)
-    return {doc_id: text_hash(document_text(d.title, d.text)) for doc_id, d in found}
 
 
 def verify(
@@ -200,10 +193,7 @@ def verify(
         if doc_id is not None
     }
     doc_ids = sorted({row.doc_id for row in judged})
-    texts = {
-        doc_id: document_text(d.title, d.text)
-        for doc_id, d in zip(doc_ids, Texts(corpus).get(doc_ids), strict=True)
-    }
+    texts = dict(zip(doc_ids, DocumentTexts(corpus).get(doc_ids), strict=True))
     dropped = unverified(judged, seeds, texts, settings)
     for number, name in enumerate(judgments.parts()):
         table = judgments.part(name)

@@ -23,14 +23,13 @@ from bixse.records import (
     Judgment,
     Query,
     Rejection,
-    document_text,
     text_hash,
 )
 from bixse.scale import Scale, linear
 from jobs.files import file_fingerprint, open_bytes, short_name
 from jobs.formats import Row
 from jobs.parts import progress, rejected_table, rows_of
-from jobs.texts import Texts
+from jobs.texts import DocumentTexts
 
 PART_ROWS = 100_000
 SCALE: Scale = linear(0, 1)
@@ -98,8 +97,7 @@ def anchors(links: Artifact, corpus: Artifact, given: Artifact, out: str) -> Art
     kept: list[Query] = []
     rejected: list[Rejection] = []
     nodes = linked(_ends(links))
-    for doc_id, document in zip(nodes, Texts(corpus).get(nodes), strict=True):
-        text = document_text(document.title, document.text)
+    for doc_id, text in zip(nodes, DocumentTexts(corpus).get(nodes), strict=True):
         query = Query(f"anchor:{doc_id}", text, "synthetic", doc_id)
         if text_hash(text) in taken:
             rejected.append(

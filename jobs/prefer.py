@@ -14,12 +14,12 @@ from bixse.artifacts import Artifact, begin
 from bixse.candidates.strata import window_pairs
 from bixse.judging.pairwise import PAIRWISE, PairwiseTokenizer, preference, rejected
 from bixse.judging.settings import Pointwise, Preferring
-from bixse.records import JUDGED_PREFERENCES, PAIRINGS, Preference, Rejection, document_text
+from bixse.records import JUDGED_PREFERENCES, PAIRINGS, Preference, Rejection
 from jobs.engine import Engine, judge_name
 from jobs.loading import pin
 from jobs.parts import row_units, rows_of, run_units
 from jobs.recipe import Placement
-from jobs.texts import Texts
+from jobs.texts import DocumentTexts
 
 PART_ROWS = 100_000
 
@@ -104,7 +104,7 @@ class PreferenceUnit:
         self, queries: Sequence[Artifact], corpus: Artifact, settings: Pointwise, identity: str
     ) -> None:
         self._queries = dict(row for some in queries for row in some.rows("query_id", "text"))
-        self._texts = Texts(corpus)
+        self._texts = DocumentTexts(corpus)
         self._settings = settings
         self._tokens = PairwiseTokenizer.load(settings)
         self._engine = Engine(settings)
@@ -118,7 +118,7 @@ class PreferenceUnit:
             zip(*(rows[name].to_pylist() for name in PAIRINGS.names), strict=True)
         )
         queries = [self._queries[query_id] for query_id, _, _ in keys]
-        a, b = self._passages([key[1] for key in keys]), self._passages([key[2] for key in keys])
+        a, b = (self._texts.get([key[place] for key in keys]) for place in (1, 2))
         orders = [self._tokens.encode(queries, a, b), self._tokens.encode(queries, b, a)]
         lengths = [max(map(len, both)) for both in zip(*orders, strict=True)]
         limit = self._settings.max_model_len - 1  # The answer takes a token too.
@@ -135,9 +135,6 @@ class PreferenceUnit:
         kept = [found for found in verdicts if isinstance(found, Preference)]
         lost = [found for found in verdicts if isinstance(found, Rejection)]
         return rows_of(kept, JUDGED_PREFERENCES), lost
-
-    def _passages(self, doc_ids: Sequence[str]) -> list[str]:
-        return [document_text(doc.title, doc.text) for doc in self._texts.get(doc_ids)]
 
 
 if __name__ == "__main__":

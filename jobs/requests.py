@@ -13,12 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bixse.artifacts import REJECTED_DIR, Artifact, Draft, begin, part_name
-from bixse.records import Document, document_text
 from bixse.synthesis.requests import REQUESTS, Request
 from bixse.synthesis.settings import Generator
 from jobs.parts import row_units, run_units
 from jobs.recipe import Placement
-from jobs.texts import Texts
+from jobs.texts import DocumentTexts
 
 PART_ROWS = 10_000
 
@@ -91,14 +90,11 @@ def yields(draft: Draft, wanted: Artifact, written_from: str, asked_from: str) -
 
 
 def cut_documents(
-    texts: Texts, doc_ids: Sequence[str], cut: Callable[[str], str]
-) -> dict[str, Document]:
+    texts: DocumentTexts, doc_ids: Sequence[str], cut: Callable[[str], str]
+) -> dict[str, str]:
     """Each document once, cut to what a prompt shows of it."""
     once = list(dict.fromkeys(doc_ids))
-    found = zip(once, texts.get(once), strict=True)
-    return {
-        doc_id: Document(doc_id, "", cut(document_text(d.title, d.text))) for doc_id, d in found
-    }
+    return {doc_id: cut(text).strip() for doc_id, text in zip(once, texts.get(once), strict=True)}
 
 
 def generator_config(generator: Generator) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from bixse.synthesis.sifting import (
 )
 from bixse.synthesis.writing import Comparison
 from jobs.parts import part_rows, progress, rejected_table, rows_of
-from jobs.texts import Texts
+from jobs.texts import DocumentTexts
 
 SEARCHED = 256
 """Queries of a round trip that are searched at a time."""
@@ -144,7 +144,7 @@ class _Retriever:
         k: int,
         lexical: Lexical,
     ) -> None:
-        self._texts, self._k, self._embeddings = Texts(corpus), k, embeddings
+        self._texts, self._k, self._embeddings = DocumentTexts(corpus), k, embeddings
         if embeddings is None:
             rows = corpus.table(["doc_id", "title", "text"]).to_pylist()
             bodies = [document_text(row["title"], row["text"]) for row in rows]
@@ -164,10 +164,7 @@ class _Retriever:
         doc_ids = {hit.doc_id for hits in found for hit in hits}
         doc_ids |= {query.seed_doc_id or "" for query in queries}
         once = sorted(doc_ids)
-        hashes = {
-            doc_id: text_hash(document_text(d.title, d.text))
-            for doc_id, d in zip(once, self._texts.get(once), strict=True)
-        }
+        hashes = dict(zip(once, map(text_hash, self._texts.get(once)), strict=True))
         return {
             query.query_id: rank_of(hashes[query.seed_doc_id or ""], hits, hashes)
             for query, hits in zip(queries, found, strict=True)

@@ -4,31 +4,34 @@ import os
 import tempfile
 import threading
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from bixse.artifacts import Artifact
-from bixse.records import CORPUS, Document, documents_at
+from bixse.records import CORPUS, document_text, documents_at
 
 QUERY_TEXTS = pa.schema([("query_id", pa.string()), ("text", pa.string())])
 
 
-class Texts:
-    """Documents of a corpus by `doc_id`; memory does not follow the size of the corpus."""
+class DocumentTexts:
+    """What is read of documents (`records.document_text`) by `doc_id`; memory does not follow the
+    size of the corpus.
+    """
 
     def __init__(self, corpus: Artifact) -> None:
         self._mapped = _Mapped([corpus], CORPUS)
 
-    def get(self, doc_ids: Sequence[str]) -> list[Document]:
-        """The documents, in the order asked for. Raises KeyError naming an unknown `doc_id`."""
-        return self.at([self.row(doc_id) for doc_id in doc_ids])
+    def get(self, doc_ids: Sequence[str]) -> list[str]:
+        """The texts, in the order asked for. Raises KeyError naming an unknown `doc_id`."""
+        return [self.at(self.row(doc_id)) for doc_id in doc_ids]
 
-    def at(self, rows: Iterable[int]) -> list[Document]:
-        """The documents that stand in these rows."""
-        return documents_at(self._mapped.table, rows)
+    def at(self, row: int) -> str:
+        """The text of the document that stands in this row."""
+        (document,) = documents_at(self._mapped.table, [row])
+        return document_text(document.title, document.text)
 
     def row(self, doc_id: str) -> int:
         """Where the document stands in the corpus. Raises KeyError."""

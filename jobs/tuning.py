@@ -18,7 +18,7 @@ from bixse.judging.agreement import kappa
 from bixse.judging.prompts import ORDERS
 from bixse.judging.settings import Pointwise
 from bixse.judging.tokens import PromptTokenizer
-from bixse.records import document_text, ids_hash, text_hash
+from bixse.records import ids_hash, text_hash
 from bixse.scale import Scale
 from bixse.synthesis import prompts
 from bixse.synthesis.examples import grade_of
@@ -30,7 +30,7 @@ from bixse.synthesis.tokens import ChatTokenizer
 from bixse.training.settings import Tuning
 from jobs.loading import pin
 from jobs.recipe import Placement
-from jobs.texts import QueryTexts, Texts
+from jobs.texts import DocumentTexts, QueryTexts
 from jobs.tuner import Labelled, Lessons, Row, tune
 
 if TYPE_CHECKING:
@@ -68,12 +68,12 @@ def read_labels(
         if split == "train" and query_id not in skip_query_ids
     ]
     asked = QueryTexts([queries]).get([query_id for query_id, _, _ in rows])
-    shown = Texts(corpus).get([doc_id for _, doc_id, _ in rows])
+    shown = DocumentTexts(corpus).get([doc_id for _, doc_id, _ in rows])
     once: dict[tuple[str, str], Labelled] = {}
     # Of a text its first id: under two it would be tuned on and held out.
     first: dict[str, str] = {}
-    for (query_id, doc_id, relevance), query, document in zip(rows, asked, shown, strict=True):
-        text, key = document_text(document.title, document.text), text_hash(query)
+    for (query_id, doc_id, relevance), query, text in zip(rows, asked, shown, strict=True):
+        key = text_hash(query)
         found = Labelled(first.setdefault(key, query_id), doc_id, query, text, relevance)
         once.setdefault((key, text_hash(text)), found)
     query_ids = sorted({label.query_id for label in once.values()})
@@ -186,15 +186,9 @@ def with_log(labels: Labels, scores: Artifact, queries: Artifact, corpus: Artifa
     rows = scores.rows("query_id", "doc_id", "grade_probs")
     chosen = of_several_grades(Graded.surest(*row) for row in rows)
     asked = QueryTexts([queries]).get([graded.query_id for graded in chosen])
-    shown = Texts(corpus).get([graded.doc_id for graded in chosen])
+    shown = DocumentTexts(corpus).get([graded.doc_id for graded in chosen])
     logged = [
-        Labelled(
-            graded.query_id,
-            graded.doc_id,
-            query,
-            document_text(document.title, document.text),
-            graded.grade / GRADES[-1],
-        )
+        Labelled(graded.query_id, graded.doc_id, query, document, graded.grade / GRADES[-1])
         for graded, query, document in zip(chosen, asked, shown, strict=True)
     ]
     return replace(labels, logged=logged, inputs={**labels.inputs, "log": scores.fingerprint})
@@ -237,13 +231,13 @@ def _likelihood(_: Sequence[Labelled], expected: "Expected") -> dict[str, float 
 
 def _written(kept: Artifact, corpus: Artifact) -> list[Labelled]:
     rows = kept.table(["query_id", "text", "seed_doc_id", "target_grade"]).to_pylist()
-    documents = Texts(corpus).get([row["seed_doc_id"] for row in rows])
+    documents = DocumentTexts(corpus).get([row["seed_doc_id"] for row in rows])
     return [
         Labelled(
             row["query_id"],
-            document.doc_id,
+            row["seed_doc_id"],
             row["text"],
-            document_text(document.title, document.text),
+            document,
             row["target_grade"] / GRADES[-1],
         )
         for row, document in zip(rows, documents, strict=True)

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from bixse.artifacts import Artifact, begin
-from bixse.records import DOCUMENTS, QUERIES, Query, Rejection, document_text, ids_hash
+from bixse.records import DOCUMENTS, QUERIES, Query, Rejection, ids_hash
 from bixse.synthesis import prompts
 from bixse.synthesis.examples import GivenPair, choose, example_of
 from bixse.synthesis.prompts import Example
@@ -50,7 +50,7 @@ from jobs.requests import (
     store_requests,
     yields,
 )
-from jobs.texts import Texts
+from jobs.texts import DocumentTexts
 
 TRAIN = "train"
 
@@ -165,7 +165,7 @@ class QueryUnit:
         schema: Mapping[str, Any],
         writer: Callable[..., Any],
     ) -> None:
-        self._texts = Texts(corpus)
+        self._texts = DocumentTexts(corpus)
         self._settings = settings
         self._writer = writer(settings.generator, schema)
         self._examples = [replace(e, document=self._writer.cut(e.document)) for e in examples]
@@ -237,10 +237,10 @@ def _examples(pairs: Sequence[GivenPair], given: Artifact, corpus: Artifact) -> 
     queries = {
         query_id: text for query_id, text in given.rows("query_id", "text") if query_id in wanted
     }
-    documents = Texts(corpus).get([pair.doc_id for pair in pairs])
+    documents = DocumentTexts(corpus).get([pair.doc_id for pair in pairs])
     return [
-        example_of(p, queries[p.query_id], document_text(d.title, d.text))
-        for p, d in zip(pairs, documents, strict=True)
+        example_of(pair, queries[pair.query_id], document)
+        for pair, document in zip(pairs, documents, strict=True)
     ]
 
 

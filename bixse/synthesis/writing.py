@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from bixse.records import Document, Query, Rejection, document_text
+from bixse.records import Query, Rejection
 from bixse.synthesis import prompts
 from bixse.synthesis.prompts import DIFFICULTIES, LENGTHS, TASKS, Example, Messages
 from bixse.synthesis.reading import Unreadable, read_better, read_passages, read_query
@@ -91,16 +91,15 @@ def sampling_seed(key: str, seed: int, attempt: int) -> int:
 
 def write_queries(
     requests: Sequence[Request],
-    documents: Mapping[str, Document],
+    documents: Mapping[str, str],
     settings: AsksDocuments,
     examples: Sequence[Example],
     complete: Complete,
 ) -> list[Query | Rejection]:
-    """A query or a rejection for each request. `documents` holds the document of each."""
+    """A query or a rejection for each request. `documents` holds the text of each document."""
 
     def asked(request: Request) -> Asked[str]:
-        document = documents[request.doc_id or ""]
-        text = document_text(document.title, document.text)
+        text = documents[request.doc_id or ""]
         chat = query_chat(settings, request, examples, text)
         return Asked(request.made_id, chat, lambda response: read_query(response, text))
 
@@ -164,7 +163,7 @@ Verdict = str
 def compare(
     comparisons: Sequence[Comparison],
     queries: Mapping[str, str],
-    documents: Mapping[str, Document],
+    documents: Mapping[str, str],
     attempts: int,
     seed: int,
     complete: Complete,
@@ -172,8 +171,7 @@ def compare(
     """Which query of each comparison the document answers better, asked in both orders."""
     asked = []
     for comparison in comparisons:
-        document = documents[comparison.doc_id]
-        text = document_text(document.title, document.text)
+        text = documents[comparison.doc_id]
         high, low = queries[comparison.query_id_high], queries[comparison.query_id_low]
         key = f"{comparison.query_id_high}|{comparison.query_id_low}"
         asked.append(Asked(f"{key}|0", prompts.closer(text, high, low), read_better))

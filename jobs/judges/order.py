@@ -19,9 +19,9 @@ import pyarrow as pa
 
 from bixse.artifacts import Artifact, ArtifactError, UnderWay, begin
 from bixse.place import Place
-from bixse.records import PAIRS, document_text
+from bixse.records import PAIRS
 from jobs.judges.seam import Judge
-from jobs.texts import QueryTexts, Texts
+from jobs.texts import DocumentTexts, QueryTexts
 
 BUCKET_ROWS = 1 << 18
 """Pairs that are sorted in memory at a time."""
@@ -41,13 +41,14 @@ def ordered(
     """The pairs as they should be asked, and what they are grouped by: query or document."""
     if "document" not in judge.prefixes:
         return pairs, "query"
-    shared = sharing(pairs, QueryTexts(queries), Texts(corpus), corpus.manifest.rows)
+    texts = DocumentTexts(corpus)
+    shared = sharing(pairs, QueryTexts(queries), texts, corpus.manifest.rows)
     if shared.document <= shared.query:
         return pairs, "query"
-    return by_document(pairs, Texts(corpus), corpus.manifest.rows, out), "document"
+    return by_document(pairs, texts, corpus.manifest.rows, out), "document"
 
 
-def sharing(pairs: Artifact, queries: QueryTexts, texts: Texts, documents: int) -> Sharing:
+def sharing(pairs: Artifact, queries: QueryTexts, texts: DocumentTexts, documents: int) -> Sharing:
     """What each grouping saves; memory is one bit a document."""
     seen = np.zeros((documents + 7) // 8, np.uint8)
     by_query = by_document = 0
@@ -59,13 +60,12 @@ def sharing(pairs: Artifact, queries: QueryTexts, texts: Texts, documents: int) 
             last, length = query_id, len(queries.get([query_id])[0])
         row = texts.row(doc_id)
         if seen[row >> 3] & (1 << (row & 7)):
-            (document,) = texts.at([row])
-            by_document += len(document_text(document.title, document.text))
+            by_document += len(texts.at(row))
         seen[row >> 3] |= 1 << (row & 7)
     return Sharing(by_query, by_document)
 
 
-def by_document(pairs: Artifact, texts: Texts, documents: int, out: str) -> Artifact:
+def by_document(pairs: Artifact, texts: DocumentTexts, documents: int, out: str) -> Artifact:
     """The pairs in the order of the corpus, those of one document as they came.
 
     Two passes through files of at most about `BUCKET_ROWS` rows: memory follows that number. What
@@ -98,7 +98,7 @@ def by_document(pairs: Artifact, texts: Texts, documents: int, out: str) -> Arti
 PLACED = pa.schema([*PAIRS, ("row", pa.int64())])
 
 
-def _scatter(pairs: Artifact, texts: Texts, documents: int, files: Sequence[Path]) -> None:
+def _scatter(pairs: Artifact, texts: DocumentTexts, documents: int, files: Sequence[Path]) -> None:
     """Pairs of neighbouring documents into one file each."""
     writers = [pa.ipc.new_stream(str(file), PLACED) for file in files]
     for batch in pairs.batches(PAIRS.names):

@@ -24,7 +24,7 @@ from jobs.judges.spending import devices
 from jobs.judges.unit import JudgeUnit, asked_pairs
 from jobs.parts import Made, Unit, begin_counted, row_units, run_units, start_ray, usage
 from jobs.recipe import Placement
-from jobs.texts import QueryTexts, Texts
+from jobs.texts import DocumentTexts, QueryTexts
 
 COSTS = pa.schema(
     [
@@ -91,7 +91,7 @@ class PlanUnit:
     def __init__(
         self, queries: Sequence[Artifact], corpus: Artifact, judge: Judge, store: str | None
     ) -> None:
-        self._queries, self._texts = QueryTexts(queries), Texts(corpus)
+        self._queries, self._texts = QueryTexts(queries), DocumentTexts(corpus)
         self._signature = judge.signature or {}
         self._labels = None
         if store is not None and judge.signature is not None:

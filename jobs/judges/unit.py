@@ -12,11 +12,11 @@ from bixse.artifacts import Artifact
 from bixse.judging.asked import Answers, Asked, PairJudge, Refused, Usage, Verdict
 from bixse.judging.labels import Label, Labels, label_key
 from bixse.judging.pointwise import refuse_unreadable
-from bixse.records import JUDGMENTS, Judgment, Rejection, document_text
+from bixse.records import JUDGMENTS, Judgment, Rejection
 from jobs.judges.seam import Judge
 from jobs.judges.trying import Trying
 from jobs.parts import Made, Refusal, Unfinished, rows_of
-from jobs.texts import QueryTexts, Texts
+from jobs.texts import DocumentTexts, QueryTexts
 
 REFRESH_SHARE = 0.1
 """Of the time that goes into looking for labels that other jobs have added."""
@@ -43,7 +43,7 @@ class JudgeUnit:
         what workers died of (`jobs.judges.trying`); None keeps no such notes.
         """
         self._queries = QueryTexts(queries)
-        self._texts = Texts(corpus)
+        self._texts = DocumentTexts(corpus)
         self._signature = judge.signature or {}
         notes = None if trying is None else Trying(trying)
         self._ask = _Budgeted(_Once(judge.build, judge.arguments), budget, notes)
@@ -99,16 +99,11 @@ class JudgeUnit:
         return verdicts, counts
 
 
-def asked_pairs(rows: pa.Table, queries: QueryTexts, texts: Texts) -> list[Asked]:
+def asked_pairs(rows: pa.Table, queries: QueryTexts, texts: DocumentTexts) -> list[Asked]:
     """The pairs with what stands under their ids."""
     query_ids, doc_ids = rows["query_id"].to_pylist(), rows["doc_id"].to_pylist()
-    documents = texts.get(doc_ids)
-    return [
-        Asked(query_id, document.doc_id, query, document_text(document.title, document.text))
-        for query_id, query, document in zip(
-            query_ids, queries.get(query_ids), documents, strict=True
-        )
-    ]
+    found = zip(query_ids, doc_ids, queries.get(query_ids), texts.get(doc_ids), strict=True)
+    return [Asked(*pair) for pair in found]
 
 
 def _file(known: "_Known", verdicts: Mapping[bytes, Verdict]) -> None:

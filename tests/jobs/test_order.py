@@ -16,7 +16,7 @@ from jobs.judges import order
 from jobs.judges.order import ordered, sharing
 from jobs.judges.seam import Judge
 from jobs.recipe import Placement
-from jobs.texts import QueryTexts, Texts
+from jobs.texts import DocumentTexts, QueryTexts
 from tests.jobs.test_judge import artifact
 from tests.jobs.test_store import corpus_of, judge_of, queries_of
 
@@ -44,7 +44,7 @@ def test_grouped_by_document_where_that_shares_more(
     queries = queries_of(tmp_path / "queries", {f"q{n}": "ask" for n in range(3)})
     keys = [(f"q{q}", f"d{d}") for q in range(3) for d in range(10)]
     pairs = pairs_of(tmp_path / "pairs", keys)
-    found = sharing(pairs, QueryTexts(queries), Texts(corpus), 10)
+    found = sharing(pairs, QueryTexts(queries), DocumentTexts(corpus), 10)
     assert (found.query, found.document) == (3 * 9 * 3, 10 * 2 * 20)
 
     made, grouped = ordered(

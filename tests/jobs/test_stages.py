@@ -17,7 +17,7 @@ from bixse.artifacts import Artifact, ArtifactError, Draft, begin
 from bixse.candidates.settings import Pools
 from bixse.models.encoder import Encoder
 from bixse.place import Place
-from bixse.records import Hit, document_text, text_hash
+from bixse.records import Hit, document_text
 from bixse.retrieval.exact import search_exact, vectors_of
 from bixse.retrieval.filters import Filter
 from bixse.retrieval.lexical import LexicalIndex
@@ -31,7 +31,7 @@ from jobs.index import index, task_options
 from jobs.ingest import Ingested, ingest
 from jobs.pair import pair
 from jobs.recipe import Ingest, Placement
-from jobs.texts import Texts
+from jobs.texts import DocumentTexts
 from tests.encoders import save_tiny_encoder
 
 PLACEMENT = Placement()
@@ -438,9 +438,9 @@ def test_a_document_stays_in_its_shard() -> None:
 
 
 def test_texts_by_id(data: Ingested) -> None:
-    found = Texts(data.corpus).get(["d02999", "d00000", "d00000"])
-    assert [document.doc_id for document in found] == ["d02999", "d00000", "d00000"]
-    hashes = {text_hash(document.text) for document in found}
-    assert len(hashes) == 2
+    rows = data.corpus.rows("doc_id", "title", "text")
+    whole = {doc_id: document_text(title, text) for doc_id, title, text in rows}
+    asked = ["d02999", "d00000", "d00000"]
+    assert DocumentTexts(data.corpus).get(asked) == [whole[doc_id] for doc_id in asked]
     with pytest.raises(KeyError, match="no document 'd9'"):
-        Texts(data.corpus).get(["d9"])
+        DocumentTexts(data.corpus).get(["d9"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from bixse.records import Document, Query, Rejection
+from bixse.records import Query, Rejection
 from bixse.synthesis.examples import MAX_CHARACTERS, GivenPair, choose, example_of, grade_of
 from bixse.synthesis.prompts import Example
 from bixse.synthesis.requests import Request, document_requests, draw, query_requests
@@ -34,7 +34,7 @@ from bixse.synthesis.writing import (
 from tests.encoders import texts
 from tests.synthesis.stubs import Stub
 
-DOCS = {f"d{n}": Document(f"d{n}", "", text) for n, text in enumerate(texts(50, seed=2))}
+DOCS = {f"d{n}": text for n, text in enumerate(texts(50, seed=2))}
 
 
 def test_an_unreadable_answer_is_asked_again_with_another_seed_then_rejected() -> None:
