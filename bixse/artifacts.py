@@ -240,6 +240,18 @@ class Artifact:
         return folder
 
 
+def fingerprints(**read: Artifact | Sequence[Artifact] | None) -> dict[str, str]:
+    """The inputs of what is made from these, for `begin`: of several under one name each is
+    numbered (`queries-0`), None is left out."""
+    found: dict[str, str] = {}
+    for name, given in read.items():
+        if isinstance(given, Artifact):
+            found[name] = given.fingerprint
+        elif given is not None:
+            found |= {f"{name}-{number}": one.fingerprint for number, one in enumerate(given)}
+    return found
+
+
 @dataclass
 class Draft:
     """An artefact being made. `begin` gives one; `finish` makes it an `Artifact`."""

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bixse.artifacts import Artifact, begin
+from bixse.artifacts import Artifact, begin, fingerprints
 from bixse.evaluation.leakage import find_leaks, find_near
 from bixse.judging.audit import changes, copies, histogram, matched, positives_among_negatives
 from bixse.judging.calibration import relevance, signers
@@ -57,7 +57,7 @@ def audit(
     given |= {"rejudged": rejudged, "calibration": calibration}
     given |= {f"queries-{n}": artifact for n, artifact in enumerate(queries)}
     read = {name: artifact for name, artifact in given.items() if artifact is not None}
-    inputs = {name: artifact.fingerprint for name, artifact in read.items()}
+    inputs = fingerprints(**read)
     elsewhere = {"judgments", "rejudged", "fit", "fit_split"}
     config = settings.model_dump(mode="json", exclude=elsewhere) | {"relevant_from": relevant_from}
     draft = begin(out, "audit", config=config, inputs=inputs)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from bixse.artifacts import Artifact, begin
+from bixse.artifacts import Artifact, begin, fingerprints
 from bixse.judging.cascade import budget, doubt, most_doubtful
 from bixse.judging.settings import Cascade
 from bixse.records import JUDGMENTS, PAIRS, Pair
@@ -30,7 +30,7 @@ def escalate(cheap: Artifact, cascade: Cascade, out: str) -> Artifact:
             "--judging.cascade.share or --judging.cascade.max-pairs"
         )
     shaping = {"by": cascade.by, "pairs": limit}
-    draft = begin(out, "pairs", config=shaping, inputs={"judgments": cheap.fingerprint})
+    draft = begin(out, "pairs", config=shaping, inputs=fingerprints(judgments=cheap))
     if isinstance(draft, Artifact):
         return draft
     chosen = most_doubtful(_doubts(cheap, cascade), limit)
@@ -57,7 +57,7 @@ def merge(cheap: Artifact, strong: Artifact, out: str) -> Artifact:
     What the strong judge rejected keeps its cheap judgment, which its row says; the rejections
     stand in `strong`. What the cheap judge rejected is rejected. Memory follows `strong`.
     """
-    inputs = {"cheap": cheap.fingerprint, "strong": strong.fingerprint}
+    inputs = fingerprints(cheap=cheap, strong=strong)
     draft = begin(out, "judgments", config={"judge": "cascade"}, inputs=inputs)
     if isinstance(draft, Artifact):
         return draft

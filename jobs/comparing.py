@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from bixse.artifacts import Artifact, Draft, begin
+from bixse.artifacts import Artifact, Draft, begin, fingerprints
 from bixse.records import Query, Rejection
 from bixse.synthesis import prompts
 from bixse.synthesis.reading import Better
@@ -52,7 +52,7 @@ def ask_comparisons(
     generator = generator.replace(temperature=0.0)
     schema = Better.model_json_schema()
     shown = prompts.prompt_hash(prompts.closer("{document}", "{a}", "{b}"), schema=schema)
-    inputs = {"queries": queries.fingerprint, "corpus": corpus.fingerprint}
+    inputs = fingerprints(queries=queries, corpus=corpus)
     draft = begin(
         out,
         "comparisons",

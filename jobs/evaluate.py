@@ -12,7 +12,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bixse.artifacts import MANIFEST, Artifact, Draft, begin, library_versions, parquet_bytes
+from bixse.artifacts import (
+    MANIFEST,
+    Artifact,
+    Draft,
+    begin,
+    fingerprints,
+    library_versions,
+    parquet_bytes,
+)
 from bixse.evaluation.leakage import find_leaks
 from bixse.evaluation.metrics import (
     Qrels,
@@ -77,16 +85,13 @@ def evaluate(
     Raises ValueError when the split has no judged query, when embeddings are of another encoder or
     corpus than the one beside them, and when a query of the split stands in training.
     """
-    fingerprints = {
-        name: encoder_fingerprint(resolve(path)) for name, (path, _) in encoders.items()
-    }
-    _check_embeddings(corpus, encoders, fingerprints)
+    encoder_of = {name: encoder_fingerprint(resolve(path)) for name, (path, _) in encoders.items()}
+    _check_embeddings(corpus, encoders, encoder_of)
     judged = _judged(qrels, split)
     texts = _texts(queries, judged, split)
     _refuse_leaks(texts, queries, qrels, trained_on)
-    inputs = {"corpus": corpus.fingerprint, "queries": queries.fingerprint}
-    inputs |= {"qrels": qrels.fingerprint}
-    inputs |= {f"encoder {name}": value for name, value in fingerprints.items()}
+    inputs = fingerprints(corpus=corpus, queries=queries, qrels=qrels)
+    inputs |= {f"encoder {name}": value for name, value in encoder_of.items()}
     if reranker is not None:
         inputs["reranker"] = encoder_fingerprint(resolve(reranker[0], "reranker"))
     inputs |= {f"embeddings {name}": made.fingerprint for name, (_, made) in encoders.items()}
@@ -186,14 +191,12 @@ def _cell(mean: float, ci95: Sequence[float], sign: str) -> str:
     return f"{mean:{sign}.3f}".replace("0.", ".", 1) + f"\n\\[{low}, {high}]"
 
 
-def _check_embeddings(
-    corpus: Artifact, encoders: Encoders, fingerprints: Mapping[str, str]
-) -> None:
+def _check_embeddings(corpus: Artifact, encoders: Encoders, encoder_of: Mapping[str, str]) -> None:
     for name, (path, embeddings) in encoders.items():
         made_by = embeddings.manifest.extra.get("encoder")
-        if made_by != fingerprints[name]:
+        if made_by != encoder_of[name]:
             raise ValueError(
-                f"{embeddings.url} is of encoder {made_by}, {path} is {fingerprints[name]}"
+                f"{embeddings.url} is of encoder {made_by}, {path} is {encoder_of[name]}"
             )
         embedded = embeddings.manifest.inputs.get("documents")
         if embedded != corpus.rows_fingerprint:

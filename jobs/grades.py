@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from bixse.artifacts import Artifact, begin
+from bixse.artifacts import Artifact, begin, fingerprints
 from bixse.judging.settings import Given
 from bixse.records import JUDGMENTS, Judgment, Rejection
 from bixse.scale import Scale, linear
@@ -36,8 +36,10 @@ def import_grades(
     """
     if not given.file:
         raise ValueError("--judging.judge given needs the grades: set --judging.given.file")
-    inputs = {"grades": file_fingerprint(given.file), "corpus": corpus.fingerprint}
-    inputs |= {f"queries-{n}": artifact.fingerprint for n, artifact in enumerate(queries)}
+    inputs = {
+        "grades": file_fingerprint(given.file),
+        **fingerprints(corpus=corpus, queries=queries),
+    }
     judge = given.judge or given.file.rsplit("/", 1)[-1].rsplit(".", 1)[0]
     found = list(read_grades(given.file))
     grades = [grade for _, _, grade in found if grade is not None]

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from bixse.artifacts import Artifact, Draft, begin
+from bixse.artifacts import Artifact, Draft, begin, fingerprints
 from bixse.models.encoder import Encoder, encoder_fingerprint, resolve
 from bixse.place import Place
 from bixse.records import Hit, document_text
@@ -87,12 +87,7 @@ def index(
     source = Source(embeddings, corpus, base, deleted)
     source.kinds()  # What cannot be is refused before anything is made.
     _warn_of_metadata(base, corpus)
-    inputs = {
-        name: artifact.fingerprint
-        for name, artifact in (("embeddings", embeddings), ("corpus", corpus), ("base", base))
-        if artifact
-    }
-    inputs |= {f"queries-{n}": artifact.fingerprint for n, artifact in enumerate(queries)}
+    inputs = fingerprints(embeddings=embeddings, corpus=corpus, base=base, queries=queries)
     if deleted:
         inputs["deleted"] = hashlib.sha256(json.dumps(sorted(deleted)).encode()).hexdigest()[:32]
     if base and base.manifest.extra.get("lexical"):

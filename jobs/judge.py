@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import pyarrow.parquet as pq
 
-from bixse.artifacts import MANIFEST, Artifact, Draft, begin, part_name
+from bixse.artifacts import MANIFEST, Artifact, Draft, begin, fingerprints, part_name
 from bixse.judging.given import given
 from bixse.judging.labels import Labels
 from bixse.judging.settings import Judging, config
@@ -72,8 +72,7 @@ def judge(
     chosen = choose(judging, corpus, embeddings, lexical, placement)
     if judging.judge == "openai" and not finished:
         check_key(judging.openai)
-    inputs = {"pairs": pairs.fingerprint, "corpus": corpus.fingerprint, **chosen.inputs}
-    inputs |= {f"queries-{n}": artifact.fingerprint for n, artifact in enumerate(queries)}
+    inputs = {**fingerprints(pairs=pairs, corpus=corpus, queries=queries), **chosen.inputs}
     if finished:
         # As was counted when they were made; of other inputs they are refused in any case.
         grouped = Artifact.open(out, verify=False).manifest.config.get("grouped", "query")
@@ -232,7 +231,7 @@ def _judge_human(qrels: Artifact | None, judging: Judging, out: str) -> Artifact
             "no given grades to train on (qrels/train.tsv): set --judging.judge features or vllm"
             + ("" if qrels is None else why_rejected(qrels))
         )
-    draft = begin(out, "judgments", config=config(judging), inputs={"qrels": qrels.fingerprint})
+    draft = begin(out, "judgments", config=config(judging), inputs=fingerprints(qrels=qrels))
     if isinstance(draft, Artifact):
         return draft
     for number, table in enumerate(found):

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 
-from bixse.artifacts import Artifact, begin
+from bixse.artifacts import Artifact, begin, fingerprints
 from bixse.candidates.pools import head_negatives
 from bixse.candidates.settings import Stratified
 from bixse.candidates.strata import stratified
@@ -49,7 +49,7 @@ def label(queries: Artifact | None, documents: Artifact | None, out: str) -> Art
             f"rejections, see rejected/ there ({_why(artifact)})"
         )
     draft = begin(
-        out, "judgments", config={"judge": "written"}, inputs={"written": artifact.fingerprint}
+        out, "judgments", config={"judge": "written"}, inputs=fingerprints(written=artifact)
     )
     if isinstance(draft, Artifact):
         return draft
@@ -73,11 +73,8 @@ def with_given(
     None of a query of `skip_query_ids`: those are held out. A given grade keeps its relevance; its
     distribution is the narrowest on the scale of `judgments` that has it.
     """
-    inputs = {
-        "judgments": judgments.fingerprint,
-        "qrels": qrels.fingerprint,
-        "skipped queries": ids_hash(skip_query_ids),
-    }
+    inputs = fingerprints(judgments=judgments, qrels=qrels)
+    inputs["skipped queries"] = ids_hash(skip_query_ids)
     draft = begin(out, "judgments", config={"judge": "written and given"}, inputs=inputs)
     if isinstance(draft, Artifact):
         return draft
@@ -117,11 +114,7 @@ def contrast(
     training takes equal texts as one. A query keeps its draw whatever those of other texts are. The
     pairs and judgments are of these queries.
     """
-    inputs = {
-        "judgments": judgments.fingerprint,
-        "pairs": pairs.fingerprint,
-        "corpus": corpus.fingerprint,
-    }
+    inputs = fingerprints(judgments=judgments, pairs=pairs, corpus=corpus)
     config = {"negatives": count, "seed": seed}
     draft = begin(out, "judgments", config=config, inputs=inputs)
     if isinstance(draft, Artifact):
@@ -175,10 +168,9 @@ def verify(
 
     They are read as training reads them, through the map that `calibration` holds, if any.
     """
-    inputs = {"judgments": judgments.fingerprint, "corpus": corpus.fingerprint}
-    inputs |= {f"queries-{number}": part.fingerprint for number, part in enumerate(queries)}
-    if calibration is not None:
-        inputs["calibration"] = calibration.fingerprint
+    inputs = fingerprints(
+        judgments=judgments, corpus=corpus, queries=queries, calibration=calibration
+    )
     draft = begin(out, "judgments", config=settings.model_dump(), inputs=inputs)
     if isinstance(draft, Artifact):
         return draft
@@ -217,7 +209,7 @@ def sample(judgments: Artifact, settings: Stratified, out: str) -> Artifact:
 
     What is left out is rejected. A query keeps its draw whatever the other queries are.
     """
-    inputs = {"judgments": judgments.fingerprint}
+    inputs = fingerprints(judgments=judgments)
     draft = begin(out, "judgments", config=settings.model_dump(), inputs=inputs)
     if isinstance(draft, Artifact):
         return draft

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bixse.artifacts import BEGUN, MANIFEST, Artifact
+from bixse.artifacts import BEGUN, MANIFEST, Artifact, fingerprints
 from bixse.evaluation.leakage import find_leaks
 from bixse.place import Place
 from bixse.training.settings import Training
@@ -39,16 +39,14 @@ class Supervision:
 
     def inputs(self, name: str) -> dict[str, str]:
         """Fingerprints of what training reads."""
-        found = {
-            f"{name}-judgments": self.judgments.fingerprint,
-            **{f"{name}-queries-{n}": part.fingerprint for n, part in enumerate(self.queries)},
-            f"{name}-corpus": self.corpus.fingerprint,
-        }
-        if self.documents is not None:
-            found[f"{name}-documents"] = self.documents.fingerprint
-        if self.calibration is not None:
-            found[f"{name}-calibration"] = self.calibration.fingerprint
-        return found
+        found = fingerprints(
+            judgments=self.judgments,
+            queries=self.queries,
+            corpus=self.corpus,
+            documents=self.documents,
+            calibration=self.calibration,
+        )
+        return {f"{name}-{what}": fingerprint for what, fingerprint in found.items()}
 
 
 def open_run(url: str) -> Supervision:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
-from bixse.artifacts import Artifact, begin
+from bixse.artifacts import Artifact, begin, fingerprints
 from bixse.candidates.bands import Drawn, bands_of, triplet_sources
 from bixse.candidates.graph import linked, neighbour_lists, node_vectors
 from bixse.candidates.settings import Neighbours
@@ -43,7 +43,7 @@ def import_links(corpus: Artifact, file: str, out: str) -> Artifact:
     """
     if not file:
         raise ValueError("this recipe needs a graph of the documents: set --neighbours.links")
-    inputs = {"links": file_fingerprint(file), "corpus": corpus.fingerprint}
+    inputs = {"links": file_fingerprint(file), **fingerprints(corpus=corpus)}
     draft = begin(out, "links", config={}, inputs=inputs)
     if isinstance(draft, Artifact):
         return draft
@@ -86,10 +86,7 @@ def _read_links(file: str) -> Iterator[tuple[Row, tuple[str, str]]]:
 def anchors(links: Artifact, corpus: Artifact, given: Artifact, out: str) -> Artifact:
     """A query a linked document, of its text; none that equals one of `given`, which an evaluation
     may hold."""
-    inputs = {
-        name: a.fingerprint
-        for name, a in zip(("links", "corpus", "given"), (links, corpus, given), strict=True)
-    }
+    inputs = fingerprints(links=links, corpus=corpus, given=given)
     draft = begin(out, "queries", config={}, inputs=inputs)
     if isinstance(draft, Artifact):
         return draft
@@ -119,7 +116,7 @@ def judge_neighbours(
     Raises ValueError when the bands overlap, hold fewer than are drawn of them, or leave no
     document for easy negatives: with few linked documents they must be wider.
     """
-    inputs = {"links": links.fingerprint, "anchors": anchors.fingerprint}
+    inputs = fingerprints(links=links, anchors=anchors)
     config = settings.model_dump(mode="json", exclude={"links"})
     draft = begin(out, "judgments", config=config, inputs=inputs)
     if isinstance(draft, Artifact):

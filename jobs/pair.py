@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bixse.artifacts import Artifact, begin
+from bixse.artifacts import Artifact, begin, fingerprints
 from bixse.candidates.pools import pool, random_hits
 from bixse.candidates.settings import Pools
 from bixse.evaluation.metrics import others, themselves
@@ -44,12 +44,9 @@ def pair(
     """
     if pools.bm25 + pools.dense + pools.random == 0:
         raise ValueError("no candidates: candidates.bm25, .dense and .random are all 0")
-    inputs = {"corpus": corpus.fingerprint}
-    inputs |= {f"queries-{n}": artifact.fingerprint for n, artifact in enumerate(queries)}
-    if embeddings is not None:
-        inputs["embeddings"] = embeddings.fingerprint
-    config = {"pools": pools.model_dump(), "lexical": lexical.model_dump(mode="json")}
+    inputs = fingerprints(corpus=corpus, queries=queries, embeddings=embeddings)
     inputs["skipped queries"] = ids_hash(skip_query_ids)
+    config = {"pools": pools.model_dump(), "lexical": lexical.model_dump(mode="json")}
     draft = begin(out, "pairs", config=config, inputs=inputs)
     if isinstance(draft, Artifact):
         return draft

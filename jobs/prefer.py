@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from bixse.artifacts import Artifact, begin
+from bixse.artifacts import Artifact, begin, fingerprints
 from bixse.candidates.strata import window_pairs
 from bixse.judging.pairwise import PAIRWISE, PairwiseTokenizer, preference, rejected
 from bixse.judging.settings import Pointwise, Preferring
@@ -27,7 +27,7 @@ PART_ROWS = 100_000
 def pairings(judgments: Artifact, preferring: Preferring, out: str) -> Artifact:
     """Which documents to compare. Raises ValueError when no query has two judged documents."""
     shaping = preferring.model_dump(include={"window", "pairs_per_query", "seed"})
-    draft = begin(out, "pairings", config=shaping, inputs={"judgments": judgments.fingerprint})
+    draft = begin(out, "pairings", config=shaping, inputs=fingerprints(judgments=judgments))
     if isinstance(draft, Artifact):
         return draft
     ranked: dict[str, dict[str, float]] = {}
@@ -70,8 +70,10 @@ def prefer(
     """
     pinned, identity = pin(model)
     PairwiseTokenizer.load(pinned)
-    inputs = {"pairings": pairings.fingerprint, "corpus": corpus.fingerprint, "judge": identity}
-    inputs |= {f"queries-{n}": artifact.fingerprint for n, artifact in enumerate(queries)}
+    inputs = {
+        **fingerprints(pairings=pairings, corpus=corpus, queries=queries),
+        "judge": identity,
+    }
     shaping = {
         "prompt": PAIRWISE.hash,
         "unit_pairs": preferring.unit_pairs,

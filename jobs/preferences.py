@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from bixse.artifacts import Artifact, begin
+from bixse.artifacts import Artifact, begin, fingerprints
 from bixse.records import PREFERENCES
 from jobs.files import file_fingerprint, open_bytes, short_name
 from jobs.formats import Row
@@ -30,8 +30,7 @@ def import_preferences(
     Raises ValueError in one sentence when the file cannot be read, its header is neither layout, or
     no line is a preference between known documents.
     """
-    inputs = {"preferences": file_fingerprint(file), "corpus": corpus.fingerprint}
-    inputs |= {f"queries-{n}": artifact.fingerprint for n, artifact in enumerate(queries)}
+    inputs = {"preferences": file_fingerprint(file), **fingerprints(corpus=corpus, queries=queries)}
     draft = begin(out, "preferences", config={}, inputs=inputs)
     if isinstance(draft, Artifact):
         return draft

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from bixse.artifacts import Artifact, Draft, begin
+from bixse.artifacts import Artifact, Draft, begin, fingerprints
 from bixse.models.encoder import Encoder
 from bixse.records import PAIRS, QUERIES, Hit, Pair, Query, Rejection, document_text, text_hash
 from bixse.retrieval.exact import search_exact
@@ -44,7 +44,7 @@ def drop_repeats(written: Artifact, given: Artifact, near_duplicate: float, out:
     filters = {
         "repeated": partial(repeated, taken=taken, near_duplicate=near_duplicate),
     }
-    inputs = {"written": written.fingerprint, "given": given.fingerprint}
+    inputs = fingerprints(written=written, given=given)
     return _sifted(written, filters, {"near_duplicate": near_duplicate}, inputs, out)
 
 
@@ -58,7 +58,7 @@ def keep_agreed(queries: Artifact, scores: Artifact, out: str) -> Artifact:
         query_id: max(range(4), key=grade_probs.__getitem__)
         for query_id, grade_probs in scores.rows("query_id", "grade_probs")
     }
-    inputs = {"queries": queries.fingerprint, "scores": scores.fingerprint}
+    inputs = fingerprints(queries=queries, scores=scores)
     return _sifted(queries, {"agreement": partial(disagreeing, grades=grades)}, {}, inputs, out)
 
 
@@ -76,7 +76,7 @@ def keep_consistent(
         "contradiction": partial(contradicted, verdicts=verdicts),
         "balance": partial(unbalanced, tolerance=tolerance, seed=seed),
     }
-    inputs = {"queries": queries.fingerprint, "compared": compared.fingerprint}
+    inputs = fingerprints(queries=queries, compared=compared)
     return _sifted(queries, filters, {"tolerance": tolerance, "seed": seed}, inputs, out)
 
 
@@ -94,12 +94,10 @@ def keep_returned(
     `embeddings` are the corpus under `encoder`; None for BM25. A copy of the document counts as the
     document. Parts that stand from an earlier run are not searched again.
     """
-    inputs = {"queries": queries.fingerprint, "corpus": corpus.fingerprint}
+    inputs = fingerprints(queries=queries, corpus=corpus, embeddings=embeddings)
     config: dict[str, Any] = {"round_trip": settings.model_dump()}
     if embeddings is None:
         config["lexical"] = lexical.model_dump(mode="json")
-    else:
-        inputs["embeddings"] = embeddings.fingerprint
     draft = begin(out, "queries", config=config, inputs=inputs)
     if isinstance(draft, Artifact):
         return draft
@@ -123,7 +121,7 @@ def keep_returned(
 
 def seed_pairs(queries: Artifact, out: str) -> Artifact:
     """Each query with the document it was written from, for a scorer to judge."""
-    draft = begin(out, "pairs", config={}, inputs={"queries": queries.fingerprint})
+    draft = begin(out, "pairs", config={}, inputs=fingerprints(queries=queries))
     if isinstance(draft, Artifact):
         return draft
     for number, name in enumerate(queries.parts()):

@@ -12,7 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bixse.artifacts import REJECTED_DIR, Artifact, Draft, begin, part_name
+from bixse.artifacts import (
+    REJECTED_DIR,
+    Artifact,
+    Draft,
+    begin,
+    fingerprints,
+    part_name,
+)
 from bixse.records import CORPUS, QUERIES, Document, Query, Rejection, text_hash
 from bixse.synthesis.queries import cloze, draw_order
 from bixse.synthesis.settings import Cloze
@@ -36,9 +43,7 @@ def synthesise(
     none stays that equals one of `given`, which an evaluation may hold. Raises ArtifactError when
     `out` holds something made otherwise.
     """
-    inputs = {"corpus": corpus.fingerprint}
-    if given is not None:
-        inputs["given"] = given.fingerprint
+    inputs = fingerprints(corpus=corpus, given=given)
     draft = begin(out, "queries", config=settings.model_dump(mode="json"), inputs=inputs)
     if isinstance(draft, Artifact):
         return draft
@@ -79,7 +84,7 @@ def _seeds(corpus: Artifact, settings: Cloze, out: str) -> Artifact:
     Two passes, the first over ids alone: memory follows `settings.queries`, not the corpus.
     """
     config = {"queries": settings.queries, "seed": settings.seed}
-    draft = begin(out, "corpus", config=config, inputs={"corpus": corpus.fingerprint})
+    draft = begin(out, "corpus", config=config, inputs=fingerprints(corpus=corpus))
     if isinstance(draft, Artifact):
         return draft
     order = ((draw_order(doc_id, settings.seed), doc_id) for doc_id in corpus.column("doc_id"))

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bixse.artifacts import MANIFEST, Artifact, Draft, begin
+from bixse.artifacts import MANIFEST, Artifact, Draft, begin, fingerprints
 from bixse.models.encoder import (
     Encoder,
     encoder_fingerprint,
@@ -113,17 +113,10 @@ def train(
     directory = resolve(start, kind)
     refuse_no_model(directory, start)
     inputs = {
-        "judgments": judgments.fingerprint,
-        **{f"queries-{number}": part.fingerprint for number, part in enumerate(queries)},
-        "corpus": corpus.fingerprint,
+        **fingerprints(judgments=judgments, queries=queries, corpus=corpus),
         "start": encoder_fingerprint(directory),
+        **fingerprints(calibration=calibration, preferences=preferences, documents=documents),
     }
-    if calibration is not None:
-        inputs["calibration"] = calibration.fingerprint
-    if preferences is not None:
-        inputs["preferences"] = preferences.fingerprint
-    if documents is not None:
-        inputs["documents"] = documents.fingerprint
     for number, other in enumerate(mix):
         inputs |= other.inputs(f"mix-{number}")
     if dev is not None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bixse.artifacts import Artifact
+from bixse.artifacts import Artifact, fingerprints
 from bixse.judging.agreement import kappa
 from bixse.judging.prompts import ORDERS
 from bixse.judging.settings import Pointwise
@@ -84,11 +84,11 @@ def read_labels(
         )
     count = min(len(query_ids) - 1, max(1, round(tuning.held_out * len(query_ids))))
     apart = frozenset(draw(query_ids, count, tuning.seed))
-    inputs = {"corpus": corpus.fingerprint, "queries": queries.fingerprint}
+    inputs = fingerprints(corpus=corpus, queries=queries, qrels=qrels)
     return Labels(
         [label for label in once.values() if label.query_id not in apart],
         [label for label in once.values() if label.query_id in apart],
-        {**inputs, "qrels": qrels.fingerprint, "skipped queries": ids_hash(skip_query_ids)},
+        {**inputs, "skipped queries": ids_hash(skip_query_ids)},
     )
 
 
@@ -170,9 +170,7 @@ def tune_generator(
         "max_model_len": pinned.max_model_len,
         "tuning": _shaping(tuning),
     }
-    inputs = {**labels.inputs, "start": identity}
-    if kept is not None:
-        inputs["kept"] = kept.fingerprint
+    inputs = {**labels.inputs, "start": identity, **fingerprints(kept=kept)}
     return tune(lessons, pinned, tuning, placement, out, config, inputs)
 
 

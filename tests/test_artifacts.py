@@ -17,7 +17,15 @@ import pyarrow as pa
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from bixse.artifacts import MANIFEST, Artifact, ArtifactError, Draft, UnderWay, begin
+from bixse.artifacts import (
+    MANIFEST,
+    Artifact,
+    ArtifactError,
+    Draft,
+    UnderWay,
+    begin,
+    fingerprints,
+)
 from bixse.place import Place
 from bixse.records import CORPUS, REJECTED
 
@@ -63,6 +71,8 @@ def test_what_is_written_reads_back(url: str) -> None:
     assert rejected is not None
     assert rejected["reason"].to_pylist() == ["empty text"] * 2
     assert [b.num_rows for b in read.batches(["doc_id"], rows=2)] == [2, 2, 1, 2, 1]
+    assert list(read.rows("text", "doc_id")) == [(f"text {n}", f"d{n}") for n in range(8)]
+    assert list(read.column("doc_id")) == [f"d{n}" for n in range(8)]
     assert (read.local_directory() / MANIFEST).exists()
 
 
@@ -107,6 +117,15 @@ def test_a_copy_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
 def test_the_same_content_has_the_same_fingerprint(tmp_path: Path) -> None:
     assert make(str(tmp_path / "a")).fingerprint == make(str(tmp_path / "b")).fingerprint
     assert make(str(tmp_path / "c"), x=1).fingerprint != make(str(tmp_path / "a2")).fingerprint
+
+
+def test_inputs_are_named_and_several_are_numbered(tmp_path: Path) -> None:
+    corpus, first, second = (make(str(tmp_path / name), x=name) for name in "abc")
+    assert fingerprints(corpus=corpus, queries=[first, second], preferences=None) == {
+        "corpus": corpus.fingerprint,
+        "queries-0": first.fingerprint,
+        "queries-1": second.fingerprint,
+    }
 
 
 def test_rows_are_the_same_whatever_stands_beside_them(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from bixse.artifacts import Artifact, ArtifactError, UnderWay, begin
+from bixse.artifacts import Artifact, ArtifactError, UnderWay, begin, fingerprints
 from bixse.place import Place
 from bixse.records import PAIRS
 from jobs.judges.seam import Judge
@@ -73,7 +73,7 @@ def by_document(pairs: Artifact, texts: DocumentTexts, documents: int, out: str)
     refuse these pairs themselves.
     """
     begun = partial(
-        begin, out, "pairs", config={"by": "document"}, inputs={"pairs": pairs.fingerprint}
+        begin, out, "pairs", config={"by": "document"}, inputs=fingerprints(pairs=pairs)
     )
     try:
         draft = begun()
