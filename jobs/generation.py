@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bixse.synthesis.prompts import Messages
+from bixse.reading.chats import Messages
 from bixse.synthesis.settings import Generator
 from bixse.synthesis.tokens import ChatTokenizer
 from bixse.synthesis.writing import Completion

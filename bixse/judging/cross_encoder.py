@@ -17,7 +17,7 @@ from typing import Any
 
 from bixse.judging.asked import Verdict
 from bixse.judging.settings import CrossEncoder
-from bixse.judging.tokens import broken_up, special_tokens
+from bixse.reading.chats import Plain, load_tokenizer
 from bixse.records import Judgment, Rejection
 from bixse.scale import Scale, linear
 
@@ -35,27 +35,17 @@ class PairTokenizer:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._special = special_tokens(tokenizer)
+        self._plain = Plain(tokenizer)
 
     @classmethod
     def load(cls, settings: CrossEncoder) -> "PairTokenizer":
         """Raises ValueError when there is no such tokenizer."""
-        from transformers import AutoTokenizer
-
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(settings.model, revision=settings.revision)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(
-                f"no tokenizer of cross-encoder {settings.model!r}: {reason}"
-            ) from None
-        return cls(tokenizer)
+        return cls(load_tokenizer(settings.model, settings.revision, "cross-encoder"))
 
     def encode(self, queries: Sequence[str], passages: Sequence[str]) -> list[EncodedPair]:
         if not queries:
             return []
-        first = [broken_up(self._special, query) for query in queries]
-        second = [broken_up(self._special, passage) for passage in passages]
+        first, second = list(map(self._plain, queries)), list(map(self._plain, passages))
         found = self._tokenizer(first, second, truncation=False, verbose=False)
         types = found.get("token_type_ids") or [[]] * len(queries)
         return [

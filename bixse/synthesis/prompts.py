@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bixse.reading.chats import Messages
 from bixse.scale import Grade, Scale
 from bixse.settings import Settings
 from bixse.synthesis.settings import StyleName, TaskName
-
-Messages = list[dict[str, str]]
 
 
 class Task(Settings):

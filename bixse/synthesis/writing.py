@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from bixse.reading.chats import Messages
 from bixse.records import Query, Rejection
 from bixse.synthesis import prompts
-from bixse.synthesis.prompts import DIFFICULTIES, LENGTHS, TASKS, Example, Messages
+from bixse.synthesis.prompts import DIFFICULTIES, LENGTHS, TASKS, Example
 from bixse.synthesis.reading import Unreadable, read_better, read_passages, read_query
 from bixse.synthesis.requests import Request, chance
 from bixse.synthesis.settings import AsksDocuments, FewShot, Styled

@@ -4,7 +4,7 @@ import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 
-from bixse.synthesis.prompts import Messages
+from bixse.reading.chats import Messages
 from bixse.synthesis.settings import Generator
 from bixse.synthesis.writing import Completion
 from tests.encoders import WORDS
