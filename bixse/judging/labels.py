@@ -40,19 +40,12 @@ import pyarrow.parquet as pq
 
 from bixse.artifacts import parquet_bytes
 from bixse.place import Place
-from bixse.records import Judgment
+from bixse.records import JUDGMENTS, Judgment
 
-LABELS = pa.schema(
-    [
-        ("key", pa.binary(32)),
-        ("grade_probs", pa.list_(pa.float32())),
-        ("relevance", pa.float32()),
-        ("judge", pa.string()),
-        ("prompt", pa.string()),
-        ("origin", pa.string()),
-        ("disagreement", pa.float32()),
-    ]
-)
+_SAID = tuple(name for name in JUDGMENTS.names if name not in ("query_id", "doc_id"))
+"""What a judgment says beside the ids of its pair."""
+
+LABELS = pa.schema([("key", pa.binary(32)), *(JUDGMENTS.field(name) for name in _SAID)])
 
 RUN_ROWS = 1 << 19
 """Labels sorted and mapped together: about 60 MB."""
@@ -81,27 +74,10 @@ class Label:
 
     @classmethod
     def of(cls, key: bytes, judgment: Judgment) -> "Label":
-        return cls(
-            key=key,
-            grade_probs=judgment.grade_probs,
-            relevance=judgment.relevance,
-            judge=judgment.judge,
-            prompt=judgment.prompt,
-            origin=judgment.origin,
-            disagreement=judgment.disagreement,
-        )
+        return cls(key, **{name: getattr(judgment, name) for name in _SAID})
 
     def judgment(self, query_id: str, doc_id: str) -> Judgment:
-        return Judgment(
-            query_id=query_id,
-            doc_id=doc_id,
-            grade_probs=self.grade_probs,
-            relevance=self.relevance,
-            judge=self.judge,
-            prompt=self.prompt,
-            origin=self.origin,
-            disagreement=self.disagreement,
-        )
+        return Judgment(query_id, doc_id, **{name: getattr(self, name) for name in _SAID})
 
 
 def normalised(text: str) -> str:
