@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -171,8 +170,3 @@ def _seen(history: list[list[float]], since: int) -> Seen:
 def _named(line: list[float]) -> dict[str, float]:
     named = dict(zip(METRICS, line, strict=True))
     return {name: int(value) if name in _COUNTS else value for name, value in named.items()}
-
-
-def mean_log_prob(expected: Expected) -> float:
-    """Mean over held-out rows of the log-probability a token of their answers."""
-    return float(np.mean(expected.answer_R))
