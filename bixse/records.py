@@ -245,6 +245,11 @@ def words(text: str) -> list[str]:
     return _NO_WORD.sub(_mark_or_space, folded(text)).split()
 
 
+def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
+    """Shared words of two texts over all their words; two empty sets are equal."""
+    return len(a & b) / len(a | b) if a | b else 1.0
+
+
 _NO_WORD = re.compile(r"[^\w\s]")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bixse.judging.settings import Verification
-from bixse.records import words
+from bixse.records import jaccard, words
 from bixse.scale import reaches
 
 
@@ -64,10 +64,6 @@ def _doubt(
     if reaches(row.relevance, settings.negative):
         return f"neither answer nor none: relevance {row.relevance:.3f}"
     own = frozenset(words(text))
-    if any(_jaccard(own, answer) >= settings.near_duplicate for answer in answers):
+    if any(jaccard(own, answer) >= settings.near_duplicate for answer in answers):
         return "a negative that nearly equals a positive"
     return ""
-
-
-def _jaccard(a: frozenset[str], b: frozenset[str]) -> float:
-    return len(a & b) / len(a | b) if a | b else 1.0

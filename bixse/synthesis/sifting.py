@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from bixse.records import Hit, Query, text_hash, words
+from bixse.records import Hit, Query, jaccard, text_hash, words
 from bixse.synthesis.requests import chance
 from bixse.synthesis.writing import Comparison, Verdict
 
@@ -67,11 +67,6 @@ def repeated(queries: Sequence[Query], taken: Iterable[str], near_duplicate: flo
             bags[bag] = f"has the words of a query: {query.query_id}"
             siblings.append((query.query_id, own))
     return dropped
-
-
-def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
-    """Shared words over all words; two empty sets are equal."""
-    return len(a & b) / len(a | b) if a | b else 1.0
 
 
 def rank_of(seed_hash: str, hits: Sequence[Hit], text_hashes: Mapping[str, str]) -> int | None:
