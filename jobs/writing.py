@@ -144,7 +144,7 @@ def ask_queries(
         f"{out}-requests",
         inputs,
         _config(settings, generator=False),
-        lambda: document_requests(draw(query_ids, settings.queries, settings.seed), bound),
+        lambda: document_requests(draw(query_ids, settings.queries, settings.seed)),
     )
     rows = -(-generator.unit_requests // len(GRADES)) * len(GRADES)  # A unit holds whole queries.
     run_requests(draft, wanted, DocumentUnit, (queries, bound, schema, writer), rows, placement)

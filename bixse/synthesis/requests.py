@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from bixse.synthesis.prompts import WRITTEN
-from bixse.synthesis.settings import AsksDocuments, FewShot, GradedDocuments, Styled
+from bixse.synthesis.settings import AsksDocuments, FewShot, Styled
 
 REQUESTS = pa.schema(
     [
@@ -79,7 +79,7 @@ def query_requests(doc_ids: Iterable[str], settings: AsksDocuments) -> Iterator[
                     yield Request(made_id, doc_id, target_grade=grade)
 
 
-def document_requests(query_ids: Iterable[str], settings: GradedDocuments) -> Iterator[Request]:
+def document_requests(query_ids: Iterable[str]) -> Iterator[Request]:
     """The documents wanted for each query: one a grade, which one answer gives together."""
     for query_id in query_ids:
         for grade in GRADES:

@@ -15,7 +15,6 @@ from bixse.synthesis.requests import Request, document_requests, draw, query_req
 from bixse.synthesis.settings import (
     FewShot,
     Generator,
-    GradedDocuments,
     GradedQueries,
     Styled,
 )
@@ -146,7 +145,7 @@ def test_documents_of_all_grades_are_written_together_or_not_at_all() -> None:
         return answer
 
     queries = {f"q{n}": f"what is {n}" for n in range(60)}
-    requests = list(document_requests(queries, GradedDocuments()))
+    requests = list(document_requests(queries))
     assert len(requests) == 240
     stub = Stub(forgets)
     made = write_documents(requests, queries, attempts=2, seed=0, complete=stub)
@@ -181,7 +180,7 @@ def test_a_judge_finds_the_levels_that_documents_were_written_at(
         return said
 
     queries = {f"q{n}": " ".join(f"word{n}{k}" for k in range(6)) for n in range(100)}
-    requests = list(document_requests(queries, GradedDocuments()))
+    requests = list(document_requests(queries))
     made = write_documents(requests, queries, attempts=3, seed=0, complete=Stub(passages_about))
     kept = [item for item in made if isinstance(item, WrittenDocument)]
     assert len(kept) > 300
@@ -194,7 +193,7 @@ def test_a_judge_finds_the_levels_that_documents_were_written_at(
 
 def test_length_and_difficulty_vary_with_the_query_and_not_with_the_run() -> None:
     queries = {f"q{n}": f"what is {n}" for n in range(40)}
-    requests = list(document_requests(queries, GradedDocuments()))
+    requests = list(document_requests(queries))
     first, second = Stub(passages), Stub(passages)
     write_documents(requests, queries, 1, 0, first)
     write_documents(requests[::-1], queries, 1, 0, second)
