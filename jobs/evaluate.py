@@ -35,6 +35,7 @@ from bixse.evaluation.report import MAIN, Measured, summarise
 from bixse.evaluation.settings import Evaluation
 from bixse.evaluation.trec import gains_on_scale, write_qrels, write_run
 from bixse.models.encoder import encoder_fingerprint, resolve
+from bixse.retrieval.exact import refuse_other_encoder
 from bixse.retrieval.fusion import FUSION_DEPTH
 from bixse.retrieval.settings import Lexical
 from jobs.measuring import DEV
@@ -193,11 +194,7 @@ def _cell(mean: float, ci95: Sequence[float], sign: str) -> str:
 
 def _check_embeddings(corpus: Artifact, encoders: Encoders, encoder_of: Mapping[str, str]) -> None:
     for name, (path, embeddings) in encoders.items():
-        made_by = embeddings.manifest.extra.get("encoder")
-        if made_by != encoder_of[name]:
-            raise ValueError(
-                f"{embeddings.url} is of encoder {made_by}, {path} is {encoder_of[name]}"
-            )
+        refuse_other_encoder(embeddings, path, encoder_of[name])
         embedded = embeddings.manifest.inputs.get("documents")
         if embedded != corpus.rows_fingerprint:
             raise ValueError(

@@ -26,6 +26,7 @@ from bixse.artifacts import Artifact, Draft, begin, fingerprints
 from bixse.models.encoder import Encoder, encoder_fingerprint, resolve
 from bixse.place import Place
 from bixse.records import Hit, document_text
+from bixse.retrieval.exact import refuse_other_encoder
 from bixse.retrieval.merge import merge
 from bixse.retrieval.settings import Lexical, Retrieval, Search
 from bixse.retrieval.sources import Kinds, Source, shard_name
@@ -152,9 +153,8 @@ def _check(
     base: Artifact | None,
 ) -> None:
     for artifact in (embeddings, base):
-        made_by = artifact.manifest.extra.get("encoder") if artifact else fingerprint
-        if artifact and made_by != fingerprint:
-            raise ValueError(f"{artifact.url} is of encoder {made_by}, {encoder} is {fingerprint}")
+        if artifact:
+            refuse_other_encoder(artifact, encoder, fingerprint)
     if base and "settings" not in base.manifest.extra:
         raise ValueError(f"{base.url} was made before indexes had generations: make it again")
     if embeddings and corpus and embeddings.manifest.rows != corpus.manifest.rows:

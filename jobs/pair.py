@@ -15,7 +15,7 @@ from bixse.candidates.settings import Pools
 from bixse.evaluation.metrics import others, themselves
 from bixse.models.encoder import Encoder
 from bixse.records import PAIRS, Hit, Pair, document_text, ids_hash, text_hash
-from bixse.retrieval.exact import search_exact
+from bixse.retrieval.exact import refuse_other_encoder, search_exact
 from bixse.retrieval.lexical import LexicalIndex
 from bixse.retrieval.settings import Lexical
 from jobs.parts import part_rows, progress, rows_of
@@ -107,12 +107,7 @@ class _Candidates:
         self._embeddings, self._encoder = None, None
         if pools.dense and embeddings is not None:
             self._embeddings, self._encoder = embeddings, Encoder.load(encoder)
-            made_by = embeddings.manifest.extra.get("encoder")
-            if made_by != self._encoder.fingerprint:
-                raise ValueError(
-                    f"{embeddings.url} is of encoder {made_by}, "
-                    f"{encoder} is {self._encoder.fingerprint}"
-                )
+            refuse_other_encoder(embeddings, encoder, self._encoder.fingerprint)
 
     def pairs(self, chunks: Sequence[Sequence[dict[str, Any]]]) -> Iterator[list[Pair]]:
         """The pairs of each chunk of queries, their dense pools found together."""

@@ -14,7 +14,7 @@ import pyarrow as pa
 from bixse.artifacts import Artifact, Draft, begin, fingerprints
 from bixse.models.encoder import Encoder
 from bixse.records import PAIRS, QUERIES, Hit, Pair, Query, Rejection, document_text, text_hash
-from bixse.retrieval.exact import search_exact
+from bixse.retrieval.exact import refuse_other_encoder, search_exact
 from bixse.retrieval.lexical import LexicalIndex
 from bixse.retrieval.settings import Lexical
 from bixse.synthesis.requests import refuse_other_grades
@@ -149,12 +149,7 @@ class _Retriever:
             self._lexical = LexicalIndex([row["doc_id"] for row in rows], bodies, lexical)
             return
         self._encoder = Encoder.load(encoder)
-        made_by = embeddings.manifest.extra.get("encoder")
-        if made_by != self._encoder.fingerprint:
-            raise ValueError(
-                f"{embeddings.url} is of encoder {made_by}, "
-                f"{encoder} is {self._encoder.fingerprint}"
-            )
+        refuse_other_encoder(embeddings, encoder, self._encoder.fingerprint)
 
     def ranks(self, queries: Sequence[Query]) -> dict[str, int | None]:
         """query_id -> the rank of its document among the first k, or None."""

@@ -28,6 +28,14 @@ _Best = list[tuple[float, str]]
 """Score, negative, and `doc_id` of what a query has found so far, the best first."""
 
 
+def refuse_other_encoder(made: Artifact, encoder: str, fingerprint: str) -> None:
+    """Raises ValueError when the vectors of `made` are not of `encoder`, whose fingerprint this is,
+    naming both."""
+    made_by = made.manifest.extra.get("encoder")
+    if made_by != fingerprint:
+        raise ValueError(f"{made.url} is of encoder {made_by}, {encoder} is {fingerprint}")
+
+
 def search_exact(embeddings: Artifact, vectors_QD: Vectors, k: int) -> list[list[Hit]]:
     """The best `k` documents of each query, ties by `doc_id`; reads the embeddings once.
 
