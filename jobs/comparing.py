@@ -21,7 +21,6 @@ from jobs.recipe import Placement
 from jobs.requests import (
     check_gpus,
     cut_documents,
-    device,
     generator_config,
     run_requests,
     write_parts,
@@ -71,7 +70,7 @@ def ask_comparisons(
     arguments = (queries, corpus, bound, schema, writer)
     run_requests(draft, wanted, ComparisonUnit, arguments, generator.unit_requests, placement)
     extra = {"generator": name, "prompt": shown, "comparisons": wanted.manifest.rows}
-    return draft.finish(device=device(placement), extra=extra)
+    return draft.finish(device=placement.device, extra=extra)
 
 
 class ComparisonUnit:

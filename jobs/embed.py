@@ -36,12 +36,7 @@ def embed(corpus: Artifact, encoder: str, placement: Placement, out: str) -> Art
         cpus=placement.cpus_per_actor,
         gpus=placement.gpus_per_actor,
     )
-    return draft.finish(device=_device(placement), extra={"encoder": fingerprint})
-
-
-def _device(placement: Placement) -> str:
-    """Ray does not hide GPUs from an actor that reserves none."""
-    return "cuda" if placement.gpus_per_actor else "cpu"
+    return draft.finish(device=placement.device, extra={"encoder": fingerprint})
 
 
 class EmbedUnit:
@@ -53,7 +48,7 @@ class EmbedUnit:
 
         # Ray gives an actor one thread for each CPU it reserves; the cores are there for all.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // placement.embed_actors))
-        self._encoder = Encoder.load(encoder, _device(placement))
+        self._encoder = Encoder.load(encoder, placement.device)
         if self._encoder.fingerprint != fingerprint:
             raise ValueError(
                 f"{encoder} is encoder {self._encoder.fingerprint} on a worker, "

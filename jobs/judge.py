@@ -113,8 +113,7 @@ def judge(
         "usage": took,
         "store": judging.store if chosen.signature is not None else None,
     }
-    device = "cuda" if placement.gpus_per_actor else "cpu"
-    made = draft.finish(device=device, extra=extra)
+    made = draft.finish(device=placement.device, extra=extra)
     Place(f"{out}-order").clear()
     return made
 

@@ -95,8 +95,7 @@ def prefer(
         cpus=placement.cpus_per_actor,
         gpus=placement.gpus_per_actor,
     )
-    device = "cuda" if placement.gpus_per_actor else "cpu"
-    return draft.finish(device=device, extra={"pairings": pairings.manifest.rows})
+    return draft.finish(device=placement.device, extra={"pairings": pairings.manifest.rows})
 
 
 class PreferenceUnit:

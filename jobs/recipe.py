@@ -58,6 +58,11 @@ class Placement(Settings):
     train_retries: int = Field(default=2, ge=0)
     """Failures of a training worker that are answered by resuming from the last checkpoint."""
 
+    @property
+    def device(self) -> Literal["cuda", "cpu"]:
+        """What an actor runs on. One that reserves no GPU runs on the CPU, whatever it can see."""
+        return "cuda" if self.gpus_per_actor else "cpu"
+
 
 class Recipe(Settings):
     """A published system, or one of ours, as values of the stages. A stage that is None is none."""

@@ -110,10 +110,6 @@ def check_gpus(generator: Generator, placement: Placement) -> None:
         )
 
 
-def device(placement: Placement) -> str:
-    return "cuda" if placement.gpus_per_actor else "cpu"
-
-
 def _column(draft: Draft, name: str, column: str) -> list[Any]:
     with draft.place.open(name) as handle:
         values: list[Any] = pq.read_table(handle, columns=[column])[column].to_pylist()

@@ -44,7 +44,6 @@ from jobs.recipe import Placement
 from jobs.requests import (
     check_gpus,
     cut_documents,
-    device,
     generator_config,
     run_requests,
     store_requests,
@@ -100,7 +99,7 @@ def ask_documents(
     run_requests(draft, wanted, QueryUnit, arguments, generator.unit_requests, placement)
     extra = {"generator": name, "prompt": shown, "examples": [asdict(pair) for pair in pairs]}
     return draft.finish(
-        device=device(placement),
+        device=placement.device,
         extra={**extra, **yields(draft, wanted, "seed_doc_id", "doc_id")},
     )
 
@@ -150,7 +149,7 @@ def ask_queries(
     run_requests(draft, wanted, DocumentUnit, (queries, bound, schema, writer), rows, placement)
     extra = {"generator": name, "prompt": shown}
     return draft.finish(
-        device=device(placement), extra={**extra, **yields(draft, wanted, "query_id", "query_id")}
+        device=placement.device, extra={**extra, **yields(draft, wanted, "query_id", "query_id")}
     )
 
 
