@@ -38,6 +38,7 @@ from bixse.models.encoder import encoder_fingerprint, resolve
 from bixse.retrieval.exact import refuse_other_encoder
 from bixse.retrieval.fusion import FUSION_DEPTH
 from bixse.retrieval.settings import Lexical
+from bixse.training.seen import CURVE, DEV_CURVE
 from jobs.measuring import DEV
 from jobs.parts import progress
 from jobs.rankings import (
@@ -51,9 +52,6 @@ from jobs.rankings import (
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-CURVE, DEV_CURVE = "training.jsonl", "dev.jsonl"
-"""One line a step, and one an evaluation on dev, beside the model that `train` made."""
 
 _ON_THE_PAGE_ONLY = ("mrr@10",)
 

@@ -18,7 +18,6 @@ that the same loop resumes without Ray, and a restarted driver resumes like a re
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Sequence
 from functools import partial
@@ -37,7 +36,9 @@ from bixse.models.encoder import (
 )
 from bixse.models.reranker import load_reranker
 from bixse.place import Place
+from bixse.training.seen import CURVE, DEV_CURVE
 from bixse.training.settings import Training
+from jobs.command import absolute
 from jobs.following import Note, follow
 from jobs.measuring import DevSplit, dev_ndcg, refuse_trained
 from jobs.mix import Supervision, labels_of, refuse_repeated
@@ -51,8 +52,6 @@ if TYPE_CHECKING:
     from bixse.training.loop import Trained
 
 SCALE_BIAS = "scale_bias.json"
-CURVE = "training.jsonl"
-DEV_CURVE = "dev.jsonl"
 
 _TIMED = ("seconds",)
 
@@ -108,7 +107,7 @@ def train(
         raise ValueError("training.evaluate_every and a dev split go together: one is missing")
     refuse_repeated(judgments, mix)
     kind = "reranker" if settings.objective.scores_pairs else "encoder"
-    place = Place(_absolute(out))
+    place = Place(absolute(out))
     checkpoints = Place(f"{place.url}-checkpoints")
     directory = resolve(start, kind)
     refuse_no_model(directory, start)
@@ -304,11 +303,6 @@ def _of_set(curve: list[dict[str, float]], number: int) -> dict[str, float]:
             if part
         },
     }
-
-
-def _absolute(out: str) -> str:
-    """Ray's workers run in directories of their own."""
-    return out if "://" in out else os.path.abspath(out)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from bixse.models.language_model import load_language_model, save_language_model
 from bixse.place import Place
 from bixse.records import Rejection
 from bixse.synthesis.settings import Generator
+from bixse.training.seen import CURVE
 from bixse.training.settings import Tuning
 from jobs.following import Note, follow
 from jobs.loading import pin
@@ -31,8 +32,6 @@ from jobs.workers import Job, Signals, alike, run_workers
 if TYPE_CHECKING:
     from bixse.training.completions import Completions
     from bixse.training.tuning import Expected
-
-CURVE = "training.jsonl"
 
 Row = tuple[Sequence[int], Sequence[int]]
 """A prompt and its answer, as token ids."""

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+CURVE, DEV_CURVE = "training.jsonl", "dev.jsonl"
+"""Files beside a trained model: one line a step, and one an evaluation on dev."""
+
 
 @dataclass(frozen=True)
 class Seen:
