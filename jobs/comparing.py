@@ -19,7 +19,6 @@ from bixse.synthesis.writing import Comparison, compare
 from jobs.generation import Writer, pin_generator
 from jobs.recipe import Placement
 from jobs.requests import (
-    check_gpus,
     cut_documents,
     generator_config,
     run_requests,
@@ -46,8 +45,7 @@ def ask_comparisons(
     writer: Callable[..., Any] = Writer,
 ) -> Artifact:
     """Which of two queries of a document, written at different grades, it answers better."""
-    generator, name = pin_generator(settings.generator)
-    check_gpus(generator, placement)
+    generator, name = pin_generator(settings.generator, placement)
     generator = generator.replace(temperature=0.0)
     schema = Better.model_json_schema()
     shown = prompts.prompt_hash(prompts.closer("{document}", "{a}", "{b}"), schema=schema)

@@ -14,7 +14,8 @@ from bixse.synthesis.settings import Generator
 from bixse.synthesis.tokens import ChatTokenizer
 from bixse.synthesis.writing import Completion
 from jobs.engine import Engine
-from jobs.loading import pin
+from jobs.loading import check_gpus, pin
+from jobs.recipe import Placement
 
 
 class Writer:
@@ -81,11 +82,11 @@ def _completion(reply: Any) -> Completion:
     return Completion(answer.text, problem)
 
 
-def pin_generator(settings: Generator) -> tuple[Generator, str]:
+def pin_generator(settings: Generator, placement: Placement) -> tuple[Generator, str]:
     """Settings bound to the weights that stand there now, and the name of who writes.
 
-    Raises ValueError when there is no such model, when no prompt would fit beside the answer, or
-    when there is no tokenizer.
+    Raises ValueError when there is no such model, when no prompt would fit beside the answer, when
+    there is no tokenizer, or when an actor has too few GPUs.
     """
     if settings.max_tokens >= settings.max_model_len:
         raise ValueError(
@@ -97,4 +98,5 @@ def pin_generator(settings: Generator) -> tuple[Generator, str]:
     except ValueError as error:
         raise ValueError(str(error).replace("judge model", "generator")) from None
     ChatTokenizer.load(bound)
+    check_gpus(bound, placement, "--synthesis.generator")
     return bound, f"{Path(settings.model).name}@{identity[:12]}"

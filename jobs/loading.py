@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from bixse.artifacts import BEGUN, MANIFEST
 from bixse.judging.settings import CrossEncoder, Pointwise
 from bixse.synthesis.settings import Generator
+from jobs.recipe import Placement
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -88,6 +89,17 @@ def pin(settings: Model) -> tuple[Model, str]:
         ) from None
     commit = Path(snapshot).name
     return settings.replace(revision=commit), commit
+
+
+def check_gpus(settings: Pointwise | Generator, placement: Placement, flags: str) -> None:
+    """Raises ValueError when an engine spans more GPUs than its actor has; `flags` is the section
+    of the settings."""
+    wanted, found = settings.tensor_parallel, placement.gpus_per_actor
+    if wanted > 1 and found < wanted:
+        raise ValueError(
+            f"{flags}.tensor-parallel {wanted} needs --placement.gpus-per-actor {wanted}, "
+            f"found {found:g}"
+        )
 
 
 def _hash(directory: Path) -> str:

@@ -101,15 +101,6 @@ def generator_config(generator: Generator) -> dict[str, Any]:
     return generator.model_dump(mode="json", exclude=_ELSEWHERE)
 
 
-def check_gpus(generator: Generator, placement: Placement) -> None:
-    wanted, found = generator.tensor_parallel, placement.gpus_per_actor
-    if wanted > 1 and found < wanted:
-        raise ValueError(
-            f"--synthesis.generator.tensor-parallel {wanted} needs "
-            f"--placement.gpus-per-actor {wanted}, found {found:g}"
-        )
-
-
 def _column(draft: Draft, name: str, column: str) -> list[Any]:
     with draft.place.open(name) as handle:
         values: list[Any] = pq.read_table(handle, columns=[column])[column].to_pylist()

@@ -42,7 +42,6 @@ from jobs.generation import Writer, pin_generator
 from jobs.parts import rows_of
 from jobs.recipe import Placement
 from jobs.requests import (
-    check_gpus,
     cut_documents,
     generator_config,
     run_requests,
@@ -72,8 +71,7 @@ def ask_documents(
     Examples come from the train split of `qrels`, none of a query of `skip_query_ids`. Raises
     ValueError when few-shot writing has no given pair to show, or as `pin_generator`.
     """
-    generator, name = pin_generator(settings.generator)
-    check_gpus(generator, placement)
+    generator, name = pin_generator(settings.generator, placement)
     pairs = _given_pairs(qrels, settings, skip_query_ids)
     examples = _examples(pairs, given, corpus)
     schema = WrittenQuery.model_json_schema()
@@ -117,8 +115,7 @@ def ask_queries(
     None for a query of `skip_query_ids`: those are held out. Raises ValueError when no query is
     left, or as `pin_generator`.
     """
-    generator, name = pin_generator(settings.generator)
-    check_gpus(generator, placement)
+    generator, name = pin_generator(settings.generator, placement)
     schema = WrittenPassages.model_json_schema()
     chats = [
         prompts.at_every_grade("{query}", length, difficulty)

@@ -9,7 +9,7 @@ from bixse.judging.settings import Pointwise
 from bixse.judging.tokens import PromptTokenizer
 from jobs.engine import Engine, judge_name
 from jobs.judges.seam import Judge
-from jobs.loading import pin
+from jobs.loading import check_gpus, pin
 from jobs.recipe import Placement
 
 IN_FLIGHT = 3
@@ -19,7 +19,7 @@ IN_FLIGHT = 3
 def generative(settings: Pointwise, placement: Placement) -> Judge:
     """Raises ValueError when there is no such model, or it cannot answer the prompt."""
     pinned, identity = pin(settings)
-    _check_gpus(pinned, placement)
+    check_gpus(pinned, placement, "--judging.vllm")
     PromptTokenizer.load(pinned)  # A wrong label or template is an error before any engine.
     prompt = PROMPTS[pinned.prompt]
     return Judge(
@@ -120,12 +120,3 @@ def _common(a: Sequence[int], b: Sequence[int]) -> int:
     return next(
         (at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
     )
-
-
-def _check_gpus(settings: Pointwise, placement: Placement) -> None:
-    wanted, given = settings.tensor_parallel, placement.gpus_per_actor
-    if wanted > 1 and given < wanted:
-        raise ValueError(
-            f"--judging.vllm.tensor-parallel {wanted} needs --placement.gpus-per-actor {wanted}, "
-            f"found {given:g}"
-        )
