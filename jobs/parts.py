@@ -118,6 +118,14 @@ def rows_of(items: Iterable[Any], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_pylist([asdict(item) for item in items], schema=schema)
 
 
+def sorted_out(
+    made: Sequence[Any | Rejection], schema: pa.Schema
+) -> tuple[pa.Table, list[Rejection]]:
+    """What became of the rows of a unit: records as a table of their schema, and rejections."""
+    kept = [item for item in made if not isinstance(item, Rejection)]
+    return rows_of(kept, schema), [item for item in made if isinstance(item, Rejection)]
+
+
 def part_rows(draft: Draft, number: int) -> int:
     """Rows of a part that stands."""
     with draft.place.open(part_name(number)) as handle:

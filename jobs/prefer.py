@@ -17,7 +17,7 @@ from bixse.judging.settings import Pointwise, Preferring
 from bixse.records import JUDGED_PREFERENCES, PAIRINGS, Preference, Rejection
 from jobs.engine import Engine, judge_name
 from jobs.loading import pin
-from jobs.parts import row_units, rows_of, run_units
+from jobs.parts import row_units, run_units, sorted_out
 from jobs.recipe import Placement
 from jobs.texts import DocumentTexts
 
@@ -133,9 +133,7 @@ class PreferenceUnit:
         for at, row in enumerate(fitting):
             ab, ba = answers[at], answers[at + len(fitting)]
             verdicts[row] = preference(*keys[row], ab, ba, *self._signature)
-        kept = [found for found in verdicts if isinstance(found, Preference)]
-        lost = [found for found in verdicts if isinstance(found, Rejection)]
-        return rows_of(kept, JUDGED_PREFERENCES), lost
+        return sorted_out(verdicts, JUDGED_PREFERENCES)
 
 
 if __name__ == "__main__":

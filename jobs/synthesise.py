@@ -20,10 +20,10 @@ from bixse.artifacts import (
     fingerprints,
     part_name,
 )
-from bixse.records import CORPUS, QUERIES, Document, Query, Rejection, text_hash
+from bixse.records import CORPUS, QUERIES, Document, Rejection, text_hash
 from bixse.synthesis.queries import cloze, draw_order
 from bixse.synthesis.settings import Cloze
-from jobs.parts import rejected_table, row_units, rows_of, run_units
+from jobs.parts import rejected_table, row_units, run_units, sorted_out
 from jobs.recipe import Placement
 
 PART_ROWS = 10_000
@@ -74,8 +74,7 @@ class ClozeWork:
         made = [
             cloze(Document(**row), self._settings) for row in rows.select(CORPUS.names).to_pylist()
         ]
-        queries = [item for item in made if isinstance(item, Query)]
-        return rows_of(queries, QUERIES), [item for item in made if isinstance(item, Rejection)]
+        return sorted_out(made, QUERIES)
 
 
 def _seeds(corpus: Artifact, settings: Cloze, out: str) -> Artifact:

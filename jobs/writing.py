@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from bixse.artifacts import Artifact, begin
-from bixse.records import DOCUMENTS, QUERIES, Query, Rejection, ids_hash
+from bixse.records import DOCUMENTS, QUERIES, Rejection, ids_hash
 from bixse.synthesis import prompts
 from bixse.synthesis.examples import GivenPair, choose, example_of
 from bixse.synthesis.prompts import Example
@@ -33,13 +33,12 @@ from bixse.synthesis.settings import (
     Styled,
 )
 from bixse.synthesis.writing import (
-    WrittenDocument,
     query_chat,
     write_documents,
     write_queries,
 )
 from jobs.generation import Writer, pin_generator
-from jobs.parts import rows_of
+from jobs.parts import sorted_out
 from jobs.recipe import Placement
 from jobs.requests import (
     cut_documents,
@@ -170,7 +169,7 @@ class QueryUnit:
         requests = [Request(**row) for row in rows.to_pylist()]
         shown = cut_documents(self._texts, [r.doc_id or "" for r in requests], self._writer.cut)
         made = write_queries(requests, shown, self._settings, self._examples, self._writer)
-        return _kept(made, QUERIES)
+        return sorted_out(made, QUERIES)
 
 
 class DocumentUnit:
@@ -191,7 +190,7 @@ class DocumentUnit:
         requests = [Request(**row) for row in rows.to_pylist()]
         attempts, seed = self._settings.generator.attempts, self._settings.seed
         made = write_documents(requests, self._queries, attempts, seed, self._writer)
-        return _kept(made, DOCUMENTS)
+        return sorted_out(made, DOCUMENTS)
 
 
 def query_prompt_hash(settings: AsksDocuments, examples: Sequence[Example]) -> str:
@@ -238,13 +237,6 @@ def _examples(pairs: Sequence[GivenPair], given: Artifact, corpus: Artifact) -> 
         example_of(pair, queries[pair.query_id], document)
         for pair, document in zip(pairs, documents, strict=True)
     ]
-
-
-def _kept(
-    made: Sequence[Query | WrittenDocument | Rejection], schema: pa.Schema
-) -> tuple[pa.Table, list[Rejection]]:
-    kept = [item for item in made if not isinstance(item, Rejection)]
-    return rows_of(kept, schema), [item for item in made if isinstance(item, Rejection)]
 
 
 def _config(settings: AsksDocuments | GradedDocuments, generator: bool = True) -> dict[str, Any]:

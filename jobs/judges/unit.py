@@ -15,7 +15,7 @@ from bixse.judging.pointwise import refuse_unreadable
 from bixse.records import JUDGMENTS, Judgment, Rejection
 from jobs.judges.seam import Judge
 from jobs.judges.trying import Trying
-from jobs.parts import Made, Refusal, Unfinished, rows_of
+from jobs.parts import Made, Refusal, Unfinished, sorted_out
 from jobs.texts import DocumentTexts, QueryTexts
 
 REFRESH_SHARE = 0.1
@@ -62,9 +62,7 @@ class JudgeUnit:
                 raise Unfinished(counts)
         else:
             verdicts, counts = self._through_store(asked, self._known)
-        kept = [verdict for verdict in verdicts if isinstance(verdict, Judgment)]
-        rejected = [verdict for verdict in verdicts if isinstance(verdict, Rejection)]
-        return rows_of(kept, JUDGMENTS), rejected, counts
+        return *sorted_out(verdicts, JUDGMENTS), counts
 
     def _through_store(
         self, asked: Sequence[Asked], known: "_Known"
