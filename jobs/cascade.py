@@ -13,7 +13,7 @@ from bixse.artifacts import Artifact, begin, fingerprints
 from bixse.judging.cascade import budget, doubt, most_doubtful
 from bixse.judging.settings import Cascade
 from bixse.records import JUDGMENTS, PAIRS, Pair
-from jobs.parts import rows_of
+from jobs.parts import write_rows
 
 PART_ROWS = 100_000
 
@@ -40,8 +40,7 @@ def escalate(cheap: Artifact, cascade: Cascade, out: str) -> Artifact:
     ]
     # Pairs of a query side by side: a judge's prompts then share what comes first.
     rows.sort(key=lambda pair: (pair.query_id, pair.rank))
-    for number, start in enumerate(range(0, max(1, len(rows)), PART_ROWS)):
-        draft.write_part(number, rows_of(rows[start : start + PART_ROWS], PAIRS))
+    write_rows(draft, rows, PAIRS, PART_ROWS)
     return draft.finish(extra={"judged": cheap.manifest.rows})
 
 

@@ -17,13 +17,9 @@ from bixse.synthesis.settings import GradedQueries
 from bixse.synthesis.sifting import comparisons
 from bixse.synthesis.writing import Comparison, compare
 from jobs.generation import Writer, pin_generator
+from jobs.parts import write_rows
 from jobs.recipe import Placement
-from jobs.requests import (
-    cut_documents,
-    generator_config,
-    run_requests,
-    write_parts,
-)
+from jobs.requests import PART_ROWS, cut_documents, generator_config, run_requests
 from jobs.texts import DocumentTexts
 
 COMPARED = pa.schema(
@@ -61,8 +57,7 @@ def ask_comparisons(
     wanted = begin(f"{out}-requests", "comparisons", config={}, inputs=inputs)
     if isinstance(wanted, Draft):
         rows = [Query(**row) for row in queries.table().to_pylist()]
-        schema_in = COMPARED.remove(3)
-        write_parts(wanted, (asdict(c) for c in comparisons(rows)), schema_in)
+        write_rows(wanted, comparisons(rows), COMPARED.remove(3), PART_ROWS)
         wanted = wanted.finish()
     bound = settings.replace(generator=generator)
     arguments = (queries, corpus, bound, schema, writer)

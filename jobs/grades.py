@@ -9,15 +9,13 @@ rejection with its reason.
 
 from collections.abc import Sequence
 
-import pyarrow as pa
-
 from bixse.artifacts import Artifact, begin, fingerprints
 from bixse.judging.settings import Given
 from bixse.records import JUDGMENTS, Judgment, Rejection
 from bixse.scale import Scale, linear
 from jobs.files import file_fingerprint, short_name
 from jobs.formats import read_grades
-from jobs.parts import rejected_table, rows_of
+from jobs.parts import write_rows
 
 PART_ROWS = 1_000_000
 
@@ -71,10 +69,7 @@ def import_grades(
     draft = begin(out, "judgments", config=config, inputs=inputs)
     if isinstance(draft, Artifact):
         return draft
-    rows = rows_of(kept.values(), JUDGMENTS)
-    for number, start in enumerate(range(0, rows.num_rows, PART_ROWS)):
-        refused: pa.Table | None = rejected_table(rejected) if number == 0 else None
-        draft.write_part(number, rows.slice(start, PART_ROWS), refused)
+    write_rows(draft, kept.values(), JUDGMENTS, PART_ROWS, rejected)
     extra = {
         "scale": {"name": scale.name, "values": list(scale.values)},
         "origin": given.origin,

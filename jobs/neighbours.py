@@ -28,7 +28,7 @@ from bixse.records import (
 from bixse.scale import Scale, linear
 from jobs.files import file_fingerprint, open_bytes, short_name
 from jobs.formats import Row
-from jobs.parts import progress, rejected_table, rows_of
+from jobs.parts import progress, rejected_table, write_rows
 from jobs.texts import DocumentTexts
 
 PART_ROWS = 100_000
@@ -102,9 +102,7 @@ def anchors(links: Artifact, corpus: Artifact, given: Artifact, out: str) -> Art
             )
         else:
             kept.append(query)
-    for number, start in enumerate(range(0, max(1, len(kept)), PART_ROWS)):
-        refused = rejected_table(rejected) if number == 0 else None
-        draft.write_part(number, rows_of(kept[start : start + PART_ROWS], QUERIES), refused)
+    write_rows(draft, kept, QUERIES, PART_ROWS, rejected)
     return draft.finish(extra={"documents": corpus.manifest.rows})
 
 
@@ -128,8 +126,7 @@ def judge_neighbours(
         if doc_id in asked:
             found += _judgments(asked[doc_id], drawn.positives, 1.0, judge)
             found += _judgments(asked[doc_id], (*drawn.hard, *drawn.easy), 0.0, judge)
-    for number, start in enumerate(range(0, len(found), PART_ROWS)):
-        draft.write_part(number, rows_of(found[start : start + PART_ROWS], JUDGMENTS))
+    write_rows(draft, found, JUDGMENTS, PART_ROWS)
     scale = {"name": SCALE.name, "values": list(SCALE.values)}
     return draft.finish(extra={"scale": scale, "origin": "links", "judges": [judge]})
 

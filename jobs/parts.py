@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -124,6 +125,22 @@ def sorted_out(
     """What became of the rows of a unit: records as a table of their schema, and rejections."""
     kept = [item for item in made if not isinstance(item, Rejection)]
     return rows_of(kept, schema), [item for item in made if isinstance(item, Rejection)]
+
+
+def write_rows(
+    draft: Draft,
+    items: Iterable[Any],
+    schema: pa.Schema,
+    rows: int,
+    rejections: Sequence[Rejection] = (),
+) -> None:
+    """Records in parts of at most `rows`, one empty part where there is none; the rejections stand
+    beside the first."""
+    waiting, number = iter(items), 0
+    while (some := list(islice(waiting, rows))) or number == 0:
+        beside = rejected_table(rejections if number == 0 else ())
+        draft.write_part(number, rows_of(some, schema), beside)
+        number += 1
 
 
 def part_rows(draft: Draft, number: int) -> int:

@@ -5,17 +5,14 @@ a rejection and a rerun asks only for what is missing.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
-from itertools import islice
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bixse.artifacts import REJECTED_DIR, Artifact, Draft, begin, part_name
 from bixse.synthesis.requests import REQUESTS, Request
 from bixse.synthesis.settings import Generator
-from jobs.parts import row_units, run_units
+from jobs.parts import row_units, run_units, write_rows
 from jobs.recipe import Placement
 from jobs.texts import DocumentTexts
 
@@ -34,16 +31,8 @@ def store_requests(
     draft = begin(url, "requests", config=config, inputs=inputs)
     if isinstance(draft, Artifact):
         return draft
-    write_parts(draft, (asdict(request) for request in wanted()), REQUESTS)
+    write_rows(draft, wanted(), REQUESTS, PART_ROWS)
     return draft.finish()
-
-
-def write_parts(draft: Draft, rows: Iterable[dict[str, Any]], schema: pa.Schema) -> None:
-    """The rows in parts of `PART_ROWS`; one empty part when there is none."""
-    rows, number = iter(rows), 0
-    while (chunk := list(islice(rows, PART_ROWS))) or number == 0:
-        draft.write_part(number, pa.Table.from_pylist(chunk, schema=schema))
-        number += 1
 
 
 def run_requests(
