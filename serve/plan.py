@@ -1,6 +1,6 @@
 """What serving an index will take, from its manifest alone: nothing is loaded or started."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from bixse.artifacts import Artifact
@@ -100,10 +100,6 @@ def as_text(planned: Plan) -> str:
     if planned.idle_gpus:
         lines.append(planned.idle_gpus)
     return "\n".join([*lines, *planned.losses])
-
-
-def as_json(planned: Plan) -> dict[str, object]:
-    return asdict(planned)
 
 
 def _parts(

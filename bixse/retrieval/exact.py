@@ -109,21 +109,6 @@ def vectors_of(embeddings: pa.Table | pa.RecordBatch) -> Vectors:
     return np.ascontiguousarray(flat.reshape(-1, column.type.list_size), np.float32)
 
 
-def recall(found: Sequence[Sequence[Hit]], truth: Sequence[Sequence[Hit]]) -> float:
-    """Mean share of the true documents of a query that were found; queries without any count not.
-
-    Raises ValueError when no query has a true document.
-    """
-    shares = [
-        len({hit.doc_id for hit in hits} & {hit.doc_id for hit in true}) / len(true)
-        for hits, true in zip(found, truth, strict=True)
-        if true
-    ]
-    if not shares:
-        raise ValueError("recall of nothing: no query has a true document")
-    return sum(shares) / len(shares)
-
-
 def _vectors_at(embeddings: Artifact, doc_ids: Collection[str]) -> dict[str, Vectors]:
     """The vectors of some documents; one part in memory at a time."""
     found: dict[str, Vectors] = {}
