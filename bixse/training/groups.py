@@ -36,8 +36,6 @@ class Preferences:
     b_R: Ints
     prob_a_R: Floats
     """Probability in [0, 1] that a is the more relevant."""
-    unused: int
-    """Rows that were read and name a document that nobody judged for the query, or one twice."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +175,6 @@ def _preferences(
         a_R=a,
         b_R=b,
         prob_a_R=mean.astype(np.float32),
-        unused=int((~found).sum()),
     )
 
 

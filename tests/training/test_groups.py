@@ -172,7 +172,6 @@ def test_preferences_of_a_pair_are_turned_one_way_and_averaged() -> None:
     assert found.a_R.tolist() == [0, 1]
     assert found.b_R.tolist() == [1, 2]
     assert found.prob_a_R.tolist() == pytest.approx([(0.9 + 0.7) / 2, 0.75])
-    assert found.unused == 4
     # In the batch only those whose two documents are both there.
     part = batch_of(labels, np.asarray([0, 1, 3]))
     assert (part.row_R.tolist(), part.a_R.tolist(), part.b_R.tolist()) == ([0], [0], [1])
