@@ -170,15 +170,8 @@ class Lane:
         rankings = await self._by_vectors(asks, deadline, missing)
         searched_at = time.perf_counter()
         results = [one_ranking(found, wanted.k) for found in zip(*rankings, strict=True)]
-        seen = self._coverage(missing)
-        self._observe(seen)
-        timing_ms = {
-            "encode": (encoded_at - start) * 1e3,
-            "search": (searched_at - encoded_at) * 1e3,
-            "merge": (time.perf_counter() - searched_at) * 1e3,
-        }
-        timing_ms = {name: round(ms, 3) for name, ms in timing_ms.items()}
-        return Answer(results, seen, timing_ms, feedback=feedback)
+        timing_ms = _timing_ms(start, encoded_at, searched_at)
+        return Answer(results, self._coverage(missing), timing_ms, feedback=feedback)
 
     async def _by_vectors(
         self, asks: list[_Ask], deadline: float, missing: dict[str, Missing]
@@ -224,15 +217,8 @@ class Lane:
         if way.mode == "hybrid":
             pairs = zip(sides[0], sides[1], strict=True)
             results = [fused(dense, lexical, way, wanted.k) for dense, lexical in pairs]
-        seen = self._coverage(missing)
-        self._observe(seen)
-        timing_ms = {
-            "encode": (encoded_at - start) * 1e3,
-            "search": (searched_at - encoded_at) * 1e3,
-            "merge": (time.perf_counter() - searched_at) * 1e3,
-        }
-        timing_ms = {name: round(ms, 3) for name, ms in timing_ms.items()}
-        return Answer(results, seen, timing_ms, way.mode)
+        timing_ms = _timing_ms(start, encoded_at, searched_at)
+        return Answer(results, self._coverage(missing), timing_ms, way.mode)
 
     async def rerank(
         self, queries: Sequence[str], answer: Answer, k: int, deadline: float
@@ -290,20 +276,17 @@ class Lane:
             return list(await self._backend.encode(self.generation, role, texts, deadline))
 
     def _coverage(self, missing: Mapping[str, Missing]) -> Coverage:
-        """What is left of the index without the shards of the slots that are missing."""
-        return coverage(
-            self.index.shard_rows,
-            [
-                Missing(shard, of_slot.reason)
-                for slot, of_slot in missing.items()
-                for shard in self._slots[slot]
-            ],
-        )
-
-    def _observe(self, seen: Coverage) -> None:
+        """What is left of the index without the shards of the slots that are missing; counted."""
+        shards = [
+            Missing(shard, of_slot.reason)
+            for slot, of_slot in missing.items()
+            for shard in self._slots[slot]
+        ]
+        seen = coverage(self.index.shard_rows, shards)
         self._metrics.coverage_ratio.observe(seen.fraction)
-        for missing in seen.degraded:
-            self._metrics.shard_missing_total.labels(missing.shard, missing.reason).inc()
+        for shard in seen.degraded:
+            self._metrics.shard_missing_total.labels(shard.shard, shard.reason).inc()
+        return seen
 
     def _batcher(
         self,
@@ -320,3 +303,13 @@ class Lane:
         )
         self.queues[stage] = batcher
         return batcher
+
+
+def _timing_ms(start: float, encoded_at: float, searched_at: float) -> dict[str, float]:
+    """What the stages of a search took; merging ends now."""
+    seconds = {
+        "encode": encoded_at - start,
+        "search": searched_at - encoded_at,
+        "merge": time.perf_counter() - searched_at,
+    }
+    return {name: round(took * 1e3, 3) for name, took in seconds.items()}
