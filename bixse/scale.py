@@ -10,6 +10,7 @@ which for LightBlue's five digits is z = (mean_exp_val - 1) / 4 (lightblue-tech/
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 from pydantic import field_validator
 
@@ -48,6 +49,11 @@ class Scale(Settings):
     def labels(self) -> tuple[str, ...]:
         """What a judge model is asked to print for each grade: `2`, not `2.0`."""
         return tuple(f"{value:g}" for value in self.values)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a manifest and a judge's signature say of it."""
+        return {"name": self.name, "values": list(self.values)}
 
     def relevance(self, grade_probs: Sequence[float]) -> float:
         """Expected relevance in [0, 1] of a distribution over the grades.

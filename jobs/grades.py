@@ -71,7 +71,7 @@ def import_grades(
         return draft
     write_rows(draft, kept.values(), JUDGMENTS, PART_ROWS, rejected)
     extra = {
-        "scale": {"name": scale.name, "values": list(scale.values)},
+        "scale": scale.record,
         "origin": given.origin,
         "judges": [judge],
     }

@@ -106,7 +106,7 @@ def judge(
     if judging.store is not None and chosen.signature is not None:
         Labels(judging.store, chosen.signature, load=False).compact()
     extra = {
-        "scale": {"name": chosen.scale.name, "values": list(chosen.scale.values)},
+        "scale": chosen.scale.record,
         "origin": chosen.origin,
         "judges": _judges(draft),
         "pairs": pairs.manifest.rows,

@@ -58,7 +58,7 @@ def label(queries: Artifact | None, documents: Artifact | None, out: str) -> Art
     for number, name in enumerate(artifact.parts()):
         draft.write_part(number, rows_of(_judgments(artifact, name, column, scale), JUDGMENTS))
     extra = {
-        "scale": {"name": scale.name, "values": list(scale.values)},
+        "scale": scale.record,
         "origin": "synthetic",
         "judges": [_judge(artifact)],
     }

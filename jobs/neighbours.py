@@ -127,8 +127,8 @@ def judge_neighbours(
             found += _judgments(asked[doc_id], drawn.positives, 1.0, judge)
             found += _judgments(asked[doc_id], (*drawn.hard, *drawn.easy), 0.0, judge)
     write_rows(draft, found, JUDGMENTS, PART_ROWS)
-    scale = {"name": SCALE.name, "values": list(SCALE.values)}
-    return draft.finish(extra={"scale": scale, "origin": "links", "judges": [judge]})
+    extra = {"scale": SCALE.record, "origin": "links", "judges": [judge]}
+    return draft.finish(extra=extra)
 
 
 def _drawn(ends: Sequence[tuple[str, str]], settings: Neighbours) -> Iterator[tuple[str, Drawn]]:

@@ -29,7 +29,7 @@ def chat(settings: ChatEndpoint) -> Judge:
             "judge": "openai",
             "model": endpoint_name(settings),
             "prompt": prompt.hash,
-            "scale": {"name": prompt.scale.name, "values": list(prompt.scale.values)},
+            "scale": prompt.scale.record,
             "min_grade_mass": settings.min_grade_mass,
         },
         plan=ChatPlan,

@@ -27,7 +27,7 @@ def cross_encoder(settings: CrossEncoder) -> Judge:
         signature={
             "judge": "cross_encoder",
             "model": identity,
-            "scale": {"name": scale.name, "values": list(scale.values)},
+            "scale": scale.record,
             "dtype": pinned.dtype,
             "slope": pinned.slope,
             "intercept": pinned.intercept,

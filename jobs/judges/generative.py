@@ -33,7 +33,7 @@ def generative(settings: Pointwise, placement: Placement) -> Judge:
             "judge": "vllm",
             "model": identity,
             "prompt": prompt.hash,
-            "scale": {"name": prompt.scale.name, "values": list(prompt.scale.values)},
+            "scale": prompt.scale.record,
             "orders": pinned.orders,
             "dtype": pinned.dtype,
             "document_tokens": pinned.document_tokens,
