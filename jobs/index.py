@@ -29,7 +29,7 @@ from bixse.records import Hit, document_text
 from bixse.retrieval.exact import refuse_other_encoder
 from bixse.retrieval.merge import merge
 from bixse.retrieval.settings import Lexical, Retrieval, Search
-from bixse.retrieval.sources import Kinds, Source, shard_name
+from bixse.retrieval.sources import Input, Source, shard_name
 from bixse.retrieval.structures import TRAINED, resident_bytes
 from bixse.retrieval.structures import resolve as resolve_structure
 from bixse.retrieval.tuning import Point, Requirements, Tuning, grid, relevant, table, tune
@@ -310,15 +310,17 @@ class _Run:
         if sum(not self.draft.place.exists(name) for name in names) < SCATTERED_FROM:
             return self.source
         todo: list[tuple[Any, ...]] = []
-        kinds: tuple[Kinds, Kinds] = ("embeddings", "corpus")
-        for kind in kinds:
-            artifact = self.source.embeddings if kind == "embeddings" else self.source.corpus
+        inputs: tuple[Input, Input] = ("embeddings", "corpus")
+        for which in inputs:
+            artifact = self.source.input(which)
             if artifact is None:
                 continue
             parts = artifact.parts()
             pieces = min(len(parts), -(-artifact.manifest.rows // SCATTERED_ROWS))
             for number, some in enumerate(np.array_split(np.array(parts), max(1, pieces))):
-                todo.append((self.source, kind, some.tolist(), number, shards, self._scatter_place))
+                todo.append(
+                    (self.source, which, some.tolist(), number, shards, self._scatter_place)
+                )
         self._each(scatter_some, "scatter", todo)
         return replace(self.source, scattered=self._scatter_place)
 

@@ -17,7 +17,7 @@ import numpy as np
 from bixse.artifacts import Draft
 from bixse.place import Place
 from bixse.retrieval.settings import Retrieval, Search
-from bixse.retrieval.sources import Kinds, Source, shard_name
+from bixse.retrieval.sources import Input, Source, shard_name
 from bixse.retrieval.structures import TRAINED
 
 RECALL_AT = 10
@@ -56,15 +56,15 @@ def train_structure(draft: Draft, source: Source, settings: Retrieval, on_gpu: b
 
 
 def scatter_some(
-    source: Source, kind: Kinds, parts: Sequence[str], number: int, shards: int, out: Place
+    source: Source, which: Input, parts: Sequence[str], number: int, shards: int, out: Place
 ) -> None:
     """What `number` says of some parts, for all shards, unless an earlier run has."""
     from bixse.retrieval.sources import scatter
 
     name = f"{number:05d}"
-    if not out.exists(f"{kind}/{name}.whole"):
-        scatter(source, kind, parts, name, shards, out)
-        out.write(f"{kind}/{name}.whole", b"")
+    if not out.exists(f"{which}/{name}.whole"):
+        scatter(source, which, parts, name, shards, out)
+        out.write(f"{which}/{name}.whole", b"")
 
 
 def build_one(

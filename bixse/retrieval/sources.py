@@ -50,7 +50,7 @@ _SCATTERED_ROWS = 1 << 15
 _OPEN = 512
 """Shards whose files a task has open: a process may have a thousand."""
 
-Kinds = Literal["embeddings", "corpus"]
+Input = Literal["embeddings", "corpus"]
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,13 @@ class Source:
                 )
         return {**old, **new}
 
-    def rows(self, kind: Kinds, columns: Sequence[str]) -> "Rows":
+    def input(self, which: Input) -> Artifact | None:
+        return self.embeddings if which == "embeddings" else self.corpus
+
+    def rows(self, which: Input, columns: Sequence[str]) -> "Rows":
         """The rows of embeddings or corpus, for each shard to take its own."""
-        artifact = self.embeddings if kind == "embeddings" else self.corpus
-        at = None if self.scattered is None else Place(f"{self.scattered.url}/{kind}")
-        return Rows(artifact, columns, at)
+        at = None if self.scattered is None else Place(f"{self.scattered.url}/{which}")
+        return Rows(self.input(which), columns, at)
 
     def base_shard(self, name: str) -> Shard | None:
         """A shard of the generation before, its files verified first."""
@@ -124,12 +126,12 @@ class Rows:
 
 
 def scatter(
-    source: Source, kind: Kinds, parts: Sequence[str], name: str, shards: int, out: Place
+    source: Source, which: Input, parts: Sequence[str], name: str, shards: int, out: Place
 ) -> None:
-    """Write the rows of some parts to `<kind>/<shard>/<name>.arrow`, one file for each shard."""
-    artifact = source.embeddings if kind == "embeddings" else source.corpus
+    """Write the rows of some parts to `<which>/<shard>/<name>.arrow`, one file for each shard."""
+    artifact = source.input(which)
     assert artifact is not None
-    columns = ["doc_id", "vector"] if kind == "embeddings" else CORPUS.names
+    columns = ["doc_id", "vector"] if which == "embeddings" else CORPUS.names
     for first in range(0, shards, _OPEN):
         homes = range(first, min(first + _OPEN, shards))
         with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
@@ -145,7 +147,7 @@ def scatter(
                     files[home][1].write_batch(batch.take(pa.array(rows)))
             for home, (path, writer) in files.items():
                 writer.close()
-                out.put(path, f"{kind}/{shard_name(home)}/{name}.arrow")
+                out.put(path, f"{which}/{shard_name(home)}/{name}.arrow")
 
 
 @dataclass(frozen=True)

@@ -124,12 +124,12 @@ def test_what_is_scattered_makes_the_same_shards_and_is_read_once(
     direct, counts = index_of(tmp_path / "direct", update)
     place = Place(str(tmp_path / "scattered"))
     monkeypatch.setattr(sources, "_OPEN", at_once)
-    kinds: tuple[sources.Kinds, ...] = ("embeddings", "corpus")
-    for kind in kinds:
-        artifact = new.embeddings if kind == "embeddings" else new.corpus
+    inputs: tuple[sources.Input, ...] = ("embeddings", "corpus")
+    for which in inputs:
+        artifact = new.input(which)
         assert artifact is not None
         for number, part in enumerate(artifact.parts()):
-            sources.scatter(update, kind, [part], str(number), SHARDS, place)
+            sources.scatter(update, which, [part], str(number), SHARDS, place)
 
     def read(*_: object) -> None:
         raise AssertionError("a shard reads all rows")
