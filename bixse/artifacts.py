@@ -196,8 +196,7 @@ class Artifact:
         return pa.concat_tables([self.part(name, columns) for name in self.parts()])
 
     def part(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-        with self.place.open(name) as handle:
-            return pq.read_table(handle, columns=list(columns) if columns else None)
+        return _table(self.place, name, columns)
 
     def batches(
         self, columns: Sequence[str], rows: int = 8192, parts: Sequence[str] | None = None
@@ -240,6 +239,11 @@ class Artifact:
         return folder
 
 
+def _table(place: Place, name: str, columns: Sequence[str] | None) -> pa.Table:
+    with place.open(name) as handle:
+        return pq.read_table(handle, columns=list(columns) if columns else None)
+
+
 def fingerprints(**read: Artifact | Sequence[Artifact] | None) -> dict[str, str]:
     """The inputs of what is made from these, for `begin`: of several under one name each is
     numbered (`queries-0`), None is left out."""
@@ -275,6 +279,10 @@ class Draft:
             # A writer that was killed between the two may have left some.
             self.place.remove(f"{REJECTED_DIR}/{name}")
         self.place.write(name, parquet_bytes(table))
+
+    def part(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows of a part that stands, or its rejected ones."""
+        return _table(self.place, name, columns)
 
     def write_file(self, name: str, data: bytes) -> None:
         self.place.write(name, data)

@@ -9,8 +9,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import pyarrow.parquet as pq
-
 from bixse.artifacts import MANIFEST, Artifact, Draft, begin, fingerprints, part_name
 from bixse.judging.given import given
 from bixse.judging.labels import Labels
@@ -248,9 +246,8 @@ def _judge_human(qrels: Artifact | None, judging: Judging, out: str) -> Artifact
 def _judges(draft: Draft) -> list[str]:
     """Everyone who signed a row; engines that chose another dtype are others."""
     found: set[str] = set()
-    for number in sorted(draft.parts_done()):
-        with draft.place.open(part_name(number)) as handle:
-            found.update(pq.read_table(handle, columns=["judge"])["judge"].to_pylist())
+    for number in draft.parts_done():
+        found.update(draft.part(part_name(number), ["judge"])["judge"].to_pylist())
     return sorted(found)
 
 

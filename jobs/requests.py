@@ -4,10 +4,9 @@ What is wanted stands in an artefact of its own, one row a text, so that each ro
 a rejection and a rerun asks only for what is missing.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
-
-import pyarrow.parquet as pq
 
 from bixse.artifacts import REJECTED_DIR, Artifact, Draft, begin, part_name
 from bixse.synthesis.requests import REQUESTS, Request
@@ -57,23 +56,19 @@ def run_requests(
 
 def yields(draft: Draft, wanted: Artifact, written_from: str, asked_from: str) -> dict[str, Any]:
     """Texts per document (or query) and why the others were rejected, for the manifest."""
-    texts = dict.fromkeys(wanted.column(asked_from), 0)
-    reasons: dict[str, int] = {}
-    for number in sorted(draft.parts_done()):
-        for name in _column(draft, part_name(number), written_from):
+    texts: dict[str, int] = dict.fromkeys(wanted.column(asked_from), 0)
+    reasons: Counter[str] = Counter()
+    for number in draft.parts_done():
+        for name in draft.part(part_name(number), [written_from])[written_from].to_pylist():
             texts[name] += 1
         rejected = f"{REJECTED_DIR}/{part_name(number)}"
         if draft.place.exists(rejected):
-            for reason in _column(draft, rejected, "reason"):
-                kind = reason.split(":")[0]
-                reasons[kind] = reasons.get(kind, 0) + 1
-    spread: dict[str, int] = {}
-    for count in texts.values():
-        spread[str(count)] = spread.get(str(count), 0) + 1
+            found = draft.part(rejected, ["reason"])["reason"].to_pylist()
+            reasons.update(reason.split(":")[0] for reason in found)
     return {
         "requests": wanted.manifest.rows,
         "written_from": len(texts),
-        "texts_each": dict(sorted(spread.items(), key=lambda item: int(item[0]))),
+        "texts_each": {str(n): count for n, count in sorted(Counter(texts.values()).items())},
         "rejections": dict(sorted(reasons.items())),
     }
 
@@ -88,9 +83,3 @@ def cut_documents(
 
 def generator_config(generator: Generator) -> dict[str, Any]:
     return generator.model_dump(mode="json", exclude=_ELSEWHERE)
-
-
-def _column(draft: Draft, name: str, column: str) -> list[Any]:
-    with draft.place.open(name) as handle:
-        values: list[Any] = pq.read_table(handle, columns=[column])[column].to_pylist()
-    return values

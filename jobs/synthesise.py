@@ -10,7 +10,6 @@ from collections.abc import Collection, Iterable
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from bixse.artifacts import (
     REJECTED_DIR,
@@ -120,7 +119,7 @@ def _reject_repeated(
     A part is rewritten whole, rejections first. Killed in between, a rerun finds the same repeats
     and writes the same bytes; once rewritten, a part has none.
     """
-    parts = {number: _read(draft, part_name(number)) for number in numbers}
+    parts = {number: draft.part(part_name(number)) for number in numbers}
     taken = {
         text_hash(text): "equals a given query"
         for artifact in given
@@ -148,15 +147,10 @@ def _reject_repeated(
         name = f"{REJECTED_DIR}/{part_name(number)}"
         rejected = rejected_table(rejections)
         if draft.place.exists(name):
-            before = _read(draft, name)
+            before = draft.part(name)
             again = pc.is_in(before["doc_id"], value_set=value_set)
             rejected = pa.concat_tables([before.filter(pc.invert(again)), rejected])
         draft.write_part(number, kept.combine_chunks(), rejected.combine_chunks())
-
-
-def _read(draft: Draft, name: str) -> pa.Table:
-    with draft.place.open(name) as handle:
-        return pq.read_table(handle)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from bixse.artifacts import Artifact, Draft, part_name
 from bixse.judging.asked import Cost
@@ -146,8 +145,7 @@ def _summed(
     seen = np.empty(0, np.uint64)
     with_new = []
     for unit in units:
-        with scratch.place.open(part_name(unit.number)) as handle:
-            table = pq.read_table(handle)
+        table = scratch.part(part_name(unit.number))
         new = table.filter(pc.invert(table["known"]))
         # Equal texts in two units are asked once: the second finds the label of the first.
         repeated = np.isin(new["head"].to_numpy(), seen)
