@@ -57,9 +57,9 @@ def run_workers(
     """Run `work` on Ray Train; the summary that its first worker returns.
 
     `run` has the checkpoints' place; `followed` is the context in which the driver sees the counts
-    of the actor that it is given. `work` returns what it "refused" or
-    that it was "stopped" as a value. Raises ValueError for the first, SystemExit for the second,
-    RuntimeError when workers keep dying.
+    of the actor that it is given. `work` returns what it "refused", or that it was "stopped", as a
+    value. Raises ValueError for the first, SystemExit for the second, RuntimeError when workers
+    keep dying.
     """
     if "RAY_ADDRESS" not in os.environ:
         for name, value in _AT_HOME.items():
