@@ -39,6 +39,7 @@ from bixse.retrieval.exact import refuse_other_encoder
 from bixse.retrieval.fusion import FUSION_DEPTH
 from bixse.retrieval.settings import Lexical
 from bixse.training.seen import CURVE, DEV_CURVE
+from jobs.held_out import kept_apart
 from jobs.measuring import DEV
 from jobs.parts import progress
 from jobs.rankings import (
@@ -247,15 +248,13 @@ def _trained(
     """(query_id, text) of what training has seen."""
     judgments = [artifact for artifact in trained_on if artifact.manifest.kind == "judgments"]
     judged = {query_id for artifact in judgments for query_id in artifact.column("query_id")}
-    kept_apart = {
-        query_id for split, query_id in qrels.rows("split", "query_id") if split != "train"
-    }
+    apart = kept_apart(qrels)
     for artifact in trained_on:
         if artifact.manifest.kind != "queries":
             continue
         given = artifact.fingerprint == queries.fingerprint
         for query_id, text in artifact.rows("query_id", "text"):
-            seen = query_id in judged if judgments else not (given and query_id in kept_apart)
+            seen = query_id in judged if judgments else not (given and query_id in apart)
             if seen:
                 yield query_id, text
 

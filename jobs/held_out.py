@@ -6,10 +6,15 @@ from bixse.artifacts import Artifact
 from bixse.records import text_hash
 
 
+def kept_apart(qrels: Artifact) -> set[str]:
+    """Queries of dev and test."""
+    rows = qrels.rows("split", "query_id")
+    return {query_id for split, query_id in rows if split != "train"}
+
+
 def held_out_query_ids(qrels: Artifact, queries: Sequence[Artifact]) -> frozenset[str]:
     """Queries of dev and test, and whatever other query has the text of one."""
-    rows = qrels.rows("split", "query_id")
-    return _with_copies({query_id for split, query_id in rows if split != "train"}, queries)
+    return _with_copies(kept_apart(qrels), queries)
 
 
 def graded_query_ids(qrels: Artifact, queries: Sequence[Artifact]) -> frozenset[str]:

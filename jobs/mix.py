@@ -16,6 +16,7 @@ from bixse.artifacts import BEGUN, MANIFEST, Artifact, fingerprints
 from bixse.evaluation.leakage import find_leaks
 from bixse.place import Place
 from bixse.training.settings import Training
+from jobs.held_out import kept_apart
 from jobs.supervision import read_labels
 
 if TYPE_CHECKING:
@@ -103,9 +104,8 @@ def labels_of(run: Supervision, settings: Training, aside: Path) -> "Labels":
 def refuse_held_out(run: Supervision, queries: Artifact, qrels: Artifact, whose: str) -> None:
     """Raises ValueError when a run judged a query, under whatever id, that `qrels` keep for dev or
     test."""
-    kept = {query_id for split, query_id in qrels.rows("split", "query_id") if split != "train"}
     judged = set(run.judgments.column("query_id"))
-    leaks = find_leaks(dict(_texts([queries], kept)), _texts(run.queries, judged))
+    leaks = find_leaks(dict(_texts([queries], kept_apart(qrels))), _texts(run.queries, judged))
     if leaks:
         raise _refusal(
             run.url,
