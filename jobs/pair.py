@@ -96,12 +96,10 @@ class _Candidates:
         asked: Mapping[str, str],
     ) -> None:
         self._pools = pools
-        table = corpus.table(["doc_id", "title", "text"])
-        self._doc_ids = [str(x) for x in table["doc_id"].to_pylist()]
-        titles, bodies = table["title"].to_pylist(), table["text"].to_pylist()
-        texts = [document_text(t, x) for t, x in zip(titles, bodies, strict=True)]
+        documents = list(corpus.rows("doc_id", "title", "text"))
+        self._doc_ids = [doc_id for doc_id, _, _ in documents]
+        texts = [document_text(title, text) for _, title, text in documents]
         self._hashes = dict(zip(self._doc_ids, map(text_hash, texts), strict=True))
-        documents = zip(self._doc_ids, titles, bodies, strict=True)
         self._itself = themselves(asked, {}, documents)
         self._lexical = LexicalIndex(self._doc_ids, texts, lexical) if pools.bm25 else None
         self._embeddings, self._encoder = None, None
