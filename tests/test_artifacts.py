@@ -28,6 +28,7 @@ from bixse.artifacts import (
 )
 from bixse.place import Place
 from bixse.records import CORPUS, REJECTED
+from tests.artifacts import drafted
 
 
 def rows(start: int, count: int) -> pa.Table:
@@ -78,8 +79,7 @@ def test_what_is_written_reads_back(url: str) -> None:
 
 def test_a_hundred_thousand_parts_and_more_are_in_order(url: str) -> None:
     numbers = [9_999, 10_000, 10_001, 99_999, 100_000, 100_001]
-    draft = begin(url, "corpus", config={}, inputs={})
-    assert isinstance(draft, Draft)
+    draft = drafted(url, "corpus")
     for number in reversed(numbers):
         draft.write_part(number, rows(number, 1))
     assert draft.parts_done() == set(numbers)
@@ -92,8 +92,7 @@ def test_a_hundred_thousand_parts_and_more_are_in_order(url: str) -> None:
 def test_a_remote_one_is_copied_piece_by_piece(tmp_path: Path, monkeypatch) -> None:
     """A shard was held in memory whole while it was copied, beside the one that was served."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    draft = begin(f"memory://{tmp_path.name}/index", "index", config={}, inputs={})
-    assert isinstance(draft, Draft)
+    draft = drafted(f"memory://{tmp_path.name}/index", "index")
     draft.write_file("shard-00000/index.faiss", bytes(64 << 20))
     made = draft.finish(rows=1)
     tracemalloc.start()
@@ -138,20 +137,17 @@ def test_rows_are_the_same_whatever_stands_beside_them(tmp_path: Path) -> None:
     same = draft.finish()
     assert same.rows_fingerprint == made.rows_fingerprint
     assert same.fingerprint != made.fingerprint
-    draft = begin(str(tmp_path / "c"), "corpus", config={}, inputs={})
-    assert isinstance(draft, Draft)
+    draft = drafted(tmp_path / "c", "corpus")
     draft.write_part(0, rows(0, 8))
     assert draft.finish().rows_fingerprint != made.rows_fingerprint, "parts are units of work"
 
 
 def test_without_a_manifest_it_does_not_exist(url: str) -> None:
-    draft = begin(url, "corpus", config={}, inputs={})
-    assert isinstance(draft, Draft)
+    draft = drafted(url, "corpus")
     draft.write_part(0, rows(0, 5))
     with pytest.raises(ArtifactError, match=r"manifest.json is missing"):
         Artifact.open(url)
-    again = begin(url, "corpus", config={}, inputs={})
-    assert isinstance(again, Draft)
+    again = drafted(url, "corpus")
     assert again.parts_done() == {0}
 
 
@@ -234,8 +230,7 @@ class Remembering(MemoryFileSystem):
 def test_what_another_process_has_written_is_there(tmp_path: Path) -> None:
     """On S3 every stage whose workers wrote parts ended with the first of them "missing"."""
     fsspec.register_implementation("remembering", Remembering, clobber=True)
-    draft = begin(f"remembering://{tmp_path.name}/corpus", "corpus", config={}, inputs={})
-    assert isinstance(draft, Draft)
+    draft = drafted(f"remembering://{tmp_path.name}/corpus", "corpus")
     assert draft.parts_done() == set()
     worker = Draft(Place(f"memory://{tmp_path.name}/corpus"), "corpus", {}, {})
     worker.write_part(0, rows(0, 5))

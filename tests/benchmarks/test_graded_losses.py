@@ -16,7 +16,7 @@ from benchmarks.graded_runs import Maker, Prepared
 from benchmarks.label_noise import with_noise
 from benchmarks.made_set import NAME
 from benchmarks.retrievers import Workbench, opening, search
-from bixse.artifacts import Artifact, Draft, begin
+from bixse.artifacts import Artifact
 from bixse.evaluation.settings import Evaluation
 from bixse.judging.settings import Judging
 from bixse.models.encoder import encoder_fingerprint, load_model
@@ -28,6 +28,7 @@ from jobs.evaluate import evaluate
 from jobs.judge import judge
 from jobs.recipe import Placement
 from jobs.train import train
+from tests.artifacts import drafted
 from tests.encoders import save_tiny_encoder, texts
 
 
@@ -67,8 +68,7 @@ def test_values_are_those_of_the_stages(
         f"{out}/judgments",
     )  # fmt: skip
     if noise:
-        draft = begin(f"{out}/noisy", "judgments", config={}, inputs={})
-        assert isinstance(draft, Draft)
+        draft = drafted(f"{out}/noisy", "judgments")
         scale = labels.manifest.extra["scale"]
         draft.write_part(0, with_noise(labels.table(), scale["values"], noise, seed=3))
         labels = draft.finish(extra={"scale": scale})
@@ -134,8 +134,7 @@ def test_search_is_exact_search_ties_included(tmp_path: Path) -> None:
     vectors_ND = draw.integers(-1, 2, (200, 8)).astype(np.float32) + np.float32(0.1)
     vectors_ND /= np.linalg.norm(vectors_ND, axis=1, keepdims=True)
     doc_ids = [f"d{number}" for number in draw.permutation(200)]
-    draft = begin(str(tmp_path / "embeddings"), "embeddings", config={}, inputs={})
-    assert isinstance(draft, Draft)
+    draft = drafted(tmp_path / "embeddings", "embeddings")
     flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors_ND.ravel()), 8)
     draft.write_part(0, pa.table([pa.array(doc_ids), flat], schema=embeddings_schema(8)))
     embeddings: Artifact = draft.finish()

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import pyarrow as pa
-
 from bixse.artifacts import Artifact, begin
 from bixse.evaluation.settings import Evaluation
 from bixse.models.encoder import Encoder, load_model
@@ -13,6 +11,7 @@ from bixse.retrieval.settings import Lexical
 from jobs.embed import EmbedUnit
 from jobs.evaluate import evaluate
 from jobs.recipe import Placement
+from tests.artifacts import artifact
 
 DOCUMENTS = {
     "json dumps": "json.dumps serialises an object to a JSON formatted string",
@@ -43,12 +42,6 @@ GRADES = {  # of 0 to 3
     "t 2": {"thread": 3},
 }
 SETTINGS = Evaluation(bootstrap=200)
-
-
-def artifact(url, kind, rows, schema, **extra) -> Artifact:
-    draft = begin(str(url), kind, config={}, inputs={"test": str(len(rows))})
-    draft.write_part(0, pa.Table.from_pylist(rows, schema=schema))
-    return draft.finish(extra=extra)
 
 
 def queries_artifact(url, texts, origin="given") -> Artifact:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks.judge_agreement import EXPECTED, YEARS, agreement_of, rotation, sets
-from bixse.artifacts import Artifact, Draft, begin
+from bixse.artifacts import Artifact
 from bixse.candidates.settings import Stratified
 from bixse.records import PAIRS, Pair
 from jobs.calibration import refuse_in_sample
@@ -15,6 +15,7 @@ from jobs.cascade import merge
 from jobs.labels import contrast, sample
 from jobs.parts import rows_of
 from jobs.verbs import main
+from tests.artifacts import drafted
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -216,8 +217,7 @@ def contrasted(data: Path, out: Path) -> Artifact:
     names = ("judgments", "queries", "corpus")
     judged, queries, corpus = (Artifact.open(str(out / name), name) for name in names)
     rows = [Pair(f"q{n:02d}", f"d{n + 10:02d}", "bm25", 1, 1.0) for n in range(12)]
-    draft = begin(str(out / "pairs"), "pairs", config={}, inputs={})
-    assert isinstance(draft, Draft)
+    draft = drafted(out / "pairs", "pairs")
     draft.write_part(0, rows_of(rows, PAIRS))
     pairs = draft.finish()
     return contrast(judged, pairs, [queries], corpus, 1, 0, str(out / "made"))

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from bixse.artifacts import Artifact, Draft, begin
+from bixse.artifacts import Artifact
 from bixse.judging.settings import Cascade, Judging
 from bixse.records import JUDGMENTS, REJECTED
 from jobs.cascade import escalate, merge
@@ -15,6 +15,7 @@ from jobs.command import Run
 from jobs.pipeline import Pipeline
 from jobs.recipes.bixse import bixse
 from jobs.verbs import main
+from tests.artifacts import drafted
 from tests.jobs.hostile import hostile, probs
 
 SURE, UNSURE, TORN = [1.0, 0, 0, 0], [0.7, 0.1, 0.1, 0.1], [0.25] * 4
@@ -28,8 +29,7 @@ def judgments(
     lost: str = "",
     **usage: float,
 ) -> Artifact:
-    draft = begin(str(at), "judgments", config={}, inputs={})
-    assert isinstance(draft, Draft)
+    draft = drafted(at, "judgments")
     rows = [
         {"query_id": "q", "doc_id": doc_id, "grade_probs": found, "relevance": found[3],
          "judge": judge, "prompt": "", "origin": "llm", "disagreement": found[0] / 2}

@@ -7,11 +7,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 import torch
 
-from bixse.artifacts import Artifact, Draft, begin
 from bixse.judging.cross_encoder import PairTokenizer, probs_of
 from bixse.judging.settings import CrossEncoder, Judging
 from bixse.records import CORPUS, PAIRS, QUERIES
@@ -19,6 +17,7 @@ from bixse.retrieval.settings import Lexical
 from jobs.judge import judge, plan
 from jobs.pooling import Pooling
 from jobs.recipe import Placement
+from tests.artifacts import artifact
 from tests.encoders import save_tiny_cross_encoder, texts
 
 pytestmark = pytest.mark.skipif(
@@ -41,13 +40,6 @@ def forward(model: Path, queries: Sequence[str], passages: Sequence[str]) -> Any
             for query, passage in zip(queries, passages, strict=True)
         ]
     return torch.stack(rows)
-
-
-def artifact(at: Path, kind: str, rows: list[dict[str, Any]], schema: pa.Schema) -> Artifact:
-    draft = begin(str(at), kind, config={}, inputs={})
-    assert isinstance(draft, Draft)
-    draft.write_part(0, pa.Table.from_pylist(rows, schema=schema))
-    return draft.finish()
 
 
 @pytest.mark.slow

@@ -6,10 +6,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 
-from bixse.artifacts import Artifact, begin
+from bixse.artifacts import Artifact
 from bixse.judging.asked import Asked
 from bixse.judging.endpoint import Answer, Unreadable, read, request
 from bixse.judging.prompts import ORDERS, PROMPTS
@@ -20,6 +19,7 @@ from jobs.endpoint import Endpoint, check_endpoint, check_key, retry_after
 from jobs.judge import judge
 from jobs.judges.chat import chat
 from jobs.recipe import Placement
+from tests.artifacts import artifact
 from tests.jobs.hostile import KEY, Hostile, hostile, probs
 
 UMBRELA = PROMPTS["umbrela"]
@@ -79,14 +79,6 @@ def ask(chat: ChatEndpoint, passages: list[str]) -> list[Answer | Unreadable]:
         found if isinstance(found, Unreadable) else read(found.choices, chat, UMBRELA.scale.labels)
         for found in Endpoint(chat).ask(bodies, chat.votes or 1)
     ]
-
-
-def artifact(at: Path, kind: str, rows: list[dict[str, Any]], schema: pa.Schema) -> Artifact:
-    draft = begin(str(at), kind, config={}, inputs={})
-    if isinstance(draft, Artifact):
-        return draft
-    draft.write_part(0, pa.Table.from_pylist(rows, schema=schema))
-    return draft.finish()
 
 
 def run(

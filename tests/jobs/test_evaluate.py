@@ -21,6 +21,7 @@ from bixse.records import CORPUS, document_text
 from bixse.training.gather import World as Ranks
 from jobs.evaluate import table
 from jobs.measuring import dev_ndcg, dev_split
+from tests.artifacts import artifact
 from tests.encoders import save_tiny_cross_encoder, save_tiny_encoder, texts
 from tests.jobs.evaluated import (
     DOCUMENTS,
@@ -28,7 +29,6 @@ from tests.jobs.evaluated import (
     GRADES,
     SETTINGS,
     World,
-    artifact,
     embeddings_artifact,
     make_world,
     qrels_artifact,

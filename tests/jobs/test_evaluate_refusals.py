@@ -3,10 +3,10 @@
 import pytest
 
 from bixse.records import CORPUS, JUDGMENTS
+from tests.artifacts import artifact
 from tests.jobs.evaluated import (
     GIVEN,
     World,
-    artifact,
     make_world,
     qrels_artifact,
     queries_artifact,

@@ -15,8 +15,8 @@ import pytest
 from bixse.artifacts import Artifact
 from bixse.judging.labels import Labels, label_key
 from bixse.records import PAIRS
+from tests.artifacts import artifact
 from tests.jobs.slow_judge import IN_FLIGHT, UNIT_PAIRS
-from tests.jobs.test_judge import artifact
 from tests.jobs.test_store import asked_in, corpus_of, queries_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -14,6 +14,7 @@ from bixse.judging.settings import Verification
 from bixse.records import CORPUS, DOCUMENTS, JUDGMENTS, PAIRS, QRELS, QUERIES
 from jobs.labels import contrast, label, sample, verify, with_given
 from jobs.supervision import read_labels
+from tests.artifacts import drafted
 
 
 def artifact(
@@ -186,8 +187,7 @@ def test_nothing_written_is_said_with_the_commonest_reason(tmp_path: Path) -> No
     from bixse.records import Rejection
     from jobs.parts import rejected_table
 
-    draft = begin(str(tmp_path / "queries"), "queries", config={}, inputs={})
-    assert isinstance(draft, Draft)
+    draft = drafted(tmp_path / "queries", "queries")
     rejected = [Rejection("cut off: 9"), Rejection("cut off: 8"), Rejection("no word")]
     draft.write_part(0, QUERIES.empty_table(), rejected_table(rejected))
     with pytest.raises(ValueError, match=r"no written text is left .* 3 rejections.*\(cut off\)"):

@@ -13,8 +13,8 @@ from jobs.neighbours import anchors, import_links, judge_neighbours
 from jobs.recipes.bixse import bixse
 from jobs.recipes.ranking import scincl
 from jobs.verbs import main
+from tests.artifacts import artifact
 from tests.encoders import WORDS, save_tiny_encoder
-from tests.jobs.test_train import artifact
 
 CACM = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "cacm"
 BLOCKS, SIZE = 4, 25
@@ -49,12 +49,12 @@ def links_file(folder: Path, extra: str = "") -> str:
 @pytest.fixture
 def corpus(tmp_path: Path) -> Artifact:
     rows = [{"doc_id": f"d{n:03}", "title": "", "text": text} for n, text in enumerate(bodies())]
-    return artifact(tmp_path / "corpus", "corpus", CORPUS, rows)
+    return artifact(tmp_path / "corpus", "corpus", rows, CORPUS)
 
 
 def given(tmp_path: Path, text: str = "something else") -> Artifact:
     row = {"query_id": "q", "text": text, "origin": "given"}
-    return artifact(tmp_path / "given", "queries", QUERIES, [row])
+    return artifact(tmp_path / "given", "queries", [row], QUERIES)
 
 
 def test_every_bad_line_is_a_rejection(tmp_path: Path, corpus: Artifact) -> None:
@@ -179,7 +179,7 @@ def test_neighbours_of_real_articles_share_their_subject(tmp_path: Path) -> None
     lines = [json.loads(line) for line in (CACM / "corpus.jsonl").read_text().splitlines()]
     titles = {line["_id"]: line["title"] for line in lines}
     rows = [{"doc_id": d, "title": title, "text": "."} for d, title in titles.items()]
-    corpus = artifact(tmp_path / "corpus", "corpus", CORPUS, rows)
+    corpus = artifact(tmp_path / "corpus", "corpus", rows, CORPUS)
     links = import_links(corpus, str(CACM / "citation_graph.tsv"), str(tmp_path / "links"))
     assert (links.manifest.rows, links.manifest.rejected) == (28_410, 0)
     asked = anchors(links, corpus, given(tmp_path), str(tmp_path / "anchors"))

@@ -17,7 +17,7 @@ from jobs.judges.order import ordered, sharing
 from jobs.judges.seam import Judge
 from jobs.recipe import Placement
 from jobs.texts import DocumentTexts, QueryTexts
-from tests.jobs.test_judge import artifact
+from tests.artifacts import artifact
 from tests.jobs.test_store import corpus_of, judge_of, queries_of
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from bixse.artifacts import Draft, begin
 from bixse.place import Place
 from bixse.records import CORPUS, Rejection
 from jobs.parts import row_units, run_units
+from tests.artifacts import drafted
 
 
 def test_units_together_read_a_part_about_once(
@@ -19,8 +19,7 @@ def test_units_together_read_a_part_about_once(
     draw = random.Random(1)
     texts = [draw.randbytes(300).hex() for _ in range(8000)]
     columns = {"doc_id": [f"d{n}" for n in range(8000)], "title": [""] * 8000, "text": texts}
-    draft = begin(str(tmp_path / "corpus"), "corpus", config={}, inputs={})
-    assert isinstance(draft, Draft)
+    draft = drafted(tmp_path / "corpus", "corpus")
     draft.write_part(0, pa.table(columns, schema=CORPUS))
     made = draft.finish()
     units, read, opened = row_units(made, 512), [0], Place.open
@@ -57,13 +56,11 @@ class LosesOne:
 def test_a_part_that_lost_a_row_does_not_stand_for_its_unit(tmp_path: Path) -> None:
     """The run that made it failed, and the next took it for done: the row was gone in silence."""
     columns = {"doc_id": ["a", "b"], "title": ["", ""], "text": ["x", "y"]}
-    draft = begin(str(tmp_path / "corpus"), "corpus", config={}, inputs={})
-    assert isinstance(draft, Draft)
+    draft = drafted(tmp_path / "corpus", "corpus")
     draft.write_part(0, pa.table(columns, schema=CORPUS))
     units = row_units(draft.finish(), 2)
     for _ in range(2):
-        out = begin(str(tmp_path / "out"), "corpus", config={}, inputs={})
-        assert isinstance(out, Draft)
+        out = drafted(tmp_path / "out", "corpus")
         with pytest.raises(RuntimeError, match="part 0 got 2 rows, made 1 and rejected 0"):
             run_units(out, units, LosesOne, (), label="x", actors=1, cpus=1, gpus=0)
         assert out.parts_done() == set()

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from bixse.artifacts import Artifact, Draft, begin
+from bixse.artifacts import Artifact
 from bixse.judging.pairwise import PAIRWISE, PairwiseTokenizer
 from bixse.judging.settings import Pointwise, Preferring
 from bixse.records import CORPUS, JUDGED_PREFERENCES, JUDGMENTS, PAIRINGS, QUERIES, Rejection
@@ -18,6 +18,7 @@ from jobs.command import parse
 from jobs.judging import compares
 from jobs.prefer import PreferenceUnit, pairings
 from jobs.verbs import main
+from tests.artifacts import artifact
 from tests.jobs.conftest import write_beir
 
 TEXTS = {
@@ -28,13 +29,6 @@ TEXTS = {
     "d4": "水は透明な液体である",
 }
 QUERIES_ = {"q0": "how is tea made", "q1": "boiling point"}
-
-
-def artifact(at: Path, kind: str, rows: list[dict[str, Any]], schema: pa.Schema) -> Artifact:
-    draft = begin(str(at), kind, config={}, inputs={})
-    assert isinstance(draft, Draft)
-    draft.write_part(0, pa.Table.from_pylist(rows, schema=schema))
-    return draft.finish()
 
 
 def judged(at: Path, relevance: dict[tuple[str, str], float]) -> Artifact:

@@ -18,9 +18,10 @@ from jobs.recipe import Placement
 from jobs.supervision import read_labels
 from jobs.train import train
 from jobs.verbs import main
+from tests.artifacts import artifact
 from tests.encoders import save_tiny_encoder, texts
 from tests.jobs.conftest import write_beir
-from tests.jobs.test_train import artifact, judgments
+from tests.jobs.test_train import judgments
 
 WON = "query-id\tpreferred-id\tother-id\tround\n"
 
@@ -37,8 +38,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, Artifact]:
         for i, text in enumerate(texts(8, seed=1))
     ]
     return (
-        artifact(path / "queries", "queries", QUERIES, queries),
-        artifact(path / "corpus", "corpus", CORPUS, documents),
+        artifact(path / "queries", "queries", queries, QUERIES),
+        artifact(path / "corpus", "corpus", documents, CORPUS),
     )
 
 

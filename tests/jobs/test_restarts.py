@@ -11,20 +11,19 @@ import pyarrow as pa
 import pytest
 import ray
 
-from bixse.artifacts import Artifact, Draft, begin
+from bixse.artifacts import Artifact
 from bixse.judging.asked import Answers, Asked
 from bixse.place import Place
 from bixse.records import PAIRS, Rejection
 from jobs.judges.trying import DEATHS, unblamed
 from jobs.judges.unit import JudgeUnit
 from jobs.parts import RESTARTS, Made, row_units, run_units
-from tests.jobs.test_judge import artifact
+from tests.artifacts import artifact, drafted
 from tests.jobs.test_store import LengthJudge, corpus_of, judge_of, queries_of
 
 
 def pairs(at: Path, count: int) -> Artifact:
-    draft = begin(str(at), "pairs", config={}, inputs={})
-    assert isinstance(draft, Draft)
+    draft = drafted(at, "pairs")
     row = {"doc_id": "d", "source": "bm25", "rank": 1, "score": 1.0}
     rows = [{"query_id": f"q{n}", **row} for n in range(count)]
     draft.write_part(0, pa.Table.from_pylist(rows, schema=PAIRS))
@@ -40,8 +39,7 @@ class Stillborn:
 
 def test_a_worker_that_cannot_start_says_why(tmp_path: Path) -> None:
     given = pairs(tmp_path / "pairs", 1)
-    draft = begin(str(tmp_path / "out"), "pairs", config={}, inputs={})
-    assert isinstance(draft, Draft)
+    draft = drafted(tmp_path / "out", "pairs")
     with pytest.raises(RuntimeError, match=r"could not start: ValueError: no such model$"):
         run_units(
             draft, row_units(given, 1), Stillborn, (), label="judge", actors=1, cpus=1, gpus=0
@@ -57,8 +55,7 @@ class Refusing:
 
 def test_a_refusal_crosses_from_the_worker_as_its_sentence(tmp_path: Path) -> None:
     given = pairs(tmp_path / "pairs", 3)
-    draft = begin(str(tmp_path / "out"), "pairs", config={}, inputs={})
-    assert isinstance(draft, Draft)
+    draft = drafted(tmp_path / "out", "pairs")
     with pytest.raises(ValueError, match=r"^the judge model does not follow the prompt$"):
         run_units(draft, row_units(given, 1), Refusing, (), label="judge", actors=1, cpus=1, gpus=0)
     assert not draft.parts_done()
@@ -76,8 +73,7 @@ class Counting:
 @pytest.mark.parametrize("actors", [1, 2])
 def test_actors_share_the_cores_of_a_machine_of_our_own(tmp_path: Path, actors: int) -> None:
     given = pairs(tmp_path / "pairs", 1)
-    draft = begin(str(tmp_path / "out"), "pairs", config={}, inputs={})
-    assert isinstance(draft, Draft)
+    draft = drafted(tmp_path / "out", "pairs")
     with pytest.raises(ValueError, match=r"threads$") as said:
         run_units(
             draft, row_units(given, 1), Counting, (), label="judge", actors=actors, cpus=0.1, gpus=0
@@ -155,8 +151,7 @@ def test_a_pair_that_kills_every_judge_is_rejected_and_the_rest_judged(
         {"query_id": "q", "doc_id": d, "source": "bm25", "rank": 1, "score": 1.0} for d in texts
     ]
     given = artifact(tmp_path / "pairs", "pairs", rows, PAIRS)
-    draft = begin(str(tmp_path / "out"), "judgments", config={}, inputs={})
-    assert isinstance(draft, Draft)
+    draft = drafted(tmp_path / "out", "judgments")
     judge = replace(judge_of(tmp_path / "log"), build=kind)
     store, trying = str(tmp_path / "labels"), str(tmp_path / "trying")
     run_units(
@@ -253,8 +248,7 @@ def test_who_interrupts_a_job_blames_no_pair(tmp_path: Path, ends: type[BaseExce
 def test_deaths_are_outlived_up_to_a_bound(tmp_path: Path, lives: int) -> None:
     (tmp_path / "deaths").mkdir()
     given = pairs(tmp_path / "pairs", 4)
-    draft = begin(str(tmp_path / "out"), "pairs", config={}, inputs={})
-    assert isinstance(draft, Draft)
+    draft = drafted(tmp_path / "out", "pairs")
 
     def run() -> None:
         run_units(

@@ -30,7 +30,7 @@ from jobs.parts import (
     usage,
     usage_place,
 )
-from tests.jobs.test_judge import artifact
+from tests.artifacts import artifact
 
 PAIR = pa.schema([("query_id", pa.string()), ("doc_id", pa.string())])
 

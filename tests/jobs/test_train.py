@@ -12,10 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-import pyarrow as pa
 import pytest
 
-from bixse.artifacts import Artifact, ArtifactError, begin
+from bixse.artifacts import Artifact, ArtifactError
 from bixse.models.encoder import Encoder
 from bixse.records import CORPUS, JUDGMENTS, QUERIES
 from bixse.training.objective_settings import GradedBCE
@@ -23,6 +22,7 @@ from bixse.training.settings import Training
 from jobs.recipe import Placement
 from jobs.supervision import read_labels
 from jobs.train import train
+from tests.artifacts import artifact
 from tests.encoders import save_tiny_encoder, texts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,41 +38,22 @@ QUERY_TEXTS = texts(24, seed=1)
 DOCUMENT_TEXTS = texts(30, seed=2)
 
 
-def artifact(path: Path, kind: str, schema: pa.Schema, rows: list[dict[str, object]]) -> Artifact:
-    draft = begin(str(path), kind, config={}, inputs={})
-    if isinstance(draft, Artifact):
-        return draft
-    draft.write_part(0, pa.Table.from_pylist(rows, schema=schema))
-    return draft.finish()
-
-
 def judgments(path: Path, rows: list[tuple[str, str, float]]) -> Artifact:
     fields = {"grade_probs": [1.0], "judge": "test", "prompt": "", "origin": "human"}
-    return artifact(
-        path / "judgments",
-        "judgments",
-        JUDGMENTS,
-        [{"query_id": q, "doc_id": d, "relevance": z, **fields} for q, d, z in rows],
-    )
+    judged = [{"query_id": q, "doc_id": d, "relevance": z, **fields} for q, d, z in rows]
+    return artifact(path / "judgments", "judgments", judged, JUDGMENTS)
 
 
 def inputs(path: Path) -> tuple[Artifact, list[Artifact], Artifact]:
     """Judgments, queries and corpus, made once at `path`."""
-    corpus = artifact(
-        path / "corpus",
-        "corpus",
-        CORPUS,
-        [{"doc_id": f"d{i}", "title": "", "text": text} for i, text in enumerate(DOCUMENT_TEXTS)],
-    )
-    queries = artifact(
-        path / "queries",
-        "queries",
-        QUERIES,
-        [
-            {"query_id": f"q{i}", "text": text, "origin": "given"}
-            for i, text in enumerate(QUERY_TEXTS)
-        ],
-    )
+    documents = [
+        {"doc_id": f"d{i}", "title": "", "text": text} for i, text in enumerate(DOCUMENT_TEXTS)
+    ]
+    asked = [
+        {"query_id": f"q{i}", "text": text, "origin": "given"} for i, text in enumerate(QUERY_TEXTS)
+    ]
+    corpus = artifact(path / "corpus", "corpus", documents, CORPUS)
+    queries = artifact(path / "queries", "queries", asked, QUERIES)
     rows = [
         (f"q{q}", f"d{(q * 7 + k) % 30}", grade)
         for q in range(24)
@@ -260,7 +241,7 @@ def test_what_teaches_nothing_is_refused_before_ray_starts(
 def test_a_query_with_two_texts_is_refused(place: Path, tmp_path: Path) -> None:
     judged, queries, corpus = inputs(place)
     rows = [{"query_id": "q3", "text": "another text", "origin": "synthetic"}]
-    other = artifact(tmp_path / "queries", "queries", QUERIES, rows)
+    other = artifact(tmp_path / "queries", "queries", rows, QUERIES)
     with pytest.raises(ValueError, match="query 'q3' stands twice"):
         read_labels(judged, [*queries, other], corpus, aside=tmp_path)
 
@@ -283,12 +264,12 @@ def test_a_query_that_is_a_document_is_no_negative_of_itself(tmp_path: Path) -> 
             ("c", "", "Ants"),
         )
     ]
-    corpus = artifact(tmp_path / "corpus", "corpus", CORPUS, documents)
+    corpus = artifact(tmp_path / "corpus", "corpus", documents, CORPUS)
     asked = [
         {"query_id": name, "text": text, "origin": "given"}
         for name, text in (("a", "cats  purr."), ("b", "dogs BARK"), ("c", "bees"))
     ]
-    queries = artifact(tmp_path / "queries", "queries", QUERIES, asked)
+    queries = artifact(tmp_path / "queries", "queries", asked, QUERIES)
     judged = judgments(
         tmp_path, [("a", "b", 1.0), ("b", "a", 0.5), ("c", "c", 0.5), ("c", "a", 0.0)]
     )

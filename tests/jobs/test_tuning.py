@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from bixse.artifacts import Artifact, Draft, begin
+from bixse.artifacts import Artifact
 from bixse.judging.settings import Pointwise
 from bixse.records import JUDGMENTS
 from bixse.synthesis.settings import Generator
@@ -15,6 +15,7 @@ from bixse.training.settings import Tuning
 from jobs.ingest import Ingested, ingest
 from jobs.recipe import Ingest, Placement
 from jobs.tuning import Labels, read_labels, refuse_worse, tune_generator, tune_scorer, with_log
+from tests.artifacts import drafted
 from tests.encoders import texts
 
 TUNING = Tuning(batch_size=8, epochs=5, learning_rate=3e-3, held_out=0.25, checkpoint_every=5)
@@ -86,8 +87,7 @@ def test_a_graded_log_adds_pairs_for_the_generator(data: Ingested, tmp_path: Pat
             ("q13", "d1-0", [1, 0, 0, 0]),
         ]
     ]
-    draft = begin(str(tmp_path / "scores"), "judgments", config={}, inputs={})
-    assert isinstance(draft, Draft)
+    draft = drafted(tmp_path / "scores", "judgments")
     draft.write_part(0, pa.Table.from_pylist(rows, schema=JUDGMENTS))
     scores = draft.finish(extra={"scale": {"name": "umbrela", "values": [0, 1, 2, 3]}})
     found = labels(data)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from bixse.artifacts import MANIFEST, Artifact, ArtifactError, Draft, begin, part_name
+from bixse.artifacts import MANIFEST, Artifact, ArtifactError, part_name
 from bixse.candidates.settings import Pools
 from bixse.records import JUDGMENTS, QUERIES, Query, text_hash
 from bixse.retrieval.settings import Lexical
@@ -29,6 +29,7 @@ from jobs.recipe import Ingest, Placement
 from jobs.sifting import drop_repeats, keep_returned
 from jobs.verbs import main
 from jobs.writing import ask_documents
+from tests.artifacts import drafted
 from tests.synthesis.stubs import StubWriter
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -143,8 +144,7 @@ def test_a_query_that_equals_a_held_out_one_is_dropped(
     stolen = written.table().to_pylist()[:3]
     texts = [f"  {row['text'].upper()}" for row in stolen[:2]]
     texts.append(" ".join(reversed(stolen[2]["text"].split())))
-    draft = begin(str(tmp_path / "given"), "queries", config={}, inputs={})
-    assert isinstance(draft, Draft)
+    draft = drafted(tmp_path / "given", "queries")
     rows = [Query(f"test-{n}", text) for n, text in enumerate(texts)]
     draft.write_part(0, rows_of(rows, QUERIES))
     made = drop_repeats(written, draft.finish(), 0.8, str(tmp_path / "out"))

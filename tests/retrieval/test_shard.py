@@ -3,23 +3,14 @@
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
-from bixse.records import CORPUS, Hit
+from bixse.records import Hit
 from bixse.retrieval.building import build_shard
 from bixse.retrieval.merge import merge
 from bixse.retrieval.settings import Retrieval
 from bixse.retrieval.shard import Shard
-
-
-def unit(rows: np.ndarray) -> np.ndarray:
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-
-
-def table(doc_ids: list[str]) -> pa.Table:
-    texts = [f"text of {doc_id}" for doc_id in doc_ids]
-    return pa.table({"doc_id": doc_ids, "title": doc_ids, "text": texts}, schema=CORPUS)
+from tests.retrieval.made import table, unit
 
 
 def shard(folder: Path, doc_ids: list[str], vectors: np.ndarray, structure: str = "exact") -> Shard:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 import bixse.retrieval.sources as sources
-from bixse.artifacts import Artifact, Draft, begin
+from bixse.artifacts import Artifact
 from bixse.place import Place
 from bixse.records import Kind, Metadata
 from bixse.retrieval.building import write_vectors
@@ -26,6 +26,7 @@ from bixse.retrieval.sources import (
     shard_of,
 )
 from bixse.retrieval.structures import empty
+from tests.artifacts import drafted
 from tests.retrieval.made import artefacts, clustered
 
 DIM, SHARDS = 8, 3
@@ -35,8 +36,7 @@ DOC_IDS = [f"d{n:05d}" for n in np.random.default_rng(8).permutation(2500)]
 
 def index_of(place: Path, source: Source, shards: int = SHARDS) -> tuple[Artifact, list[int]]:
     """The shards of an exact index, as `jobs.index` makes them but without Ray."""
-    draft = begin(str(place / "index"), "index", config={}, inputs={})
-    assert isinstance(draft, Draft)
+    draft = drafted(place / "index", "index")
     counts = np.zeros(3, int)
     for number in range(shards):
         folder = Path(draft.place.path(shard_name(number)))

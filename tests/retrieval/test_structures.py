@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bixse.artifacts import Artifact, ArtifactError, Draft, begin
+from bixse.artifacts import Artifact, ArtifactError
 from bixse.place import Place
 from bixse.records import Hit
 from bixse.retrieval.building import build_shard
@@ -15,6 +15,7 @@ from bixse.retrieval.settings import Retrieval, Search
 from bixse.retrieval.shard import Shard
 from bixse.retrieval.structures import empty, resident_bytes, resolve, trained, work
 from serve.shard import load_shard
+from tests.artifacts import drafted
 from tests.retrieval.made import clustered, table
 
 ROWS, DIM = 4000, 32
@@ -200,8 +201,7 @@ def test_vectors_are_mapped_not_read(tmp_path: Path, structure: str) -> None:
 
 
 def _artifact(place: Path, structure: str) -> Artifact:
-    draft = begin(str(place), "index", config={}, inputs={})
-    assert isinstance(draft, Draft)
+    draft = drafted(place, "index")
     folder = Path(draft.place.path("shard-00000"))
     folder.mkdir()
     ids = DOC_IDS[:1300]
