@@ -225,12 +225,12 @@ class Pipeline:
                 start(),
                 recipe.placement,
                 self.path(folder),
-                calibration,
-                preferences,
-                documents,
-                dev,
-                self.run.track,
-                mix,
+                calibration=calibration,
+                preferences=preferences,
+                documents=documents,
+                dev=dev,
+                track=self.run.track,
+                mix=mix,
             ),
         )
         return str(artifact.url)
@@ -290,7 +290,7 @@ class Pipeline:
                 recipe.name,
                 dict(self.seconds),
                 self.path("report"),
-                reranker,
+                reranker=reranker,
             ),
         )
 
@@ -340,9 +340,9 @@ class Pipeline:
                 self.recipe.retrieval,
                 self.recipe.placement,
                 self.path("index"),
-                before,
-                _doc_ids(self.run.delete),
-                self.recipe.lexical if self.recipe.retrieval.bm25 else None,
+                base=before,
+                deleted=_doc_ids(self.run.delete),
+                lexical=self.recipe.lexical if self.recipe.retrieval.bm25 else None,
             ),
         )
 
