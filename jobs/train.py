@@ -120,12 +120,7 @@ def train(
         inputs |= other.inputs(f"mix-{number}")
     if dev is not None:
         inputs |= dev.inputs
-    # How often it is saved does not change what is made, nor, but for rounding, how it is cut, nor
-    # where other runs stand: their fingerprints are inputs.
-    placed = {"checkpoint_every", "micro_batch_tokens", "sharded", "mix"}
-    if not settings.objective.scores_pairs:
-        placed.add("pair_head")
-    config = settings.model_dump(mode="json", exclude=placed)
+    config = _shaping(settings)
     from bixse.training import adapters, state
     from bixse.training.loop import Run, turns_of
 
@@ -183,6 +178,16 @@ def train(
     )
     state.clear(checkpoints)
     return artifact
+
+
+def _shaping(settings: Training) -> dict[str, Any]:
+    """What shapes the model. How often it is saved does not, nor, but for rounding, how it is cut,
+    nor where other runs stand: their fingerprints are inputs.
+    """
+    elsewhere = {"checkpoint_every", "micro_batch_tokens", "sharded", "mix"}
+    if not settings.objective.scores_pairs:
+        elsewhere.add("pair_head")
+    return settings.model_dump(mode="json", exclude=elsewhere)
 
 
 def _work(dev: DevSplit | None, encode_tokens: int | None, job: Job) -> dict[str, Any] | None:
