@@ -17,7 +17,7 @@ from bixse.artifacts import Artifact
 from bixse.evaluation.leakage import find_leaks
 from bixse.evaluation.metrics import Qrels
 from bixse.judging.given import given
-from bixse.records import CORPUS, document_text
+from bixse.records import document_text
 from bixse.training.groups import Labels, Preferred, group
 from jobs.ingest import Ingested, ingest
 from jobs.preferences import import_preferences
@@ -99,7 +99,7 @@ class GradedSet:
 def load(sources: Sources, split: str) -> GradedSet:
     """Raises ValueError when nobody judged a query of `split`, or training reads one of them."""
     learnt, tested = sources.learnt, sources.tested
-    queries = _texts(learnt.queries)
+    queries = dict(learnt.queries.rows("query_id", "text"))
     judgments = given(learnt.qrels.table(), "train")
     rows = given(tested.qrels.table(), split).select(["query_id", "doc_id", "relevance"])
     qrels: dict[str, dict[str, float]] = {}
@@ -107,7 +107,7 @@ def load(sources: Sources, split: str) -> GradedSet:
         qrels.setdefault(query_id, {})[doc_id] = relevance
     if not qrels:
         raise ValueError(f"no judgments for split {split}: take another with --split")
-    of_tested = _texts(tested.queries)
+    of_tested = dict(tested.queries.rows("query_id", "text"))
     asked = {query_id: of_tested[query_id] for query_id in sorted(qrels)}
     taught = sorted(set(judgments["query_id"].to_pylist()))
     if leaks := find_leaks(asked, ((query_id, queries[query_id]) for query_id in taught)):
@@ -117,10 +117,9 @@ def load(sources: Sources, split: str) -> GradedSet:
         )
     preferred = None
     if sources.preferences is not None:
-        table = sources.preferences.table(["query_id", "doc_id_a", "doc_id_b"])
-        columns = (column.to_pylist() for column in table)
-        prob_a = sources.preferences.table(["prob_a"])["prob_a"].to_numpy()
-        preferred = Preferred(*columns, prob_a)
+        table = sources.preferences.table()
+        ids = (table[name].to_pylist() for name in ("query_id", "doc_id_a", "doc_id_b"))
+        preferred = Preferred(*ids, table["prob_a"].to_numpy())
     return GradedSet(
         judgments=judgments,
         grades=tuple(learnt.qrels.manifest.extra["scale"]),
@@ -133,13 +132,6 @@ def load(sources: Sources, split: str) -> GradedSet:
     )
 
 
-def _texts(queries: Artifact) -> dict[str, str]:
-    table = queries.table(["query_id", "text"])
-    return dict(zip(*(column.to_pylist() for column in table), strict=True))
-
-
 def _documents(corpus: Artifact) -> dict[str, str]:
-    columns = (column.to_pylist() for column in corpus.table(CORPUS.names))
-    return {
-        doc_id: document_text(title, text) for doc_id, title, text in zip(*columns, strict=True)
-    }
+    rows = corpus.rows("doc_id", "title", "text")
+    return {doc_id: document_text(title, text) for doc_id, title, text in rows}

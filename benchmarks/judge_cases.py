@@ -33,16 +33,12 @@ class Case(Settings):
     def prompts(self) -> tuple[list[list[int]], tuple[int, ...]]:
         """In file order, both orders of a pair together; and the grade tokens."""
         tokens = PromptTokenizer.load(self.engine)
-        passages = {
-            row["doc_id"]: document_text(row["title"], row["text"])
-            for row in self.artifact("corpus").table().to_pylist()
-        }
-        queries = {
-            row["query_id"]: row["text"] for row in self.artifact("queries").table().to_pylist()
-        }
-        keys = self.artifact("pairs").table(["query_id", "doc_id"]).to_pylist()
-        asked = [queries[key["query_id"]] for key in keys]
-        read = [passages[key["doc_id"]] for key in keys]
+        documents = self.artifact("corpus").rows("doc_id", "title", "text")
+        passages = {doc_id: document_text(title, text) for doc_id, title, text in documents}
+        queries = dict(self.artifact("queries").rows("query_id", "text"))
+        pairs = self.artifact("pairs")
+        asked = [queries[query_id] for query_id in pairs.column("query_id")]
+        read = [passages[doc_id] for doc_id in pairs.column("doc_id")]
         by_order = [tokens.encode(asked, read, order) for order in ORDERS]
         return [ids for pair in zip(*by_order, strict=True) for ids in pair], tokens.label_ids
 

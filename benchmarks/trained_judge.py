@@ -237,9 +237,8 @@ def human_pairs(qrels: Artifact, split: str, out: str) -> Artifact:
 
 def not_of(qrels: Artifact, queries: Artifact, split: str) -> frozenset[str]:
     """Queries without a judgment in a split."""
-    table = qrels.table(["query_id", "split"])
-    of = set(table.filter(pc.equal(table["split"], split))["query_id"].to_pylist())
-    return frozenset(queries.table(["query_id"])["query_id"].to_pylist()) - of
+    of = {query_id for query_id, home in qrels.rows("query_id", "split") if home == split}
+    return frozenset(queries.column("query_id")) - of
 
 
 def together(human: Artifact, scorer: Artifact, out: str) -> Artifact:
