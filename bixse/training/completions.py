@@ -83,11 +83,8 @@ class _Padded(NamedTuple):
 def answer_losses(model: nn.Module, rows: Completions, chosen: Ints) -> Tensor:
     """Of each chosen row the negative log-probability of its whole answer, [R], with gradient."""
     padded = _pad(rows, chosen, model)
-    longest = int(padded.answer_R.max())
-    logit_RKV = _logits(model, padded, longest + 1)[:, :-1].float()
-    target_RK = padded.id_RN[:, -longest:]
-    place = torch.arange(longest, 0, -1, device=target_RK.device)
-    answered_RK = place[None] <= padded.answer_R[:, None]
+    target_RK, answered_RK = _answers(padded)
+    logit_RKV = _logits(model, padded, target_RK.shape[1] + 1)[:, :-1].float()
     loss_RK = functional.cross_entropy(
         logit_RKV.flatten(0, 1), target_RK.flatten(), reduction="none"
     ).view_as(target_RK)
@@ -143,14 +140,12 @@ def expectations(
     found_RL = torch.zeros(len(mine), 1 + len(label_ids), dtype=torch.float64, device=device)
     for chunk in rows.chunks(mine, limit):
         padded = _pad(rows, chunk, model)
-        longest = int(padded.answer_R.max())
+        target_RK, answered_RK = _answers(padded)
+        longest = target_RK.shape[1]
         with autocast(device, precision):
             logit_RKV = _logits(model, padded, longest + 1)[:, :-1]
         log_prob_RKV = logit_RKV.float().log_softmax(-1)
-        target_RK = padded.id_RN[:, -longest:]
         of_target = log_prob_RKV.gather(2, target_RK[..., None])[..., 0]
-        place = torch.arange(longest, 0, -1, device=device)
-        answered_RK = place[None] <= padded.answer_R[:, None]
         at = torch.from_numpy(chunk - parts[world.rank].start).to(device)
         sums = torch.where(answered_RK, of_target, 0.0).double().sum(1)
         found_RL[at, 0] = sums / padded.answer_R
@@ -171,6 +166,13 @@ def _pad(rows: Completions, chosen: Ints, model: nn.Module) -> _Padded:
     answer_R = rows.answer_R[chosen]
     arrays = (torch.from_numpy(array).to(_device(model)) for array in (id_RN, read_RN, answer_R))
     return _Padded(*arrays)
+
+
+def _answers(padded: _Padded) -> tuple[Tensor, Tensor]:
+    """The last tokens of each row, [R, K], and which of them are its answer."""
+    longest = int(padded.answer_R.max())
+    place_K = torch.arange(longest, 0, -1, device=padded.answer_R.device)
+    return padded.id_RN[:, -longest:], place_K[None] <= padded.answer_R[:, None]
 
 
 def _logits(model: Any, padded: _Padded, last: int) -> Tensor:
