@@ -19,7 +19,7 @@ class Pools(Settings):
     written_from: bool = False
     """The document that a synthetic query was written from is a candidate too."""
     seed: int = 0
-    """Of the random draw."""
+    """Seed of the random draw."""
 
 
 class Neighbours(Settings):
@@ -28,7 +28,7 @@ class Neighbours(Settings):
     links: str = ""
     """A table with two columns of doc_ids a line, under a header; tab-separated or CSV."""
     dimensions: int = Field(default=128, ge=2)
-    """Of the vectors of the graph's nodes (the paper: 768, for 52 million)."""
+    """Dimensions of the node vectors (the paper: 768, for 52 million)."""
     walk: tuple[float, ...] = Field(default=(0, 0, 1, 1, 1, 1, 1, 1), min_length=1)
     """What each further step of a walk weighs in them (FastRP, arXiv 1908.11512); ours."""
     positive: tuple[float, float] = (0.0, 0.01)
@@ -43,7 +43,7 @@ class Neighbours(Settings):
     easy_negatives: int = Field(default=3, ge=0)
     """Of each document, at random among those that are no near neighbours (the paper's)."""
     seed: int = 0
-    """Of the node vectors and the draw."""
+    """Seed of the node vectors and of the draw."""
 
     @field_validator("walk")
     @classmethod
@@ -62,4 +62,4 @@ class Stratified(Settings):
     by: Literal["score", "rank"] = "score"
     """One from each of so many bins of equal width in relevance, or of equal count."""
     seed: int = 0
-    """Of the draw."""
+    """Seed of the draw."""

@@ -19,8 +19,8 @@ class Evaluation(Settings):
     """Measure each encoder too after feedback from so many of the documents it finds first, as
     `/search` does with `feedback`; 0 measures none."""
     feedback_weight: float = Field(default=0.5, ge=0, le=1)
-    """Of the mean of those documents; the query has the rest."""
+    """Weight of the mean of those documents in the new query vector; the query has the rest."""
     bootstrap: int = Field(default=10_000, ge=100)
     """Resamples of the queries for each interval."""
     seed: int = 0
-    """Of the resampling."""
+    """Seed of the resampling."""

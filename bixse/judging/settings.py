@@ -132,9 +132,9 @@ class CrossEncoder(Settings):
     revision: str | None = None
     """Commit of the hub model; part of the judge's fingerprint."""
     slope: float = Field(default=1.0, gt=0)
-    """Of the map from one logit to log-odds, as fitted on human grades; 1 is the bare sigmoid."""
+    """Slope of the map from one logit to log-odds, fitted on human grades; 1: the bare sigmoid."""
     intercept: float = 0.0
-    """Of the same map."""
+    """Intercept of the same map."""
     max_model_len: int = Field(default=512, ge=8)
     """Longest pair in tokens; a longer one is rejected."""
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
@@ -166,7 +166,7 @@ class Cascade(Settings):
     share: float = Field(default=0.2, gt=0, le=1)
     """Share of the pairs that the strong judge sees (ours)."""
     max_pairs: int | None = Field(default=None, ge=0)
-    """And no more than this many."""
+    """The most pairs that the strong judge sees, whatever the share."""
 
     @model_validator(mode="after")
     def _two(self) -> "Cascade":
@@ -248,11 +248,11 @@ class Audit(Settings):
     fit_split: Literal["train", "dev", "test"] = "train"
     """The split whose human grades a map is fitted on."""
     bins: int = Field(default=10, ge=1)
-    """Of the calibration error and the reliability curve."""
+    """Bins of the calibration error and of the reliability curve."""
     bootstrap: int = Field(default=1000, ge=20)
     """Resamples of the queries for each interval."""
     seed: int = 0
-    """Of the resampling."""
+    """Seed of the resampling."""
     near: float = Field(default=0.8, gt=0, le=1)
     """Jaccard similarity of shingles from which two queries are near-duplicates (ours)."""
     shingle: int = Field(default=5, ge=1)
@@ -271,7 +271,7 @@ class Preferring(Settings):
     pairs_per_query: int = Field(default=100, ge=1)
     """Pairs sampled from the windows of a query (PairDistill's code: 100)."""
     seed: int = 0
-    """Of the sample."""
+    """Seed of the sample."""
     unit_pairs: int = Field(default=512, ge=1)
     """Pairs compared and written at a time: what an interruption can cost."""
 

@@ -21,7 +21,7 @@ class Cloze(Settings):
     max_words: int = Field(default=24, ge=1)
     """Longer sentences are cut to this."""
     seed: int = 0
-    """Of the draw."""
+    """Seed of the draw."""
 
 
 class Generator(Settings):
@@ -32,7 +32,7 @@ class Generator(Settings):
     revision: str | None = None
     """Commit of the hub model."""
     temperature: float = Field(default=0.7, ge=0)
-    """Of sampling (Promptagator's); 0 takes the likeliest token."""
+    """Sampling temperature (Promptagator's); 0 takes the likeliest token."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Sample from the likeliest tokens that together have this probability."""
     max_tokens: int = Field(default=256, ge=1)
@@ -80,7 +80,7 @@ class FewShot(Settings):
     round_trip: RoundTrip | None = RoundTrip()
     generator: Generator = Generator()
     seed: int = 0
-    """Of the draw, the examples and the sampling."""
+    """Seed of the draw, the examples and the sampling."""
 
 
 class Styled(Settings):
@@ -97,7 +97,7 @@ class Styled(Settings):
     """Two queries of one document that share this much of their words (Jaccard) are one."""
     generator: Generator = Generator()
     seed: int = 0
-    """Of the draw and the sampling."""
+    """Seed of the draw and the sampling."""
 
     @field_validator("styles")
     @classmethod
@@ -138,7 +138,7 @@ class GradedQueries(Settings):
     """Train on the given grades of the train split beside the written queries (the paper does)."""
     generator: Generator = Generator()
     seed: int = 0
-    """Of the draw, the examples, the sampling and the balancing."""
+    """Seed of the draw, the examples, the sampling and the balancing."""
 
 
 class GradedDocuments(Settings):
@@ -152,7 +152,7 @@ class GradedDocuments(Settings):
     than either alone)."""
     generator: Generator = Generator(max_tokens=1536)
     seed: int = 0
-    """Of the draw, of length and difficulty, and of the sampling."""
+    """Seed of the draw, of length and difficulty, and of the sampling."""
 
 
 AsksDocuments = FewShot | Styled | GradedQueries

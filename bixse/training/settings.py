@@ -77,7 +77,7 @@ class Training(Settings):
     """Compile the encoder's layers (torch.compile), which takes up to a minute. Unset: on a GPU,
     from 200 steps. Results differ by rounding."""
     seed: int = 0
-    """Of the row order, and of what a start lacks. Dropout is off."""
+    """Seed of the row order, and of weights that the start lacks. Dropout is off."""
     checkpoint_every: int = Field(default=200, ge=1)
     """Steps between checkpoints: what an interruption can cost."""
     evaluate_every: int | None = Field(default=None, ge=1)
@@ -141,6 +141,6 @@ class Tuning(Settings):
     precision: Precision = "auto"
     """Of matrix products: auto is bfloat16 where the device has instructions for it."""
     seed: int = 0
-    """Of the row order and the held-out queries."""
+    """Seed of the row order and of the choice of held-out queries."""
     checkpoint_every: int = Field(default=200, ge=1)
     """Steps between checkpoints: what an interruption can cost."""
