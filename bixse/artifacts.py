@@ -85,7 +85,7 @@ class Manifest(Settings):
 
     @property
     def sha256(self) -> str:
-        """Of the whole record, so that no number in it can change unseen."""
+        """Hash of the whole record, so that no number in it can change unseen."""
         record = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(record.encode()).hexdigest()
 
@@ -110,7 +110,7 @@ def _is_part(name: str) -> bool:
 
 
 def _part_number(name: str) -> int:
-    # Of five digits or more: the names of a hundred thousand parts and more do not sort as numbers.
+    # From 100,000 on a name has six digits or more: names do not sort as their numbers do.
     return int(name.removeprefix("part-").removesuffix(".parquet"))
 
 

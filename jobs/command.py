@@ -126,7 +126,7 @@ def parse(verb: str, argv: Sequence[str]) -> Run:
             refuse(_unknown_flag(flags, default) or _one_sentence(complaint.getvalue()))
         raise
     except ValidationError as error:
-        # Of the recipe as a whole: tyro answers for its sections.
+        # Raised by a check of the whole recipe; tyro reports those of its sections itself.
         refuse(plain_refusal(" ".join(str(error).split())))
     for flag in ("out", "data", "encoder", "base_index", "delete"):
         # An unset variable of the shell would otherwise name the directory that one stands in.
@@ -172,7 +172,7 @@ def _shown(value: Any) -> str:
 
 
 def _unknown_flag(words: Sequence[str], default: Run) -> str | None:
-    """Of the first word that is no flag, and the flags that it may be short or misspelt for."""
+    """A sentence on the first word that is no flag, with the flags that may have been meant."""
     with warnings.catch_warnings(action="ignore"):
         parser = tyro.extras.get_parser(Run, default=default, config=_CONFIG)
     known = [name for action in parser._actions for name in action.option_strings]

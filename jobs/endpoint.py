@@ -33,7 +33,7 @@ SHOWN_CHARACTERS = 2000
 """How much of a reply a rejection keeps."""
 
 REPEATED = frozenset({408, 409, 425, 429})
-"""And 5xx: statuses that may be another one later."""
+"""Statuses, beside 5xx, that a later attempt may not get."""
 
 
 class Cut(ValueError):

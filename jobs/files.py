@@ -26,7 +26,7 @@ GZIP = ".gz"
 """May stand behind any of these but Parquet's, which is compressed in itself."""
 
 _TABLE_LIKE = (".json", ".trec", ".qrels", GZIP, ".bz2", ".xz", ".zst", ".zip")
-"""Of tables that are not read."""
+"""Suffixes of tables that are not read."""
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ def _stamp(url: str) -> str | None:
 
 
 def file_fingerprint(url: str) -> str:
-    """Of one file by its content and name, however a path leads to it."""
+    """Fingerprint of one file by its content and name, however a path leads to it."""
     return fingerprint([url], url[: url.rfind("/") + 1])
 
 

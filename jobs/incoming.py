@@ -11,7 +11,7 @@ from jobs.metadata import write_metadata
 from jobs.parts import rejected_table
 
 _HELD_ROWS = 8192
-"""Of a part, as dictionaries."""
+"""Rows of a part that are held as dictionaries before they are put into a table."""
 
 
 class Parts:

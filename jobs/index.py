@@ -50,7 +50,7 @@ SCATTERED_FROM = 8
 """Shards to be built from which all rows are put into files by shard first: each would otherwise
 read all embeddings and all texts for its share."""
 SCATTERED_ROWS = 1 << 18
-"""That a task puts into a file a shard."""
+"""Rows that one scattering task takes."""
 
 PLAN = "plan.json"
 QUERIES = "queries.json"

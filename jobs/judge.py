@@ -72,7 +72,7 @@ def judge(
         check_key(judging.openai)
     inputs = {**fingerprints(pairs=pairs, corpus=corpus, queries=queries), **chosen.inputs}
     if finished:
-        # As was counted when they were made; of other inputs they are refused in any case.
+        # Keep the grouping that they were made with; those of other inputs are refused below.
         grouped = Artifact.open(out, verify=False).manifest.config.get("grouped", "query")
     else:
         pairs, grouped = ordered(pairs, queries, corpus, chosen, f"{out}-order")

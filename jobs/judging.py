@@ -57,8 +57,8 @@ def _contrasted(pipeline: "Pipeline") -> "Artifact":
 
     pools, out = pipeline.recipe.candidates, pipeline.path("judgments-contrasted")
     seed, depth = pools.seed, reranking.depth
-    # From as deep as it will read: the first of them are often relevant, and nobody said so. What
-    # is turned off stays off: there are languages that BM25 has no words of.
+    # From as deep as it will read: the first candidates are often relevant without a judgment. A
+    # pool that is turned off stays off: BM25 has no words of some languages.
     head = Pools(
         bm25=depth * (pools.bm25 > 0), dense=depth * (pools.dense > 0), random=0, seed=seed
     )

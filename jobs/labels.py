@@ -218,7 +218,7 @@ def sample(judgments: Artifact, settings: Stratified, out: str) -> Artifact:
         by_query.setdefault(query_id, []).append((doc_id, relevance))
     kept: set[tuple[str, str]] = set()
     for query_id, judged in by_query.items():
-        # By doc_id: the order in which they were judged means nothing.
+        # Sorted by doc_id: the order in which they were judged must not matter.
         judged.sort()
         score_N = np.asarray([relevance for _, relevance in judged], np.float64)
         seed = int(text_hash(f"{settings.seed}:{query_id}"), 16)

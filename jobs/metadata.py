@@ -22,9 +22,9 @@ from jobs.files import FORMATS, unzipped
 from jobs.formats import Row, check_columns
 
 MOST_FIELDS = 100
-"""Of a corpus: each is a column of every shard."""
+"""The most fields that a corpus may have: each is a column of every shard."""
 OPERATORS = ("not", "or")
-"""What filters mean otherwise, and no field can be called."""
+"""Words of the filter language, which no field can be called."""
 
 _ALL = ("all",)
 

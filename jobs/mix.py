@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from bixse.training.groups import Labels
 
 _JUDGMENTS = ("judgments-sampled", "judgments-contrasted", "judgments-verified", "judgments")
-"""From the last that a run makes to the first."""
+"""Names of a run's judgments, from those that it makes last to those that it makes first."""
 
 
 @dataclass(frozen=True)

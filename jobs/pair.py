@@ -114,7 +114,7 @@ class _Candidates:
             yield [pair for row in rows for pair in self._pairs(row, next(dense, None))]
 
     def _dense(self, chunks: Sequence[Sequence[dict[str, Any]]]) -> Iterator[list[Hit]]:
-        """Of all queries one after the other; nothing where there is no such pool."""
+        """The dense hits of each query, in order; nothing where there is no dense pool."""
         if self._encoder is None or self._embeddings is None:
             return iter(())
         # A chunk at a time: what a text is encoded beside may change its last bits.

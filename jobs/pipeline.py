@@ -104,7 +104,7 @@ class Pipeline:
         return self.candidates(self.recipe.candidates)
 
     def candidates(self, pools: Pools) -> "Artifact":
-        """Of each query that may be trained on, whoever judges."""
+        """Candidate pairs of each query that may be trained on, whoever judges."""
         from jobs.pair import pair
 
         recipe = self.recipe
@@ -274,7 +274,7 @@ class Pipeline:
         else:
             encoder = self.encoder()
             systems["trained"] = (encoder, self.embeddings("trained", encoder))
-        # Of an encoder that was brought along nobody here knows what it has seen.
+        # What an encoder that `--encoder` names was trained on is not known.
         trained_on = [] if self.run.encoder else [*self.all_queries(), self.judgments()]
         return self.once(
             "evaluate",

@@ -36,7 +36,7 @@ def pairings(judgments: Artifact, preferring: Preferring, out: str) -> Artifact:
     found = []
     for query_id, judged in sorted(ranked.items()):
         doc_ids = sorted(judged, key=lambda doc_id: (-judged[doc_id], doc_id))
-        # Of its own for each query, whatever other queries there are.
+        # A seed for each query, so that the draw does not depend on the other queries.
         seed = hashlib.blake2b(f"{preferring.seed}\0{query_id}".encode(), digest_size=8).digest()
         chosen = window_pairs(
             len(doc_ids),

@@ -124,14 +124,14 @@ def _splits(judged: dict[str, str]) -> dict[str, int]:
 
 
 def _known(corpus: Artifact, doc_ids: Collection[str]) -> set[str]:
-    """Those of the ids that the corpus has."""
+    """The ids that the corpus has."""
     if not doc_ids:
         return set()
     return {doc_id for doc_id in corpus.column("doc_id") if doc_id in doc_ids}
 
 
 def _repeated(hashes: "array[int]") -> frozenset[int]:
-    """Those that stand more than once."""
+    """The hashes that stand more than once."""
     found, counts = np.unique(np.frombuffer(hashes, np.int64), return_counts=True)
     return frozenset(found[counts > 1].tolist())
 

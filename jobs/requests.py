@@ -17,7 +17,7 @@ from jobs.texts import DocumentTexts
 
 PART_ROWS = 10_000
 
-# Where a model runs and how much is stored at a time changes no text.
+# The model is an input, by its weights; where it runs changes no text.
 _ELSEWHERE = {"model", "revision", "gpu_memory_utilization", "tensor_parallel"}
 
 

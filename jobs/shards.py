@@ -133,7 +133,7 @@ def measure_one(
         directory = Path(draft.place.path(name))
         if not draft.place.is_local:
             directory = Path(folder)
-            # Of this shard alone: a listing of the index grows with the number of shards.
+            # List this shard alone: a listing of the whole index grows with the number of shards.
             place = Place(f"{draft.place.url}/{name}")
             for file in place.names():
                 if "/" not in file:

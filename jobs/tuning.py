@@ -70,7 +70,7 @@ def read_labels(
     asked = QueryTexts([queries]).get([query_id for query_id, _, _ in rows])
     shown = DocumentTexts(corpus).get([doc_id for _, doc_id, _ in rows])
     once: dict[tuple[str, str], Labelled] = {}
-    # Of a text its first id: under two it would be tuned on and held out.
+    # The first id of each text: under two ids a text could be both tuned on and held out.
     first: dict[str, str] = {}
     for (query_id, doc_id, relevance), query, text in zip(rows, asked, shown, strict=True):
         key = text_hash(query)

@@ -192,7 +192,7 @@ def _reranking(pipeline: Pipeline, settings: Reranking) -> dict[str, Any]:
     """The pipeline of a reranker, which has no index of its own."""
     reranker = pipeline.reranker(settings)
     split, splits = pipeline.run.split, pipeline.data().qrels.manifest.extra["splits"]
-    # Of one that was brought along a report is all there is to make.
+    # A reranker that `--encoder` names is not trained: there is only the report to make.
     if splits.get(split) or pipeline.run.encoder is not None:
         summary = _evaluate(pipeline)
         summary["report"] = f"{summary['at']}/report.html"

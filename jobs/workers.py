@@ -128,7 +128,7 @@ class Signals:
 
         from bixse.training.loop import Notice
 
-        # Of a machine that will be taken away. Every rank must ask as often, and waits for it.
+        # Whether a machine will be taken away. All ranks must ask equally often, and wait for it.
         asks = next(self._asked) % _PREEMPTION_EVERY == 0
         leaving = asks and ray.train.get_preemption_info() is not None
         # What the driver answered to the step before; nobody waits for it.

@@ -157,9 +157,9 @@ class HeldOut:
     """nDCG@10 of one generation on the held-out judgments."""
 
     found: float
-    """Of what the search finds: what requests without `rerank` get."""
+    """nDCG@10 of what the search finds, which requests without `rerank` get."""
     reranked: float | None = None
-    """Of that in the reranker's order; None where there is no reranker."""
+    """nDCG@10 of the same in the reranker's order; None where there is no reranker."""
 
 
 def ndcg_problem(now: HeldOut, then: HeldOut, most_lost: float) -> str | None:

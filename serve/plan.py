@@ -9,9 +9,10 @@ from bixse.retrieval.settings import ON_GPU
 from serve.settings import ServeArgs, ServedIndex
 
 _REPLICA_BYTES = 400 << 20
-"""Of a replica before it holds anything: Python, Ray, FAISS."""
+"""Memory of a replica before it holds anything: Python, Ray, FAISS."""
 _MODEL_BYTES = 700 << 20
-"""Of a process that runs a model, beside its weights: Python, torch, transformers, a batch."""
+"""Memory of a process that runs a model, without its weights: Python, torch, transformers, a
+batch."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ class EncoderStore:
         if not same:
             encoder = EncoderProcess(start, self._threads, self._queries)
             try:
-                # Of what was loaded, not of what stood there a moment before.
+                # Again: what was loaded may not be what stood there a moment before.
                 index.check_encoder(start, encoder.fingerprint)
                 same = [(encoder, encoder.encode([_PROBE], "query").vectors)]
             except BaseException:

@@ -25,7 +25,7 @@ class Reads:
         """Remove the copy, some time later, unless another generation here or another process reads
         it.
         """
-        # Of large files that takes a while, and requests are answered here.
+        # Removing large files takes a while, and requests are answered on this thread.
         threading.Thread(target=self._let_go, args=(number,), name="copies").start()
 
     def _let_go(self, number: int) -> None:

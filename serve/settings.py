@@ -16,7 +16,7 @@ Mode = Literal["dense", "lexical", "hybrid"]
 """By vectors, by words, or by both."""
 
 MOST_TEXTS = 65_536
-"""In one request: a longer list is refused unread."""
+"""The longest list in one request: a longer one is refused unread."""
 
 
 class ServeArgs(Settings):

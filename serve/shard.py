@@ -47,7 +47,7 @@ def load_shard(
         raise ArtifactError(f"expected index {fingerprint} at {url}, found {index.fingerprint}")
     if not any(file.startswith(f"{name}/") for file in index.manifest.files):
         raise ArtifactError(f"{url} has no shard {name}")
-    # Of a remote index this shard is copied; what is read is what must be right.
+    # This shard of a remote index is copied first: the copy is what is read, and so is verified.
     directory = index.local_directory(under=f"{name}/")
     Artifact(Place(str(directory)), index.manifest).verify(under=f"{name}/")
     shard, lexical = Shard.load(directory / name, device), None

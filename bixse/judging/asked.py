@@ -35,7 +35,7 @@ class Usage:
     cached_tokens: int = 0
     output_tokens: int = 0
     seconds: float = 0.0
-    """That an engine of ours was at work on them."""
+    """Time that an engine of ours was at work on them."""
     flops: float = 0.0
     """Operations that prompts took, those found in the cache aside, where both this and the next
     are known."""
@@ -94,11 +94,11 @@ class Cost:
 
     prompt_tokens: int = 0
     shared_tokens: int = 0
-    """Of those, the prefix that the prompt asked just before has too."""
+    """How many of them are a prefix shared with the prompt asked just before."""
     output_tokens: int = 0
     requests: int = 0
     characters: int = 0
-    """Of all words sent."""
+    """Characters of all messages sent."""
     fits: bool = True
     """False: the pair will be rejected unasked, and takes nothing."""
 

@@ -130,9 +130,9 @@ class Changes:
     flips: int
     """Pairs whose nearest grade changed."""
     largest_change: float
-    """Of any grade's probability."""
+    """The largest change of any grade's probability."""
     mean_change: float
-    """Of relevance, without its sign."""
+    """The mean absolute change of relevance."""
     kappa_quadratic: float
 
     @property

@@ -39,7 +39,7 @@ FILE = "calibration.json"
 KIND = "calibration"
 
 _TINY = 1e-9
-"""Of a probability before its logarithm: float32 has lost what is smaller."""
+"""The least probability that a logarithm is taken of: float32 cannot tell smaller ones apart."""
 
 
 class Temperature(Settings):

@@ -12,7 +12,7 @@ from bixse.judging.settings import Cascade
 
 
 def entropy(grade_probs: Sequence[float]) -> float:
-    """Of a distribution over K grades as a share of the most that it can be, log K: in [0, 1]."""
+    """Entropy of a distribution over K grades, divided by its maximum, log K: in [0, 1]."""
     nats = -sum(p * math.log(p) for p in grade_probs if p > 0)
     return min(1.0, max(0.0, nats / math.log(len(grade_probs))))
 

@@ -35,11 +35,11 @@ from pydantic import (
 from bixse.records import EXACT_INTEGERS, Kind
 
 MOST_CONDITIONS = 64
-"""In one filter, with those within it: each is a pass over the rows of a shard."""
+"""The most conditions in a filter, nested ones included: each is a pass over a shard's rows."""
 MOST_VALUES = 1000
-"""In one list of a condition."""
+"""The most values in one list of a condition."""
 DEEPEST = 8
-"""Of `not` and `or` within each other."""
+"""The deepest nesting of `not` and `or`."""
 
 Scalar = bool | int | float | str
 Mask = npt.NDArray[np.bool_]

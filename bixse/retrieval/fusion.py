@@ -14,7 +14,7 @@ FUSION_DEPTH = 100
 as not found by that ranking."""
 
 RRF_K = 60
-"""Of Cormack et al.: keeps single first places from deciding alone."""
+"""The constant of Cormack et al., which keeps a single first place from deciding alone."""
 
 
 def fuse_ranks(rankings: Sequence[Sequence[Hit]], k: int) -> list[Hit]:

@@ -52,7 +52,7 @@ _FAR = 8
 whole topics that are not the query's, recall@10 of product codes rose from .71 to 1
 (`benchmarks.filtered --by-topic`)."""
 _FAR_MOST = 4096
-"""But no more than so many, unless as many are wanted anyhow: each is read from disk."""
+"""The most candidates to score again, unless more are wanted anyhow: each is read from disk."""
 
 
 Ask = Callable[[Vectors, int], tuple[Vectors, Rows]]

@@ -46,9 +46,9 @@ from bixse.retrieval.shard import Shard
 _ROWS = 4096
 
 _SCATTERED_ROWS = 1 << 15
-"""Of all shards, scattered at a time."""
+"""Rows that are read and scattered to the shards at a time."""
 _OPEN = 512
-"""Shards whose files a task has open: a process may have a thousand."""
+"""Shards whose files a task has open at once: a process may open about a thousand files."""
 
 Input = Literal["embeddings", "corpus"]
 

@@ -221,12 +221,12 @@ class Scan:
     vectors_QD: Vectors
     lists_QP: npt.NDArray[np.int64]
     products_QP: Vectors
-    """With the centroids."""
+    """Inner products of the queries with the centroids of those lists."""
     params: Any
 
     @classmethod
     def begin(cls, index: faiss.Index, vectors_QD: Vectors, search: Search, k: int) -> "Scan":
-        """By the centroids of an index that is an inverted file."""
+        """Find the lists to scan; the index must be an inverted file."""
         make: Any = faiss
         ivf = _ivf(index)
         for rotation in _rotations(index):

@@ -176,7 +176,7 @@ def _answers(padded: _Padded) -> tuple[Tensor, Tensor]:
 
 
 def _logits(model: Any, padded: _Padded, last: int) -> Tensor:
-    """Of the last positions, [R, last, V]."""
+    """Logits of the last positions, [R, last, V]."""
     position_RN = (padded.read_RN.cumsum(1) - 1).clamp(min=0)
     found: Tensor = model(
         input_ids=padded.id_RN,

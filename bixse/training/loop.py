@@ -84,7 +84,7 @@ class Trained:
     scale: float
     bias: float
     mix_bias: tuple[float, ...]
-    """Of each other set."""
+    """The bias of each other set."""
     history: list[dict[str, float]]
     dev: list[tuple[int, float]]
     """(step, score) of every evaluation; empty without any."""

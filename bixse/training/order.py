@@ -62,7 +62,7 @@ class Turns:
     """
 
     plans: tuple[Plan, ...]
-    """Of each set; they differ in rows alone."""
+    """One plan for each set; they differ in `rows` alone."""
 
     @property
     def rows(self) -> int:
@@ -102,7 +102,7 @@ def _turns(sizes: tuple[int, ...], seed: int, epoch: int) -> tuple[Ints, Ints]:
     return set_S, own_S
 
 
-# Of an epoch, one for each set.
+# The cache holds one epoch's order of each set.
 @lru_cache(maxsize=16)
 def _permutation(rows: int, seed: int, epoch: int) -> Ints:
     order: Ints = np.random.default_rng([seed, epoch, 1]).permutation(rows)

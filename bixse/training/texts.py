@@ -23,7 +23,7 @@ from bixse.place import Place
 Ints = npt.NDArray[np.int64]
 
 FOLDER = "texts/"
-"""Where in a run's place for checkpoints they stand."""
+"""Directory of the texts within a run's place for checkpoints."""
 
 _SCHEMA = pa.schema([("text", pa.large_string())])
 _BATCH = 4096

@@ -37,7 +37,7 @@ COSTS = pa.schema(
         ("characters", pa.int64()),
     ]
 )
-"""Of one pair; `head` is the beginning of its key, which equal texts share."""
+"""What asking one pair costs; `head` is the beginning of its key, which equal texts share."""
 
 PROBE_PAIRS = 128
 """New pairs that are judged to measure the rate, their labels kept (ours)."""

@@ -22,7 +22,7 @@ class Judge:
     arguments: tuple[Any, ...]
     scale: Scale
     origin: str
-    """Of its judgments: llm, features, ..."""
+    """The `origin` of its judgments: llm, features, ..."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """What else shapes the judgments: part of the artefact's identity."""
     inputs: Mapping[str, str] = field(default_factory=dict)

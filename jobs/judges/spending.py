@@ -32,7 +32,7 @@ class Spending:
 
     @property
     def cost(self) -> float | None:
-        """Of all sessions, in the currency of the price."""
+        """Cost of all sessions, in the currency of the price."""
         if self.price_per_hour is None:
             return None
         return (self.earlier + self.seconds) / 3600 * self.price_per_hour

@@ -19,7 +19,7 @@ from jobs.parts import Made, Refusal, Unfinished, sorted_out
 from jobs.texts import DocumentTexts, QueryTexts
 
 REFRESH_SHARE = 0.1
-"""Of the time that goes into looking for labels that other jobs have added."""
+"""The most of a worker's time that goes into looking for labels that other jobs have added."""
 
 
 class JudgeUnit:
