@@ -359,11 +359,6 @@ def wait_until() -> Callable[[Callable[[], bool], float], None]:
     return until
 
 
-@pytest.fixture(scope="session")
-def unused_port() -> Callable[[], int]:
-    return free_port
-
-
 def until(condition: Callable[[], bool], seconds: float) -> None:
     end = time.monotonic() + seconds
     while not condition():
