@@ -185,11 +185,6 @@ def _both(judge: FeaturesJudge, rows: Rows) -> dict[str, Any]:
     return found
 
 
-def _jsonl(path: Path) -> list[dict[str, str]]:
-    with open(path, encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="directory of the sets")
