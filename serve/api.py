@@ -15,7 +15,7 @@ from starlette.middleware import Middleware
 
 from serve.access import Door, Keys, Places, Rate, draining
 from serve.engine import Engine
-from serve.errors import FAILURES, HANDLERS, ApiError
+from serve.errors import FAILURES, HANDLERS, ApiError, invalid
 from serve.generation import Generation
 from serve.ledger import Outcome
 from serve.limits import Limits, refused
@@ -103,9 +103,7 @@ class Handlers:
                 "model",
             )
         if request.dimensions not in (None, index.dim):
-            raise ApiError(
-                422, "invalid_request", f"vectors have {index.dim} dimensions", "dimensions"
-            )
+            raise invalid(f"vectors have {index.dim} dimensions", "dimensions")
 
 
 def application(

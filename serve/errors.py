@@ -46,6 +46,11 @@ class ApiError(Exception):
         return {"WWW-Authenticate": "Bearer"} if self.status == 401 else {}
 
 
+def invalid(message: str, param: str | None = None) -> ApiError:
+    """A request that cannot be answered as it is; `param` is the field that is wrong."""
+    return ApiError(422, "invalid_request", message, param)
+
+
 def _cut(text: str) -> str:
     """Names and values come from the request, and may be as long as its body."""
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
@@ -62,13 +67,13 @@ async def _on_invalid(request: Request, error: RequestValidationError) -> JSONRe
         return ApiError(400, "bad_json", f"the body is not JSON: {reason}").response()
     if first["type"] in ("missing", "model_attributes_type") and first["loc"] == ("body",):
         message = "expected a JSON object, sent as Content-Type: application/json"
-        return ApiError(422, "invalid_request", message).response()
+        return invalid(message).response()
     # The first element says where in the request (body), not in which field.
     where = ".".join(str(part) for part in first["loc"][1:]) or None
     message = first["msg"].removeprefix("Value error, ")
     # Field names come from the body and may not be text that UTF-8 can hold.
     param = where.encode("utf-8", "replace").decode() if where else None
-    return ApiError(422, "invalid_request", message, param).response()
+    return invalid(message, param).response()
 
 
 async def _on_http_error(request: Request, error: HTTPException) -> JSONResponse:

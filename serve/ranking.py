@@ -1,7 +1,7 @@
 """Between the JSON of `/search` and the values of a search."""
 
 from bixse.retrieval.filters import FilterError, check
-from serve.errors import ApiError
+from serve.errors import invalid
 from serve.fanout import Feedback, Way
 from serve.messages import Found, Wanted
 from serve.schema import HitReply, SearchRequest, SideReply
@@ -16,9 +16,7 @@ def way_of(request: SearchRequest, index: ServedIndex) -> Way | None:
     if request.mode == "dense":
         return None
     if not index.lexical:
-        raise ApiError(
-            422,
-            "invalid_request",
+        raise invalid(
             "this index was built without BM25 and answers mode dense only: build it again with "
             f"`python -m jobs.index … --retrieval.bm25` to search {request.mode}",
             "mode",
@@ -45,7 +43,7 @@ def wanted_of(request: SearchRequest, index: ServedIndex) -> Wanted:
     except FilterError as error:
         # Names of fields come from the body and may not be text that UTF-8 can hold.
         path = error.path.encode("utf-8", "replace").decode()
-        raise ApiError(422, "invalid_request", str(error), path) from None
+        raise invalid(str(error), path) from None
     return Wanted(depth, fields, filter=request.filter.text)
 
 
