@@ -18,9 +18,14 @@ _held: dict[Path, int] = {}
 """Open lock files, by copy."""
 
 
+def copies() -> Path:
+    """This user's directory, on this machine, of what is copied or made once for all processes."""
+    return Path(tempfile.gettempdir()) / f"bixse-{os.getuid()}"
+
+
 def copy_of(fingerprint: str) -> Path:
     """Where the copy of an artefact stands, if there is one."""
-    return Path(tempfile.gettempdir()) / f"bixse-{os.getuid()}" / fingerprint
+    return copies() / fingerprint
 
 
 def hold(fingerprint: str) -> Path:

@@ -1,7 +1,6 @@
 """Texts of documents and queries by id; memory does not follow their number."""
 
 import os
-import tempfile
 import threading
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from bixse.artifacts import Artifact
+from bixse.copies import copies
 from bixse.records import CORPUS, document_text, documents_at
 
 QUERY_TEXTS = pa.schema([("query_id", pa.string()), ("text", pa.string())])
@@ -67,7 +67,7 @@ class _Mapped:
 
     def __init__(self, artifacts: Sequence[Artifact], schema: pa.Schema) -> None:
         self._id = schema.names[0]
-        folder = Path(tempfile.gettempdir()) / f"bixse-{os.getuid()}"
+        folder = copies()
         name = "-".join(artifact.fingerprint for artifact in artifacts)
         rows, order = folder / f"{name}.arrow", folder / f"{name}.order.npy"
         if not order.exists():

@@ -4,9 +4,7 @@ What is held of a text is a row number; its bytes are pages of a file, which all
 share and the kernel may drop. Files are named after their content.
 """
 
-import os
 import shutil
-import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from bixse.copies import copies
 from bixse.place import Place
 
 Ints = npt.NDArray[np.int64]
@@ -54,7 +53,7 @@ class TextFile:
         """A path of this node; a file elsewhere is copied to it once."""
         if self.place.is_local:
             return self.place.path(self.name)
-        path = Path(tempfile.gettempdir()) / f"bixse-{os.getuid()}" / self.name
+        path = copies() / self.name
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             aside = path.with_suffix(f".{uuid.uuid4().hex[:8]}.tmp")
