@@ -26,7 +26,7 @@ from bixse.precision import autocast
 from bixse.settings import Precision
 from bixse.training.gather import World, gather_rows
 from bixse.training.gradients import sum_gradients
-from bixse.training.order import share
+from bixse.training.order import share, shares
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -134,8 +134,7 @@ def expectations(
     Of each answer the log-probability a token, [R]; and of `label_ids` the log-probability of each
     as its first token, [R, L].
     """
-    parts = [share(len(rows), rank, world.size) for rank in range(world.size)]
-    mine = np.arange(len(rows))[parts[world.rank]]
+    mine = np.arange(len(rows))[share(len(rows), world.rank, world.size)]
     device = _device(model)
     found_RL = torch.zeros(len(mine), 1 + len(label_ids), dtype=torch.float64, device=device)
     for chunk in rows.chunks(mine, limit):
@@ -146,12 +145,12 @@ def expectations(
             logit_RKV = _logits(model, padded, longest + 1)[:, :-1]
         log_prob_RKV = logit_RKV.float().log_softmax(-1)
         of_target = log_prob_RKV.gather(2, target_RK[..., None])[..., 0]
-        at = torch.from_numpy(chunk - parts[world.rank].start).to(device)
+        at = torch.from_numpy(chunk - mine[0]).to(device)
         sums = torch.where(answered_RK, of_target, 0.0).double().sum(1)
         found_RL[at, 0] = sums / padded.answer_R
         first_RV = log_prob_RKV[torch.arange(len(chunk), device=device), longest - padded.answer_R]
         found_RL[at, 1:] = first_RV[:, list(label_ids)].double()
-    whole = gather_rows(found_RL, [part.stop - part.start for part in parts], world).cpu().numpy()
+    whole = gather_rows(found_RL, shares(len(rows), world.size), world).cpu().numpy()
     return whole[:, 0], whole[:, 1:]
 
 

@@ -16,7 +16,7 @@ from bixse.training import objective as objectives
 from bixse.training.batches import Batch
 from bixse.training.objective import Cells
 from bixse.training.objective_settings import Objective
-from bixse.training.order import share
+from bixse.training.order import share, shares
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,13 @@ class World:
 
 def cells_of(batch: Batch, objective: Objective, world: World, device: torch.device) -> Cells:
     """This rank's rows of a global batch."""
-    parts = [share(len(batch.query_Q), rank, world.size) for rank in range(world.size)]
-    columns = [share(len(batch.document_D), rank, world.size) for rank in range(world.size)]
-    counts = [part.stop - part.start for part in parts]
+    queries = len(batch.query_Q)
     return objectives.cells_of(
         batch,
-        parts[world.rank],
-        [column.stop - column.start for column in columns],
+        share(queries, world.rank, world.size),
+        shares(len(batch.document_D), world.size),
         objectives.divisors(objective, batch),
-        partial(gather_rows, counts=counts, world=world),
+        partial(gather_rows, counts=shares(queries, world.size), world=world),
         device,
     )
 

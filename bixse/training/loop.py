@@ -29,7 +29,7 @@ from bixse.training.gather import World, gather_rows
 from bixse.training.gradients import batch_cosines, batch_gradients, most
 from bixse.training.groups import Labels, count_groups, count_rows
 from bixse.training.objective import refuse_idle
-from bixse.training.order import Plan, Turns, rate_factor, share
+from bixse.training.order import Plan, Turns, rate_factor, shares
 from bixse.training.scoring import EncoderScoring, Scoring, scoring_of
 from bixse.training.seen import Seen
 from bixse.training.settings import Training
@@ -289,11 +289,8 @@ def _calibrate(module: EncoderScoring, first: Mine, limit: int | None) -> None:
     """Set each bias of a set on its first global batch; every rank bisects the same cells."""
     attempt = partial(batch_cosines, module, first.cells)
     cosine_QKD, _ = fitted(module, first, limit, attempt)
-    size = module.world.size
-    rows = len(first.batch.query_Q)
-    if size > 1:
-        parts = [share(rows, rank, size) for rank in range(size)]
-        counts = [part.stop - part.start for part in parts]
+    if module.world.size > 1:
+        counts = shares(len(first.batch.query_Q), module.world.size)
         cosine_QKD = gather_rows(cosine_QKD, counts, module.world)
     target_QD = torch.from_numpy(first.batch.target_QD)
     weight_QD = torch.from_numpy(first.batch.weight_QD)

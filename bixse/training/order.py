@@ -115,6 +115,12 @@ def share(count: int, part: int, parts: int) -> slice:
     return slice(count * part // parts, count * (part + 1) // parts)
 
 
+def shares(count: int, parts: int) -> list[int]:
+    """How many of `count` things each of `parts` pieces has."""
+    pieces = [share(count, part, parts) for part in range(parts)]
+    return [piece.stop - piece.start for piece in pieces]
+
+
 def rate_factor(step: int, steps: int, warmup_ratio: float) -> float:
     """Share of the peak learning rate at a step: linear up, then linear down to 0 after the last.
 
