@@ -71,7 +71,10 @@ class Counting:
 
 
 @pytest.mark.parametrize("actors", [1, 2])
-def test_actors_share_the_cores_of_a_machine_of_our_own(tmp_path: Path, actors: int) -> None:
+def test_actors_share_the_cores_of_a_machine_of_our_own(
+    tmp_path: Path, actors: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # Whoever sets it is heeded.
     given = pairs(tmp_path / "pairs", 1)
     draft = drafted(tmp_path / "out", "pairs")
     with pytest.raises(ValueError, match=r"threads$") as said:
