@@ -107,26 +107,7 @@ def evaluate(
     if isinstance(draft, Artifact):
         return draft
     itself = themselves(texts, judged, corpus.rows("doc_id", "title", "text"))
-    # What reads a ranking again may read deeper than what is kept of it.
-    again = (settings.feedback, reranker[1] if reranker else 0)
-    depth = max(settings.depth, *again, FUSION_DEPTH if settings.hybrid else 0)
-    systems = (1 + len(encoders)) * (1 if reranker is None else 2)
-    with progress("evaluate", len(texts) * systems) as advance:
-        rankings: dict[str, Rankings] = {"bm25": by_words(corpus, texts, lexical, depth, itself)}
-        advance(len(texts))
-        for name, (path, embeddings) in encoders.items():
-            rankings[name] = by_vectors(path, embeddings, texts, depth, itself)
-            advance(len(texts))
-        if reranker is not None:
-            rankings |= in_reranked_order(*reranker, rankings, texts, corpus, advance)
-        if settings.feedback:
-            rankings |= after_feedback(rankings, encoders, texts, settings, itself)
-        if settings.hybrid:
-            rankings |= fused_with_words(rankings, encoders, settings.depth)
-    rankings = {
-        name: {query_id: hits[: settings.depth] for query_id, hits in ranking.items()}
-        for name, ranking in rankings.items()
-    }
+    rankings = _rankings(corpus, texts, encoders, lexical, settings, reranker, itself)
     values = {
         name: measure(ranking, judged, settings.relevant_from, settings.depth)
         for name, ranking in rankings.items()
@@ -152,6 +133,38 @@ def evaluate(
     _write(draft, report, measured, rankings, _gains(qrels, judged), _curves(encoders, reranker))
     summary = {key: report[key] for key in (MAIN, "ci95", "differences", "n_queries", "recipe")}
     return draft.finish(rows=len(texts), extra=summary)
+
+
+def _rankings(
+    corpus: Artifact,
+    texts: Mapping[str, str],
+    encoders: Encoders,
+    lexical: Lexical,
+    settings: Evaluation,
+    reranker: tuple[str, int] | None,
+    itself: frozenset[str],
+) -> dict[str, Rankings]:
+    """What each system finds for each query, as deep as is kept."""
+    # What reads a ranking again may read deeper than what is kept of it.
+    again = (settings.feedback, reranker[1] if reranker else 0)
+    depth = max(settings.depth, *again, FUSION_DEPTH if settings.hybrid else 0)
+    systems = (1 + len(encoders)) * (1 if reranker is None else 2)
+    with progress("evaluate", len(texts) * systems) as advance:
+        rankings: dict[str, Rankings] = {"bm25": by_words(corpus, texts, lexical, depth, itself)}
+        advance(len(texts))
+        for name, (path, embeddings) in encoders.items():
+            rankings[name] = by_vectors(path, embeddings, texts, depth, itself)
+            advance(len(texts))
+        if reranker is not None:
+            rankings |= in_reranked_order(*reranker, rankings, texts, corpus, advance)
+        if settings.feedback:
+            rankings |= after_feedback(rankings, encoders, texts, settings, itself)
+        if settings.hybrid:
+            rankings |= fused_with_words(rankings, encoders, settings.depth)
+    return {
+        name: {query_id: hits[: settings.depth] for query_id, hits in ranking.items()}
+        for name, ranking in rankings.items()
+    }
 
 
 def table(report: Artifact) -> "Table":
