@@ -181,34 +181,11 @@ def run_units(
         if not todo:
             return 0
         start_ray()
-        import ray.data
-        from ray.util.annotations import RayDeprecationWarning
+        import ray
 
-        # Threads only where asked for: most work is not safe in several.
-        pool = ray.data.ActorPoolStrategy(
-            size=min(actors, len(todo)),
-            max_tasks_in_flight_per_actor=in_flight if in_flight > 1 else None,
-            max_concurrent_calls_per_actor=in_flight if in_flight > 1 else None,
-            enable_true_multi_threading=in_flight > 1,
-        )
-        rows = ray.data.from_items([asdict(unit) for unit in todo], override_num_blocks=len(todo))
-        with warnings.catch_warnings():
-            # Ray 2.60 means to rename these two, and has no other name for them yet.
-            warnings.simplefilter("ignore", RayDeprecationWarning)
-            results = rows.map_batches(
-                _PartWriter,
-                fn_constructor_args=(draft, work, arguments),
-                batch_size=1,
-                compute=pool,
-                num_cpus=cpus,
-                num_gpus=gpus,
-                runtime_env=_threads(actors, gpus),
-                # The default restarts for ever, also on a unit that kills whoever takes it.
-                max_restarts=RESTARTS,
-                max_task_retries=RESTARTS,
-            )
+        writer = (draft, work, arguments)
         try:
-            for result in results.iter_rows():
+            for result in _results(todo, writer, actors, cpus, gpus, in_flight):
                 if result["refusal"]:
                     raise ValueError(result["refusal"])
                 if result["unfinished"]:
@@ -231,6 +208,45 @@ def run_units(
             last = str(error).strip().splitlines()[-1]
             raise RuntimeError(f"{label}: a worker {what}: {last}") from None
     return unfinished
+
+
+def _results(
+    units: Sequence[Unit],
+    writer: tuple[Any, ...],
+    actors: int,
+    cpus: float,
+    gpus: float,
+    in_flight: int,
+) -> Iterable[dict[str, Any]]:
+    """What each unit came to, by a pool of actors that are `_PartWriter(*writer)`."""
+    import ray.data
+    from ray.util.annotations import RayDeprecationWarning
+
+    # Threads only where asked for: most work is not safe in several.
+    pool = ray.data.ActorPoolStrategy(
+        size=min(actors, len(units)),
+        max_tasks_in_flight_per_actor=in_flight if in_flight > 1 else None,
+        max_concurrent_calls_per_actor=in_flight if in_flight > 1 else None,
+        enable_true_multi_threading=in_flight > 1,
+    )
+    rows = ray.data.from_items([asdict(unit) for unit in units], override_num_blocks=len(units))
+    with warnings.catch_warnings():
+        # Ray 2.60 means to rename these two, and has no other name for them yet.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        results = rows.map_batches(
+            _PartWriter,
+            fn_constructor_args=writer,
+            batch_size=1,
+            compute=pool,
+            num_cpus=cpus,
+            num_gpus=gpus,
+            runtime_env=_threads(actors, gpus),
+            # The default restarts for ever, also on a unit that kills whoever takes it.
+            max_restarts=RESTARTS,
+            max_task_retries=RESTARTS,
+        )
+    found: Iterable[dict[str, Any]] = results.iter_rows()
+    return found
 
 
 def _threads(actors: int, gpus: float) -> dict[str, Any] | None:
