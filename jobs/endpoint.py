@@ -53,7 +53,7 @@ class Endpoint:
         self._key = _key(settings)
         self._not_before = 0.0
         self._heard = 0.0
-        """When it last said anything but to come again."""
+        """When it last answered anything but "try again"."""
 
     def ask(self, bodies: Sequence[dict[str, Any]], choices: int) -> list[Reply | Unreadable]:
         """`choices` choices for each request, in order, or why there are none.
@@ -81,7 +81,7 @@ class Endpoint:
                     for body in bodies:
                         tasks.append(group.create_task(self._collect(client, gate, body, choices)))
             except ExceptionGroup as errors:
-                # What no request can mend: the first of them is said, and the others go unasked.
+                # No further request can succeed: the first such error is raised.
                 if (refused := errors.subgroup(ValueError)) is None:
                     raise
                 raise Cut(str(refused.exceptions[0]), list(map(_result_of, tasks))) from None
@@ -138,7 +138,7 @@ class Endpoint:
         wait = float(jitter(state))
         if told is None:
             return wait
-        # Not all of those that were told the same at the same moment, nor for ever at that pace.
+        # Requests that were told the same must not all come back at the same moment.
         return max(wait, told + min(wait, 1.0))
 
     async def _once(self, client: httpx.AsyncClient, body: dict[str, Any], most: int) -> Reply:
@@ -192,7 +192,7 @@ class Endpoint:
             reason = f"status {status}, to be repeated after {told:.0f} s"
             return _Failed(reason, response=shown)
         if status == 429 and told is not None:
-            # One was told, all wait.
+            # What one request was told holds for all.
             self._not_before = max(self._not_before, time.monotonic() + told)
         return _Transient(f"status {status}", response=shown, retry_after=told)
 

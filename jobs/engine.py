@@ -97,7 +97,7 @@ class Engine:
             try:
                 replies = engine.step()
             except Exception as error:  # noqa: BLE001
-                # Whoever waits must hear of it; nobody knows what state the engine is in.
+                # Every caller that waits is told: the state of the engine is not known.
                 self._fail(error, batches)
                 continue
             self._busy += time.monotonic() - started
@@ -128,7 +128,7 @@ class Engine:
                 batches[name] = (batch, row)
                 added.append(name)
         except Exception as error:  # noqa: BLE001
-            # A prompt that vLLM refuses is its caller's trouble; the thread serves the others too.
+            # A refused prompt concerns its caller alone; the thread goes on serving the others.
             self._llm.llm_engine.abort_request(added)
             for name in added:
                 del batches[name]
@@ -178,7 +178,7 @@ class _Batch:
 
 
 def _select(reply: Any, token_ids: Sequence[int]) -> Logprobs:
-    """By id: the reply holds the sampled token too."""
+    """The log-probabilities of `token_ids`; the reply also holds that of the sampled token."""
     steps = reply.outputs[0].logprobs
     found = steps[0] if steps else {}
     return [found[token].logprob if token in found else None for token in token_ids]

@@ -104,7 +104,7 @@ def index(
     start_ray()
     run = _Run(draft, source, vectors_QD, placement)
     plan = _once(draft, PLAN, lambda: _plan(run, settings))
-    # Not before: while a plan is refused nothing is saved, and the flag may be corrected.
+    # After the plan: where that is refused nothing is saved, and the flag may be corrected.
     asked = _once(draft, QUERIES, lambda: asked)
     chosen = Retrieval.model_validate(plan["settings"])
     run.train(chosen)
@@ -166,7 +166,7 @@ def _check(
 
 
 def _warn_of_metadata(base: Artifact | None, corpus: Artifact | None) -> None:
-    """A corpus that was read without its metadata is one that filters find nothing of."""
+    """Warn of a corpus without metadata that the base has: filters on it find none of it."""
     if base is None or corpus is None:
         return
     held, given = (one.manifest.extra.get("metadata", {}) for one in (base, corpus))
@@ -179,7 +179,7 @@ def _warn_of_metadata(base: Artifact | None, corpus: Artifact | None) -> None:
 
 
 def _once(draft: Draft, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What a killed run has decided stays decided."""
+    """What `make` gives, saved under `name`: a rerun keeps what a killed run has decided."""
     if not draft.place.exists(name):
         draft.write_file(name, json.dumps(make(), indent=1).encode())
     found: dict[str, Any] = json.loads(draft.place.read(name))
@@ -296,7 +296,7 @@ class _Run:
         made = [shard for shard in built if shard["used_gpu"] is not None]
         if on_gpu and made and not any(shard["used_gpu"] for shard in made):
             _log.warning("FAISS saw no GPU where the index was built: faiss-gpu is not there")
-        # Whether or not this session made it: no file of it is of the index.
+        # Whichever session made it: its files are no part of the index.
         self._scatter_place.clear()
         return built
 

@@ -262,7 +262,7 @@ def _judge(artifact: Artifact) -> str:
 
 
 def _why(artifact: Artifact) -> str:
-    """The commonest reason."""
+    """The commonest reason of its rejections."""
     rejected = artifact.rejected()
     reasons = [] if rejected is None else rejected["reason"].to_pylist()
     kinds = [reason.split(":")[0] for reason in reasons]

@@ -128,7 +128,7 @@ def _refusal(url: str, sentence: str) -> ValueError:
 
 
 def _is_there(url: str, name: str) -> bool:
-    """Finished or begun."""
+    """Whether the artefact is there, finished or begun."""
     return bool(Place(f"{url}/{name}").names())
 
 

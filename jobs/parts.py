@@ -53,7 +53,7 @@ class Unit:
 
     def read(self) -> pa.Table:
         """The rows of this unit; only the row groups that hold them are read."""
-        # Not through the manifest: one of thousands of parts takes longer to read than the rows.
+        # Without the manifest: of thousands of parts, it takes longer to read than these rows.
         with Place(self.url).open(self.name) as handle:
             file = pq.ParquetFile(handle)
             first, groups, offset = None, [], 0
@@ -80,7 +80,7 @@ class Work(Protocol):
 
 
 class Unfinished(Exception):
-    """Raised by work that must stop (a budget is spent): no part is written, its counts are."""
+    """Raised by work that must stop (a budget is spent): counts are kept, no part is written."""
 
     def __init__(self, counts: Counts) -> None:
         super().__init__(dict(counts))
@@ -88,7 +88,7 @@ class Unfinished(Exception):
 
 
 class Refusal(ValueError):
-    """Raised by work for what a person must hear of, with what it took until then."""
+    """Raised by work to end the stage with a sentence for the user; carries the counts so far."""
 
     def __init__(self, sentence: str, counts: Counts) -> None:
         super().__init__(sentence)
@@ -277,9 +277,9 @@ class _PartWriter:
         try:
             table, rejections, *counts = self._work(unit.read())
             for took in counts:
-                # Of every session: one that was killed before the part stood was paid for too.
+                # A file for each session: one killed before the part stood was paid for too.
                 self._count(f"{Path(part_name(unit.number)).stem}-{uuid.uuid4().hex}", took)
-            # Written, it would stand for its unit in a rerun.
+            # Otherwise nothing is written: a rerun would take the part for finished.
             if table.num_rows + len(rejections) == unit.rows:
                 self._draft.write_part(unit.number, table, rejected_table(rejections))
         except (Unfinished, Refusal) as stop:
@@ -323,7 +323,7 @@ def usage_place(draft: Draft) -> Place:
 
 
 def trying_place(draft: Draft) -> Place:
-    """Where notes of what its workers died of are kept (`jobs.judges.trying`)."""
+    """Where workers note what they are asking, in case they die of it (`jobs.judges.trying`)."""
     return Place(f"{draft.place.url}-trying")
 
 

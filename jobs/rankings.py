@@ -54,7 +54,7 @@ def _of_others(
     itself: frozenset[str],
     depth: int,
 ) -> Rankings:
-    """The first `depth` documents that each query found, itself apart."""
+    """The first `depth` documents that each query found, without the query itself."""
     return {
         query_id: others(query_id, hits, itself)[:depth]
         for query_id, hits in zip(query_ids, found, strict=True)

@@ -28,7 +28,7 @@ _AT_HOME = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
 }
-"""For a machine of our own: nobody takes it away, and one process can be asked often how it is."""
+"""Where Ray runs on this machine alone: it will not be taken away, and checking often is cheap."""
 _PREEMPTION_EVERY = 10
 """Steps between two questions whether Ray knows of a machine that will be taken away."""
 
@@ -117,7 +117,7 @@ class Signals:
             self._stop = self._count.put.remote(seen)
 
     def wait(self) -> None:
-        """Until the driver's actor has heard it all: what is under way may end with a worker."""
+        """Until the driver's actor has it all: a message may be lost when the worker ends."""
         import ray
 
         ray.get(self._stop)

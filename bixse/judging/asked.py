@@ -66,9 +66,9 @@ class Answers:
 
 
 class Refused(ValueError):
-    """What a person must hear of, when some pairs have been answered already: those are paid for.
+    """An error for the user to see, raised after some pairs have been answered and paid for.
 
-    `verdicts` are of these, by their row among the pairs that were asked.
+    `verdicts` are those answers, by the row of their pair among those that were asked.
     """
 
     def __init__(self, sentence: str, verdicts: Mapping[int, Verdict], usage: Usage) -> None:
@@ -80,9 +80,9 @@ class Refused(ValueError):
 class PairJudge(Protocol):
     """Safe to call from several threads at a time.
 
-    A pair that gets no readable answer is a `Rejection`, never a grade. Raises ValueError for what
-    a person must hear of (no such model, an answer to nothing), `Refused` where that comes after
-    some answers; OSError for what may pass.
+    A pair that gets no readable answer is a `Rejection`, never a grade. Raises ValueError for an
+    error that the user must see (no such model, an answer to nothing), `Refused` where some pairs
+    were answered before it; OSError for a failure that may not come again.
     """
 
     def __call__(self, asked: Sequence[Asked]) -> Answers: ...

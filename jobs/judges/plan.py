@@ -99,7 +99,7 @@ class PlanUnit:
 
     def __call__(self, rows: pa.Table) -> Made:
         asked = asked_pairs(rows, self._queries, self._texts)
-        # As the worker does: with a store, equal texts are asked once, known ones not at all.
+        # As `JudgeUnit` does: with a store, equal texts are asked once, known ones not at all.
         if self._labels is None:
             keys = [label_key({}, pair.query_id, pair.doc_id) for pair in asked]
             labels: list[Label | None] = [None] * len(keys)

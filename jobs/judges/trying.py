@@ -38,7 +38,7 @@ class Trying:
 
     def __init__(self, url: str) -> None:
         self._place = Place(url)
-        # Of two pairs asked at once nobody could say which it was.
+        # With two pairs asked at once it would not be known which of them was fatal.
         self._alone = threading.Lock()
 
     @contextmanager

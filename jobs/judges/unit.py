@@ -169,10 +169,10 @@ class _Budgeted:
         try:
             return self._together(asked)
         except (ValueError, OSError):
-            # What a person must hear of, or may pass by itself (`PairJudge`).
+            # An error for the user to see, or one that may not come again (`PairJudge`).
             raise
         except Exception:  # noqa: BLE001
-            # Nobody knows what an engine fails with; one pair may be the reason.
+            # An engine may raise anything, and a single pair may be the cause.
             return self._one_by_one(asked)
 
     def _one_by_one(self, asked: Sequence[Asked]) -> Answers:
@@ -207,14 +207,14 @@ class _Budgeted:
         """Of a pair that the judge failed on alone: an answer, or a rejection where it fails again
         and still answers `well`. Raises what it failed with where the judge is what is broken."""
         assert self._trying is not None
-        # Noted until `well` is answered: a worker that dies of what the pair left dies of the pair.
+        # Noted until `well` is answered: the pair may leave the judge in a state that kills it.
         with self._trying.pair(pair) as fatal:
             try:
                 return Answers([fatal]) if fatal else self._judge()([pair])
             except (ValueError, OSError):
                 raise
             except Exception as error:
-                # Only of a judge that answers another pair is it known that this one is the reason.
+                # Only if the judge still answers another pair is this one known to be the cause.
                 if well is None:
                     raise
                 spent = self._judge()([well]).usage
