@@ -7,6 +7,7 @@ is read.
 Shapes: Q queries, N documents, D dimensions.
 """
 
+import copy
 import os
 import re
 import uuid
@@ -48,19 +49,18 @@ def opening(text: str, tokens: int | None) -> str:
 
 
 class Workbench:
-    """A base encoder twice: in float32 to tune, and as `Encoder.load` has it to read with."""
+    """A base encoder twice: in float32 to tune, and as `Encoder.reading` has it to read with."""
 
     def __init__(self, start: str, device: str) -> None:
         """Raises ValueError as `load_model`."""
         self._tuned = load_model(start, device)
-        # On a GPU its weights are bfloat16: encoding with the other one would round what is tuned.
-        self._reader = Encoder.load(start, device)
         self._base = {name: value.clone() for name, value in self._tuned.state_dict().items()}
+        self._reader = self._copied()
 
     def reset(self) -> None:
         """Both are the base again."""
         self._tuned.load_state_dict(self._base)
-        self._reader.reload(self._base)
+        self._reader = self._copied()
 
     def tune(self, labels: Labels, settings: Training) -> Trained:
         """The base, tuned on labels. Raises as `train_loop`."""
@@ -71,8 +71,12 @@ class Workbench:
         checkpoints = Place(f"memory://{uuid.uuid4().hex}")
         trained = train_loop(Run(settings, labels, checkpoints, "benchmark"), self._tuned, World())
         checkpoints.clear()
-        self._reader.reload(self._tuned.state_dict())
+        self._reader = self._copied()
         return trained
+
+    def _copied(self) -> Encoder:
+        """To read with itself would round what is tuned."""
+        return Encoder.reading(copy.deepcopy(self._tuned), "")
 
     def documents(self, corpus: Mapping[str, str]) -> Vectors:
         """Unit vectors [N, D] of a corpus."""

@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -213,11 +213,17 @@ class Encoder:
 
         Raises ValueError as `load_model`.
         """
-        model = load_model(start, device)
-        model = model.bfloat16() if model.device.type == "cuda" else model.float()
-        encoder = cls(model, encoder_fingerprint(resolve(start)))
+        return cls.reading(load_model(start, device), encoder_fingerprint(resolve(start)), queries)
+
+    @classmethod
+    def reading(
+        cls, model: "SentenceTransformer", fingerprint: str, queries: Precision = "float32"
+    ) -> "Encoder":
+        """As `load`, of a model in memory, which is changed: it can read from then on, no more."""
+        on_cpu = model.device.type == "cpu"
+        encoder = cls(model.float() if on_cpu else model.bfloat16(), fingerprint)
         encoder._pack()
-        if model.device.type == "cpu":
+        if on_cpu:
             if in_bfloat16(model.device, queries):
                 encoder._round()
             encoder._turn()
@@ -232,9 +238,12 @@ class Encoder:
     def _round(self) -> None:
         import torch
 
+        from bixse.models.prepacking import prepack
+
         for module in self.model.modules():
             if isinstance(module, torch.nn.Linear):
                 module.to(torch.bfloat16)
+        prepack(self.model)
         self._rounded = True
 
     def _turn(self) -> None:
@@ -246,12 +255,6 @@ class Encoder:
             if isinstance(module, torch.nn.Linear):
                 module.weight.data = module.weight.data.t().contiguous().t()
 
-    def reload(self, weights: "Mapping[str, torch.Tensor]") -> None:
-        """Read with other weights of the same model from now on. Raises RuntimeError for those of
-        another."""
-        self.model.load_state_dict(weights)
-        self._half = None
-
     def _of(self, role: Role) -> "SentenceTransformer":
         """The model that reads texts of a role."""
         from sentence_transformers.sentence_transformer.modules import Transformer
@@ -260,8 +263,11 @@ class Encoder:
         if role == "query" or not self._halves or not isinstance(self.model[0], Transformer):
             return self.model
         if self._half is None:
+            from bixse.models.prepacking import prepack
+
             self._half = copy.deepcopy(self.model)
             self._half[0].bfloat16()
+            prepack(self._half)
         return self._half
 
     @property
