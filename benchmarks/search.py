@@ -12,7 +12,7 @@ The other side is what a replica does: all shards asked as one `ShardGroup`, sco
 `doc_id`s looked up; of several threads each takes a part of the batch (FAISS on one).
 Both are tuned to the same recall by the tuner of `bixse.retrieval.tuning`, each for itself, and
 take rounds in turn; a ratio is the median of the rounds' ratios. Vectors are made up around
-topics unless `--embeddings` names an artefact; queries are held out of them.
+topics unless `--embeddings` names some; queries are held out of them.
 
 `tuner` is the searches a second of the tuner's choice (least counted work) over those of the best
 by brute force: the fastest of all searches of the grid that find enough, each asked everything
@@ -59,7 +59,8 @@ class Options:
     """What is compared, and for how long."""
 
     embeddings: str | None = None
-    """An embeddings artefact instead of made-up vectors; its last rows are the queries."""
+    """Vectors instead of made-up ones: an embeddings artefact, or a .npy as `benchmarks.serve`
+    leaves in its `--corpus-dir`; the last rows are the queries."""
     rows: int = 100_000
     """Made-up vectors."""
     dim: int = 384
@@ -102,7 +103,10 @@ def main() -> None:
 def vectors(options: Options) -> tuple[Vectors, Vectors]:
     """Documents and queries, unit length."""
     if options.embeddings is not None:
-        every = vectors_of(Artifact.open(options.embeddings, "embeddings").table())
+        if options.embeddings.endswith(".npy"):
+            every = np.load(options.embeddings)
+        else:
+            every = vectors_of(Artifact.open(options.embeddings, "embeddings").table())
         return every[: -options.queries], every[-options.queries :]
     rng = np.random.default_rng(0)
     topics = rng.normal(size=(max(8, options.rows // 500), options.dim)).astype(np.float32)
