@@ -19,8 +19,16 @@ _held: dict[Path, int] = {}
 
 
 def copies() -> Path:
-    """This user's directory, on this machine, of what is copied or made once for all processes."""
-    return Path(tempfile.gettempdir()) / f"bixse-{os.getuid()}"
+    """This user's directory, on this machine, of what is copied or made once for all processes.
+
+    Raises ValueError when it is another user's, who could change what is read from it.
+    """
+    folder = Path(tempfile.gettempdir()) / f"bixse-{os.getuid()}"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # Of a link itself, not of what it points to.
+    if folder.lstat().st_uid != os.getuid():
+        raise ValueError(f"{folder} is another user's: remove it, or set TMPDIR")
+    return folder
 
 
 def copy_of(fingerprint: str) -> Path:
@@ -62,7 +70,6 @@ def let_go(fingerprint: str) -> None:
 
 def _locked(folder: Path, how: int) -> int:
     """The lock file of a copy, which stays when that goes. Raises OSError."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(f"{folder}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, how)

@@ -71,7 +71,6 @@ class _Mapped:
         name = "-".join(artifact.fingerprint for artifact in artifacts)
         rows, order = folder / f"{name}.arrow", folder / f"{name}.order.npy"
         if not order.exists():
-            folder.mkdir(parents=True, exist_ok=True)
             _write_ordered(artifacts, schema, rows, order)
         self.table = pa.ipc.open_file(pa.memory_map(str(rows))).read_all()
         self._ids = self.table[self._id]
