@@ -62,10 +62,11 @@ def plan(args: ServeArgs, encoder: Path, reranker: Path | None = None) -> Plan:
     shards = {name: (of(name, True), of(name, False)) for name in index.shard_rows}
     parts = _parts(args, weights, shards, searched)
     if reranker is not None:
-        # One, whatever generation is served.
-        held = _MODEL_BYTES + _weights(reranker)
+        # All generations' in one process; a change of the index alone loads none.
+        read = _weights(reranker)
+        held, changing = _MODEL_BYTES + read, _MODEL_BYTES + 3 * read
         cpus, gpus = args.reranker_cpus, args.reranker_gpus
-        parts.append(Part("reranker", args.reranker_replicas, cpus, gpus, held, held, 0))
+        parts.append(Part("reranker", args.reranker_replicas, cpus, gpus, held, changing, 0))
     measured = manifest.extra.get("latency_ms")
     return Plan(
         parts=tuple(parts),
