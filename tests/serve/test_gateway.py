@@ -5,10 +5,11 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 
-from serve.gateway import Front
+from serve.gateway import Front, _Ingress
 from serve.generation import Generation, Generations
-from serve.ledger import Outcome
+from serve.ledger import Ledger, Outcome
 from serve.messages import EncodedBatch, FoundInSlot
 from serve.metrics import Metrics
 from serve.settings import Canary, ServeArgs, ServedIndex, ServedReranker
@@ -148,3 +149,29 @@ def test_a_front_says_that_it_changes_until_the_change_is_settled():
 
     asyncio.run(run())
     assert said == [("prepare", True), ("settle", True)]
+
+
+@pytest.mark.parametrize(
+    "topology, replicas, named",
+    [("replicate", 2, True), ("replicate", 1, False), ("shard", 2, False)],
+)
+def test_a_replica_beside_others_is_named_where_it_counts(topology, replicas, named):
+    """`/metrics` is answered by any of them: of 40 requests it said 19 or 21."""
+
+    class Synced(Handle):
+        def __getattr__(self, method: str) -> "Synced":
+            return self
+
+        async def remote(self, *ask: Any) -> Any:
+            return await Ledger(Generations.first(INDEX, "e"), ()).sync(*ask)
+
+    async def metrics() -> str:
+        flags = {"topology": topology, "replicas": replicas}
+        ingress = _Ingress()
+        args = ServeArgs.model_validate({"index": "i", "encoder": "e", **flags})
+        await ingress._start(args, Synced(), Backend(), None)
+        return ingress._metrics.render().decode()
+
+    said = {line for line in asyncio.run(metrics()).splitlines() if "index_generation" in line}
+    assert any('{replica="' in line for line in said) == named
+    assert ("bixse_index_generation 1.0" in said) != named
