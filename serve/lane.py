@@ -171,7 +171,6 @@ class Lane:
         searched_at = time.perf_counter()
         results = [one_ranking(found, wanted.k) for found in zip(*rankings, strict=True)]
         seen = self._coverage(missing)
-        self._observe(seen)
         timing_ms = {
             "encode": (encoded_at - start) * 1e3,
             "search": (searched_at - encoded_at) * 1e3,
@@ -225,7 +224,6 @@ class Lane:
             pairs = zip(sides[0], sides[1], strict=True)
             results = [fused(dense, lexical, way, wanted.k) for dense, lexical in pairs]
         seen = self._coverage(missing)
-        self._observe(seen)
         timing_ms = {
             "encode": (encoded_at - start) * 1e3,
             "search": (searched_at - encoded_at) * 1e3,
@@ -299,11 +297,6 @@ class Lane:
                 for shard in self._slots[slot]
             ],
         )
-
-    def _observe(self, seen: Coverage) -> None:
-        self._metrics.coverage_ratio.observe(seen.fraction)
-        for missing in seen.degraded:
-            self._metrics.shard_missing_total.labels(missing.shard, missing.reason).inc()
 
     def _batcher(
         self,
