@@ -1,5 +1,6 @@
 """What serving will take, against the files that it will load."""
 
+import json
 import sys
 
 import pytest
@@ -24,11 +25,26 @@ def test_memory_follows_the_files(index):
     nothing = parts[0].bytes
     held = sum(part.bytes - nothing for part in parts)
     assert replica.bytes - nothing == held
-    # 200 vectors of 384 float32, the weights of MiniLM, and the process that holds them.
+    # 200 vectors of 384 float32, some words, MiniLM's weights, and the process that holds them.
     assert held == pytest.approx(200 * 384 * 4 + 90.9e6 + (700 << 20), rel=0.001)
     assert replica.changing_bytes - nothing == 3 * held
     assert replica.replicas == 3
     assert whole.documents == 200
+
+
+def test_the_words_of_bm25_are_held_in_memory(index):
+    """They were counted as mapped: of a million words 150 MB a shard and generation were not."""
+    files = {name: entry.bytes for name, entry in index.manifest.files.items()}
+    gateway, _, shard, _ = planned(index).parts
+    words = files["shard-00000/lexical/vocab.index.json"]
+    vectors = files["shard-00000/index.faiss"]
+    assert shard.bytes - gateway.bytes == vectors + 8 * words
+    of_shard = sum(size for name, size in files.items() if name.startswith("shard-00000/"))
+    assert shard.mapped_bytes == of_shard - vectors - words
+    text = json.dumps({f"word{number:x}": number for number in range(100_000)})
+    held = json.loads(text)
+    size = sys.getsizeof(held) + sum(sys.getsizeof(one) for pair in held.items() for one in pair)
+    assert 8 * len(text) == pytest.approx(size, rel=0.3)
 
 
 def test_weights_of_either_format_are_counted_once(index, tmp_path):
