@@ -21,7 +21,7 @@ import base64
 import contextlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -262,9 +262,13 @@ def _results(body: dict[str, Any]) -> Results:
 
 def _hit(hit: dict[str, Any]) -> SearchHit:
     sides: dict[str, Any] = {
-        name: Side(**hit[name]) for name in ("dense", "lexical", "first_stage") if name in hit
+        name: Side(hit[name]["score"], hit[name]["rank"])
+        for name in ("dense", "lexical", "first_stage")
+        if name in hit
     }
-    return SearchHit(**(hit | sides))
+    # A server of a later version may say more.
+    known = {one.name: hit[one.name] for one in fields(SearchHit) if one.name in hit}
+    return SearchHit(**(known | sides))
 
 
 def _embed(texts: Sequence[str], input_type: str, model: str) -> dict[str, Any]:

@@ -82,6 +82,15 @@ def test_retry_after_is_honoured_and_so_is_the_time_given(ask):
         ask(Scripted(503, retry_after="9"), retry_for_s=2)
 
 
+def test_a_later_server_may_say_more():
+    """Its first new field of a hit was a TypeError in every client before it."""
+    more = {**ANSWER, "hits": [{**ANSWER["hits"][0], "snippet": "…"}], "took": 3}
+    server = httpx.MockTransport(lambda request: httpx.Response(200, json=more))
+    with Client("http://test", transport=server) as client:
+        (hit,) = client.search("x").hits
+    assert (hit.doc_id, hit.title) == ("a", "A")
+
+
 def test_one_text_is_not_taken_for_many():
     """Each of its letters was searched for, or encoded."""
     server = Scripted(200)
