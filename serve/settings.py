@@ -26,7 +26,8 @@ class ServeArgs(Settings):
     """
 
     index: str
-    """URL of the index artefact."""
+    """URL of the index artefact. `/admin/generation` turns to another until the application ends:
+    a start begins with this one again."""
     encoder: str
     """The index's encoder: a directory (on every node), a hub id, or the packaged one."""
     model: str = "bixse"
