@@ -21,7 +21,7 @@ import base64
 import contextlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -118,8 +118,8 @@ class Client:
         return _results(self._post("/search", {"query": query, "k": k, **more}))
 
     def search_many(self, queries: Sequence[str], k: int = 10, **more: Any) -> Results:
-        """As `search`, a ranking for each query."""
-        return _results(self._post("/search", {"queries": list(queries), "k": k, **more}))
+        """As `search`, a ranking for each query. Raises TypeError for a single text."""
+        return _results(self._post("/search", {"queries": _several(queries), "k": k, **more}))
 
     def embed(
         self,
@@ -127,7 +127,7 @@ class Client:
         input_type: Literal["query", "document"] = "query",
         model: str = "bixse",
     ) -> npt.NDArray[np.float32]:
-        """Unit vectors [len(texts), dim]. Raises as `search`."""
+        """Unit vectors [len(texts), dim]. Raises as `search_many`."""
         return _vectors(self._post("/v1/embeddings", _embed(texts, input_type, model)))
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
@@ -174,7 +174,8 @@ class AsyncClient:
 
     async def search_many(self, queries: Sequence[str], k: int = 10, **more: Any) -> Results:
         """As `Client.search_many`."""
-        return _results(await self._post("/search", {"queries": list(queries), "k": k, **more}))
+        asked = {"queries": _several(queries), "k": k, **more}
+        return _results(await self._post("/search", asked))
 
     async def embed(
         self,
@@ -261,14 +262,25 @@ def _results(body: dict[str, Any]) -> Results:
 
 def _hit(hit: dict[str, Any]) -> SearchHit:
     sides: dict[str, Any] = {
-        name: Side(**hit[name]) for name in ("dense", "lexical", "first_stage") if name in hit
+        name: Side(hit[name]["score"], hit[name]["rank"])
+        for name in ("dense", "lexical", "first_stage")
+        if name in hit
     }
-    return SearchHit(**(hit | sides))
+    # A server of a later version may say more.
+    known = {one.name: hit[one.name] for one in fields(SearchHit) if one.name in hit}
+    return SearchHit(**(known | sides))
 
 
 def _embed(texts: Sequence[str], input_type: str, model: str) -> dict[str, Any]:
-    request = {"input": list(texts), "model": model, "input_type": input_type}
+    request = {"input": _several(texts), "model": model, "input_type": input_type}
     return {**request, "encoding_format": "base64"}
+
+
+def _several(texts: Sequence[str]) -> list[str]:
+    """A text is a sequence of texts too: of its letters."""
+    if isinstance(texts, str):
+        raise TypeError(f"expected a list of texts, found one text: [{texts[:50]!r}]?")
+    return list(texts)
 
 
 def _vectors(body: dict[str, Any]) -> npt.NDArray[np.float32]:

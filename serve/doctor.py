@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from serve.access import is_loopback, load_keys
-from serve.app import parse
+from serve.app import check_tls, parse
 from serve.settings import ServeArgs
 
 Level = Literal["fault", "warning", "port", "fine"]
@@ -144,15 +144,22 @@ def _keys(args: ServeArgs, environment: Mapping[str, str]) -> list[Finding]:
         found.append(Finding("warning", "no keys: every program on this machine may search"))
     else:
         found.append(Finding("fine", "keys are asked for"))
-    if args.keys_file is not None and Path(args.keys_file).stat().st_mode & 0o077:
-        sentence = f"{args.keys_file} is readable by others on this machine: chmod 600"
-        found.append(Finding("warning", sentence))
-    return found
+    return [*found, *_readable(args.keys_file)]
+
+
+def _readable(secret: str | None) -> list[Finding]:
+    if secret is None or not Path(secret).stat().st_mode & 0o077:
+        return []
+    return [Finding("warning", f"{secret} is readable by others on this machine: chmod 600")]
 
 
 def _transport(args: ServeArgs) -> list[Finding]:
     if args.tls_certificate is not None:
-        return [Finding("fine", "TLS")]
+        try:
+            check_tls(args.tls_certificate, args.tls_key)
+        except ValueError as error:
+            return [Finding("fault", str(error))]
+        return [Finding("fine", "TLS"), *_readable(args.tls_key)]
     if is_loopback(args.host):
         return []
     sentence = (

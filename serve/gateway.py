@@ -5,6 +5,7 @@ Each request is pinned to the generation that is current when it begins.
 
 import asyncio
 import os
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -219,7 +220,8 @@ class _Ingress:
     ) -> None:
         self._args = args
         self._keys = load_keys(args.keys_file, os.environ)
-        self._metrics = Metrics()
+        several = args.topology == "replicate" and args.replicas > 1
+        self._metrics = Metrics(uuid.uuid4().hex[:12] if several else None)
         self._places = places = Places(args.max_in_flight)
         self._front = front = Front(args, ledger, backend, self._metrics, reranker)
         if args.request_log is not None:

@@ -276,17 +276,15 @@ class Lane:
             return list(await self._backend.encode(self.generation, role, texts, deadline))
 
     def _coverage(self, missing: Mapping[str, Missing]) -> Coverage:
-        """What is left of the index without the shards of the slots that are missing; counted."""
-        shards = [
-            Missing(shard, of_slot.reason)
-            for slot, of_slot in missing.items()
-            for shard in self._slots[slot]
-        ]
-        seen = coverage(self.index.shard_rows, shards)
-        self._metrics.coverage_ratio.observe(seen.fraction)
-        for shard in seen.degraded:
-            self._metrics.shard_missing_total.labels(shard.shard, shard.reason).inc()
-        return seen
+        """What is left of the index without the shards of the slots that are missing."""
+        return coverage(
+            self.index.shard_rows,
+            [
+                Missing(shard, of_slot.reason)
+                for slot, of_slot in missing.items()
+                for shard in self._slots[slot]
+            ],
+        )
 
     def _batcher(
         self,

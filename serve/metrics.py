@@ -1,8 +1,10 @@
 """What the gateway counts. No label takes its value from a request."""
 
 import time
+from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import Metric
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 ROUTES = (
@@ -24,7 +26,11 @@ _FRACTIONS = (0, 0.5, 0.9, 0.99, 0.999, 1)
 class Metrics:
     """The gateway's metrics, in a registry of their own."""
 
-    def __init__(self) -> None:
+    def __init__(self, replica: str | None = None) -> None:
+        """`replica` names this process where others count apart, and a scrape meets any of them:
+        without a name their counters would look like one that is set back again and again.
+        """
+        self._replica = replica
         self.registry = r = CollectorRegistry()
         self.request_total = Counter(
             "bixse_request_total", "Requests answered.", ["route", "code"], registry=r
@@ -75,8 +81,15 @@ class Metrics:
         )
 
     def render(self) -> bytes:
-        """All metrics in Prometheus' text format."""
-        return generate_latest(self.registry)
+        """All metrics in Prometheus' text format, with the label `replica` where there are more."""
+        return generate_latest(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """As the registry's, every sample with that label."""
+        name = {} if self._replica is None else {"replica": self._replica}
+        for metric in self.registry.collect():
+            metric.samples = [s._replace(labels={**s.labels, **name}) for s in metric.samples]
+            yield metric
 
 
 class Metered:

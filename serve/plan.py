@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from bixse.artifacts import Artifact
 from bixse.retrieval.device import SCRATCH_BYTES
@@ -13,6 +14,10 @@ _REPLICA_BYTES = 400 << 20
 _MODEL_BYTES = 700 << 20
 """Memory of a process that runs a model, without its weights: Python, torch, transformers, a
 batch."""
+_WORDS_FILE = "vocab.index.json"
+_WORDS_FACTOR = 8
+"""How many bytes a dict takes for each byte of the words that BM25 knows (8.3 of 200,000 words, 7.4
+of a million): each generation has its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,24 +54,17 @@ def plan(args: ServeArgs, encoder: Path, reranker: Path | None = None) -> Plan:
     """Raises ArtifactError when there is no index that can be served."""
     index = ServedIndex.read(args.index)
     manifest = Artifact.open(args.index, "index", verify=False).manifest
-    files = manifest.files
-
-    def of(shard: str, vectors: bool) -> int:
-        return sum(
-            entry.bytes
-            for name, entry in files.items()
-            if name.startswith(f"{shard}/") and name.endswith(".faiss") == vectors
-        )
-
+    files = {name: entry.bytes for name, entry in manifest.files.items()}
     weights, structure = _weights(encoder), manifest.extra.get("structure")
     searched = args.shard_gpus > 0 and structure in ON_GPU
-    shards = {name: (of(name, True), of(name, False)) for name in index.shard_rows}
+    shards = {name: _Shard.of(name, files) for name in index.shard_rows}
     parts = _parts(args, weights, shards, searched)
     if reranker is not None:
-        # One, whatever generation is served.
-        held = _MODEL_BYTES + _weights(reranker)
+        # All generations' in one process; a change of the index alone loads none.
+        read = _weights(reranker)
+        held, changing = _MODEL_BYTES + read, _MODEL_BYTES + 3 * read
         cpus, gpus = args.reranker_cpus, args.reranker_gpus
-        parts.append(Part("reranker", args.reranker_replicas, cpus, gpus, held, held, 0))
+        parts.append(Part("reranker", args.reranker_replicas, cpus, gpus, held, changing, 0))
     measured = manifest.extra.get("latency_ms")
     return Plan(
         parts=tuple(parts),
@@ -103,15 +101,30 @@ def as_text(planned: Plan) -> str:
     return "\n".join([*lines, *planned.losses])
 
 
-def _parts(
-    args: ServeArgs, weights: int, shards: dict[str, tuple[int, int]], searched: bool
-) -> list[Part]:
-    vectors = sum(size for size, _ in shards.values())
-    stored = sum(size for _, size in shards.values())
+class _Shard(NamedTuple):
+    """Bytes of one shard."""
+
+    vectors: int
+    words: int
+    """As a dict in memory."""
+    mapped: int
+
+    @classmethod
+    def of(cls, name: str, files: dict[str, int]) -> "_Shard":
+        own = {file: size for file, size in files.items() if file.startswith(f"{name}/")}
+        vectors = sum(size for file, size in own.items() if file.endswith(".faiss"))
+        words = sum(size for file, size in own.items() if file.endswith(f"/{_WORDS_FILE}"))
+        return cls(vectors, words * _WORDS_FACTOR, sum(own.values()) - vectors - words)
+
+
+def _parts(args: ServeArgs, weights: int, shards: dict[str, _Shard], searched: bool) -> list[Part]:
+    vectors = sum(shard.vectors for shard in shards.values())
+    words = sum(shard.words for shard in shards.values())
+    stored = sum(shard.mapped for shard in shards.values())
     encoder = _MODEL_BYTES + weights
     if args.topology == "replicate":
         cpus, gpus = args.encoder_cpus + args.shard_cpus, args.encoder_gpus + args.shard_gpus
-        one, on_gpu = encoder + vectors, vectors if searched else None
+        one, on_gpu = encoder + vectors + words, vectors if searched else None
         return [_part("replica", args.replicas, cpus, gpus, one, stored, on_gpu)]
     return [
         _part("gateway", 1, 1, 0, 0, 0),
@@ -122,11 +135,11 @@ def _parts(
                 args.replicas_per_shard,
                 args.shard_cpus,
                 args.shard_gpus,
-                size,
-                fields,
-                size if searched else None,
+                shard.vectors + shard.words,
+                shard.mapped,
+                shard.vectors if searched else None,
             )
-            for name, (size, fields) in shards.items()
+            for name, shard in shards.items()
         ),
     ]
 

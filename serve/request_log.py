@@ -95,10 +95,14 @@ class RequestLog:
             full = out.tell() >= self._most_bytes
         if full:
             self._path = self._next_path()
-            for old in sorted(self._directory.glob("shown-*.jsonl"))[: 1 - self._most_files]:
-                old.unlink(missing_ok=True)
 
     def _next_path(self) -> Path:
+        """Where the next file will be, once the oldest have made room for it."""
+        for old in sorted(self._directory.glob("shown-*.jsonl"))[: 1 - self._most_files]:
+            try:
+                old.unlink(missing_ok=True)
+            except OSError as error:
+                _logger.warning("%s of the request log cannot be removed: %s", old.name, error)
         # Sorted as they were begun, and none shared by two replicas.
         return self._directory / f"shown-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.jsonl"
 

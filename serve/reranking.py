@@ -70,7 +70,6 @@ class Reranking:
         answer = replace(answer, timing_ms={**answer.timing_ms, **took_ms})
         if not isinstance(rankings, Missing):
             return replace(answer, results=rankings, reranker=self._fingerprint)
-        self._metrics.shard_missing_total.labels(RERANKER, rankings.reason).inc()
         seen = replace(answer.coverage, degraded=(*answer.coverage.degraded, rankings))
         return replace(answer, results=[head(f, k) for f in answer.results], coverage=seen)
 

@@ -40,6 +40,9 @@ def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+_OneOrMore = str | Annotated[list[str], Field(min_length=1)]
+
+
 Text = Annotated[str, AfterValidator(readable)]
 Texts = Annotated[list[Text], Field(min_length=1, fail_fast=True), BeforeValidator(_not_too_many)]
 
@@ -210,7 +213,7 @@ class SearchReply(BaseModel):
 class EmbeddingsRequest(Strict):
     """OpenAI's request, and `input_type` for encoders that prompt queries and documents apart."""
 
-    input: Annotated[Texts, BeforeValidator(_as_list)]
+    input: Annotated[Texts, BeforeValidator(_as_list, json_schema_input_type=_OneOrMore)]
     model: str
     encoding_format: Literal["float", "base64"] = "float"
     input_type: Role = "query"

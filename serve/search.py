@@ -12,6 +12,7 @@ from serve.errors import ApiError
 from serve.fanout import Answer, Missing, Verdict, verdict
 from serve.limits import Limits, refused
 from serve.messages import RefusedText
+from serve.metrics import Metrics
 from serve.ranking import feedback_of, hits_of, wanted_of, way_of
 from serve.request_log import RequestLog, line_of, request_id_of
 from serve.schema import CoverageReply, IndexReply, RetrieveRequest, SearchReply, SearchRequest
@@ -21,12 +22,18 @@ class Searches:
     """The routes that search one engine."""
 
     def __init__(
-        self, engine: Engine, limits: Limits, policy: str, request_log: RequestLog | None
+        self,
+        engine: Engine,
+        limits: Limits,
+        policy: str,
+        metrics: Metrics,
+        request_log: RequestLog | None,
     ) -> None:
         """`policy` is what the request log calls this application's way to rank."""
         self._engine = engine
         self._limits = limits
         self._policy = policy
+        self._metrics = metrics
         self._request_log = request_log
 
     async def search(self, request: SearchRequest, http: Request) -> SearchReply:
@@ -97,18 +104,27 @@ class Searches:
                 answer = await session.search(*asked, deadline, feedback_of(request))
             else:
                 answer = await session.search_words(*asked, way, deadline)
+            self._metrics.coverage_ratio.observe(answer.coverage.fraction)
+            self._count(answer.coverage.degraded)
             _refuse_parts(answer, request)
             if reranks:
                 answer = await session.rerank(texts, answer, request.k, deadline)
         except RefusedText as error:
             field = "query" if request.queries is None else "queries"
             raise refused(error, field, request.queries is not None) from None
-        if reranks and answer.reranker is None and not request.allow_partial:
-            raise _not_reranked(answer.coverage.degraded[-1])
+        if reranks and answer.reranker is None:
+            missing = answer.coverage.degraded[-1]
+            self._count([missing])
+            if not request.allow_partial:
+                raise _not_reranked(missing)
         if not request.include_text:
             bare = [replace(found, documents=None) for found in answer.results]
             answer = replace(answer, results=bare)
         return answer
+
+    def _count(self, degraded: Sequence[Missing]) -> None:
+        for missing in degraded:
+            self._metrics.shard_missing_total.labels(missing.shard, missing.reason).inc()
 
 
 def _refuse_parts(answer: Answer, request: SearchRequest) -> None:

@@ -26,7 +26,8 @@ class ServeArgs(Settings):
     """
 
     index: str
-    """URL of the index artefact."""
+    """URL of the index artefact. `/admin/generation` turns to another until the application ends:
+    a start begins with this one again."""
     encoder: str
     """The index's encoder: a directory (on every node), a hub id, or the packaged one."""
     model: str = "bixse"
@@ -41,7 +42,8 @@ class ServeArgs(Settings):
     """shard: an encoder, and each shard in a replica of its own: for indexes that fill a node.
     replicate: encoder and all shards in each replica, no hops between: for all that fit."""
     replicas: int = Field(default=1, ge=1)
-    """Copies of everything, with `--topology replicate`."""
+    """Copies of everything, with `--topology replicate`. `/metrics` is of one of them at a time,
+    named by the label `replica`."""
     profile: Literal["default", "fast"] = "default"
     """fast: HAProxy in front of the replicas (ray[serve] brings it on Linux), no TLS. Replicas then
     listen on --host too, from port 30000 on, and HAProxy's statistics on all interfaces, ports 8404

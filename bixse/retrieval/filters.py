@@ -298,7 +298,9 @@ def _of_words(column: pa.DictionaryArray, operator: str, value: Any) -> Mask:
 
 def _compared(column: pa.Array, operator: str, value: Any) -> pa.Array:
     if operator == "in":
-        return pc.is_in(column, value_set=pa.array(value, column.type))
+        # Arrow tells -0.0 from 0 here, and in no other comparison.
+        either = [*value, 0.0, -0.0] if 0 in value else value
+        return pc.is_in(column, value_set=pa.array(either, column.type))
     compare = {
         "eq": pc.equal,
         "gte": pc.greater_equal,

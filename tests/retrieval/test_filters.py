@@ -240,6 +240,19 @@ def test_all_is_one_pass_however_many_strings_are_wanted(
         assert len(passes) == 1
 
 
+@pytest.mark.parametrize("zero", [0, 0.0, -0.0])
+def test_zero_is_one_number_whatever_its_sign(tmp_path: Path, zero: float) -> None:
+    """Documents at -0.0 equalled 0 and were not in [0]."""
+    held: list[Metadata | None] = [{"price": -0.0}, {"price": 0}, {"price": 1}, None]
+    write_metadata(tmp_path, held, {"price": "number"})
+    fields = Fields.load(tmp_path)
+    for condition in (zero, {"in": [zero]}, {"in": [5, zero]}, {"gte": zero, "lte": zero}):
+        said = Filter.model_validate({"price": condition})
+        assert fields.kept(said.text).rows.tolist() == [0, 1], condition
+    without = Filter.model_validate({"price": {"in": [1, 2]}})
+    assert fields.kept(without.text).rows.tolist() == [2]
+
+
 def test_equal_filters_have_equal_texts() -> None:
     one = Filter.model_validate({"price": {"lt": 3, "gte": 1}, "brand": "acme"})
     other = Filter.model_validate({"brand": {"eq": "acme"}, "price": {"gte": 1, "lt": 3}})

@@ -355,6 +355,21 @@ def served(
 
 
 @pytest.fixture(scope="session")
+def tls_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 that signs itself, and its key."""
+    place = tmp_path_factory.mktemp("tls")
+    certificate, key = place / "certificate.pem", place / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    command += ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    command += ["-out", str(certificate), "-keyout", str(key)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("needs the program openssl to make a certificate")
+    return certificate, key
+
+
+@pytest.fixture(scope="session")
 def wait_until() -> Callable[[Callable[[], bool], float], None]:
     return until
 

@@ -82,6 +82,37 @@ def test_retry_after_is_honoured_and_so_is_the_time_given(ask):
         ask(Scripted(503, retry_after="9"), retry_for_s=2)
 
 
+def test_a_later_server_may_say_more():
+    """Its first new field of a hit was a TypeError in every client before it."""
+    more = {**ANSWER, "hits": [{**ANSWER["hits"][0], "snippet": "…"}], "took": 3}
+    server = httpx.MockTransport(lambda request: httpx.Response(200, json=more))
+    with Client("http://test", transport=server) as client:
+        (hit,) = client.search("x").hits
+    assert (hit.doc_id, hit.title) == ("a", "A")
+
+
+def test_one_text_is_not_taken_for_many():
+    """Each of its letters was searched for, or encoded."""
+    server = Scripted(200)
+    one = pytest.raises(TypeError, match=r"found one text: \['otter'\]\?")
+    with Client("http://test", transport=httpx.MockTransport(server)) as client:
+        with one:
+            client.search_many("otter")
+        with one:
+            client.embed("otter")
+
+    async def ask() -> None:
+        transport = httpx.MockTransport(server)
+        async with AsyncClient("http://test", transport=transport) as client:
+            with one:
+                await client.search_many("otter")
+            with one:
+                await client.embed("otter")
+
+    asyncio.run(ask())
+    assert server.asked == 0
+
+
 def test_a_page_is_no_answer():
     """What stands at a wrong URL, or a proxy that asks to sign in, was an error of json's."""
     page = httpx.MockTransport(lambda request: httpx.Response(200, html="<p>Sign in</p>"))

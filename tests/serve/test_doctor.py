@@ -30,12 +30,28 @@ def test_the_default_with_keys_has_no_fault_and_names_its_ports():
     assert any("30000-31000" in port for port in sentences("port", profile="fast"))
 
 
-def test_open_to_others_without_keys_or_tls():
+def test_open_to_others_without_keys_or_tls(tls_pair):
     faults = sentences("fault", {"RAY_AUTH_TOKEN": "t"}, host="0.0.0.0")
     assert any(f.startswith("no keys, and 0.0.0.0") for f in faults)
     assert any(f.startswith("no TLS on 0.0.0.0") for f in faults)
-    tls = {"host": "0.0.0.0", "tls_certificate": "c", "tls_key": "k"}
+    certificate, key = map(str, tls_pair)
+    tls = {"host": "0.0.0.0", "tls_certificate": certificate, "tls_key": key}
     assert sentences("fault", **tls) == []
+
+
+def test_a_certificate_that_cannot_be_used_and_a_key_for_all(tls_pair):
+    """Of files that are not there it said that all was fine."""
+    certificate, key = tls_pair
+    tls = {"tls_certificate": str(certificate), "tls_key": str(key)}
+    key.chmod(0o600)
+    assert "TLS" in sentences("fine", **tls)
+    assert sentences("warning", **tls) == []
+    key.chmod(0o644)
+    (warning,) = sentences("warning", **tls)
+    assert warning == f"{key} is readable by others on this machine: chmod 600"
+    for wrong in ({"tls_key": "/absent"}, {"tls_key": str(certificate)}):
+        (fault,) = sentences("fault", **(tls | wrong))
+        assert fault.startswith(f"cannot use {certificate} with {wrong['tls_key']}")
 
 
 def test_no_keys_on_loopback_is_a_warning():

@@ -4,12 +4,16 @@ import asyncio
 from dataclasses import replace
 from typing import Any
 
+import httpx
 import numpy as np
+import pytest
 
-from serve.gateway import Front
+from serve.access import Keys, Places
+from serve.api import application
+from serve.gateway import Front, _Ingress
 from serve.generation import Generation, Generations
-from serve.ledger import Outcome
-from serve.messages import EncodedBatch, FoundInSlot
+from serve.ledger import Ledger, Outcome
+from serve.messages import EncodedBatch, FoundInSlot, NotHeld
 from serve.metrics import Metrics
 from serve.settings import Canary, ServeArgs, ServedIndex, ServedReranker
 
@@ -148,3 +152,72 @@ def test_a_front_says_that_it_changes_until_the_change_is_settled():
 
     asyncio.run(run())
     assert said == [("prepare", True), ("settle", True)]
+
+
+@pytest.mark.parametrize(
+    "topology, replicas, named",
+    [("replicate", 2, True), ("replicate", 1, False), ("shard", 2, False)],
+)
+def test_a_replica_beside_others_is_named_where_it_counts(topology, replicas, named):
+    """`/metrics` is answered by any of them: of 40 requests it said 19 or 21."""
+
+    class Synced(Handle):
+        def __getattr__(self, method: str) -> "Synced":
+            return self
+
+        async def remote(self, *ask: Any) -> Any:
+            return await Ledger(Generations.first(INDEX, "e"), ()).sync(*ask)
+
+    async def metrics() -> str:
+        flags = {"topology": topology, "replicas": replicas}
+        ingress = _Ingress()
+        args = ServeArgs.model_validate({"index": "i", "encoder": "e", **flags})
+        await ingress._start(args, Synced(), Backend(), None)
+        return ingress._metrics.render().decode()
+
+    said = {line for line in asyncio.run(metrics()).splitlines() if "index_generation" in line}
+    assert any('{replica="' in line for line in said) == named
+    assert ("bixse_index_generation 1.0" in said) != named
+
+
+def test_what_answers_have_seen_is_counted_of_answers_alone():
+    """Each probe of `/readyz` and each query of a gate was one more."""
+
+    class Losing(Backend):
+        lost = False
+
+        async def search(self, *ask: Any) -> list[FoundInSlot]:
+            if self.lost:
+                raise NotHeld("it is being replaced")
+            return await super().search(*ask)
+
+    async def run() -> None:
+        metrics, backend = Metrics(), Losing()
+        backend.may_encode.set()
+        args = ServeArgs(index="i", encoder="e")
+        front = Front(args, Handle(), backend, metrics, Handle("score"))
+        first = Generation(1, INDEX, "e", RERANKER)
+        await front.load(first)
+        front.turn(first)
+        app = application(front, args, Keys(), metrics, Places(8), None)
+
+        def counted() -> tuple[float | None, float | None]:
+            sample = metrics.registry.get_sample_value
+            lost = {"shard": "s", "reason": "lost"}
+            return sample("bixse_coverage_ratio_count"), sample("bixse_shard_missing_total", lost)
+
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            assert (await client.get("/readyz")).status_code == 200
+            assert await front._gate(Generation(2, INDEX, "e", RERANKER)) is None
+            assert counted() == (0, None)
+            bare = {"query": "q", "include_text": False}
+            assert (await client.post("/search", json=bare)).status_code == 200
+            assert counted() == (1, None)
+            backend.lost = True
+            assert (await client.post("/search", json=bare)).status_code == 503
+            assert (await client.post("/retrieve", json={"queries": ["q"]})).status_code == 503
+            assert await front._gate(Generation(3, INDEX, "e", RERANKER)) is not None
+            assert counted() == (3, 2)
+
+    asyncio.run(run())

@@ -29,6 +29,19 @@ async def breaking_off(request: Request) -> Response:
     return StreamingResponse(parts())
 
 
+def test_replicas_that_count_apart_are_told_apart():
+    """A scrape meets any of them: what both had counted fell and rose as one counter."""
+    one, other = Metrics("a"), Metrics("b")
+    for metrics, answered_ in ((one, 2), (other, 3)):
+        metrics.request_total.labels("/search", "200").inc(answered_)
+    lines = [*one.render().decode().splitlines(), *other.render().decode().splitlines()]
+    samples = [line for line in lines if not line.startswith("#")]
+    assert all('replica="a"' in line or 'replica="b"' in line for line in samples)
+    assert len({line.rpartition(" ")[0] for line in samples}) == len(samples)
+    assert 'bixse_request_total{code="200",replica="b",route="/search"} 3.0' in lines
+    assert "bixse_in_flight 0.0" in Metrics().render().decode(), "one alone needs no name"
+
+
 @pytest.mark.parametrize(
     "endpoint, code",
     [(answered, 200), (failing, 500), (breaking_off, 200)],

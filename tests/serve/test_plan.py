@@ -1,5 +1,6 @@
 """What serving will take, against the files that it will load."""
 
+import json
 import sys
 
 import pytest
@@ -24,11 +25,26 @@ def test_memory_follows_the_files(index):
     nothing = parts[0].bytes
     held = sum(part.bytes - nothing for part in parts)
     assert replica.bytes - nothing == held
-    # 200 vectors of 384 float32, the weights of MiniLM, and the process that holds them.
+    # 200 vectors of 384 float32, some words, MiniLM's weights, and the process that holds them.
     assert held == pytest.approx(200 * 384 * 4 + 90.9e6 + (700 << 20), rel=0.001)
     assert replica.changing_bytes - nothing == 3 * held
     assert replica.replicas == 3
     assert whole.documents == 200
+
+
+def test_the_words_of_bm25_are_held_in_memory(index):
+    """They were counted as mapped: of a million words 150 MB a shard and generation were not."""
+    files = {name: entry.bytes for name, entry in index.manifest.files.items()}
+    gateway, _, shard, _ = planned(index).parts
+    words = files["shard-00000/lexical/vocab.index.json"]
+    vectors = files["shard-00000/index.faiss"]
+    assert shard.bytes - gateway.bytes == vectors + 8 * words
+    of_shard = sum(size for name, size in files.items() if name.startswith("shard-00000/"))
+    assert shard.mapped_bytes == of_shard - vectors - words
+    text = json.dumps({f"word{number:x}": number for number in range(100_000)})
+    held = json.loads(text)
+    size = sys.getsizeof(held) + sum(sys.getsizeof(one) for pair in held.items() for one in pair)
+    assert 8 * len(text) == pytest.approx(size, rel=0.3)
 
 
 def test_weights_of_either_format_are_counted_once(index, tmp_path):
@@ -62,14 +78,16 @@ def test_what_a_lost_node_costs(index):
     assert "encoder's node" not in spread
 
 
-def test_a_reranker_counts_once_whatever_generation_is_served(index, reranker):
+def test_a_reranker_may_be_changed_too(index, reranker):
+    """It was planned as one for ever, and `/admin/generation` loads another beside it."""
     flags = {"index": index.url, "encoder": PACKAGED, "reranker": str(reranker)}
     args = ServeArgs.model_validate({**flags, "topology": "replicate", "reranker_gpus": 0.5})
     whole = plan(args, resolve(PACKAGED), reranker)
     assert [part.name for part in whole.parts] == ["replica", "reranker"]
     part = whole.parts[1]
     weights = (reranker / "model.safetensors").stat().st_size
-    assert part.bytes == part.changing_bytes == (700 << 20) + weights
+    assert part.bytes == (700 << 20) + weights
+    assert part.changing_bytes == (700 << 20) + 3 * weights
     assert "0.5 GPU" in as_text(whole)
     assert "losing the reranker's node" in whole.losses[-1]
 

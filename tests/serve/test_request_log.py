@@ -43,6 +43,16 @@ def test_the_oldest_files_go(tmp_path):
     assert [line["round"] for line in lines_of(tmp_path)] == [4, 5]
 
 
+def test_a_start_makes_room_too(tmp_path):
+    """Only a file that was full made room: restarts kept all that people had ever asked."""
+    for start in range(6):
+        log = RequestLog(str(tmp_path), most_bytes=1 << 20, most_files=3)
+        assert len(files_of(tmp_path)) <= 2
+        log.put({"start": start})
+        log.close()
+    assert [line["start"] for line in lines_of(tmp_path)] == [3, 4, 5]
+
+
 def test_a_disk_that_waits_costs_lines_and_no_time(tmp_path, monkeypatch):
     monkeypatch.setattr("serve.request_log._WAITING", 3)
     # No disk here waits at command: the write is held, and all around it is real.

@@ -51,6 +51,13 @@ def test_a_body_of_many_errors_is_answered_as_one(kind: type[BaseModel], body: o
     assert refused.value.error_count() == 1
 
 
+def test_the_document_allows_one_text_where_one_is_taken() -> None:
+    """Clients made from it could not send what OpenAI's send."""
+    said = EmbeddingsRequest.model_json_schema()["properties"]["input"]
+    assert {"type": "string"} in said["anyOf"]
+    assert EmbeddingsRequest.model_validate({"input": "a", "model": "m"}).input == ["a"]
+
+
 def test_many_texts_are_refused_unread() -> None:
     with pytest.raises(ValidationError, match="at most 65536 texts"):
         SearchRequest.model_validate({"queries": ["x"] * (MOST_TEXTS + 1)})

@@ -13,26 +13,11 @@ from bixse.models.settings import PACKAGED
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory) -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1 that signs itself, and its key."""
-    place = tmp_path_factory.mktemp("tls")
-    certificate, key = place / "certificate.pem", place / "key.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
-    command += ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
-    command += ["-out", str(certificate), "-keyout", str(key)]
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except FileNotFoundError:
-        pytest.skip("needs the program openssl to make a certificate")
-    return certificate, key
-
-
 @pytest.mark.slow
 def test_a_client_with_the_certificate_is_answered_and_no_other(
-    tmp_path, run_app, index, corpus, pair
+    tmp_path, run_app, index, corpus, tls_pair
 ):
-    certificate, key = pair
+    certificate, key = tls_pair
     flags = {"tls-certificate": certificate, "tls-key": key, "topology": "replicate"}
     with run_app(tmp_path / "served", index, corpus, **flags) as served:
         assert "ready at https://" in served.log.read_text()
@@ -49,8 +34,8 @@ def test_a_client_with_the_certificate_is_answered_and_no_other(
             httpx.get(f"{served.url.replace('https', 'http')}/livez")
 
 
-def test_a_bad_pair_is_one_sentence_before_anything_starts(tmp_path, index, pair):
-    certificate, key = pair
+def test_a_bad_pair_is_one_sentence_before_anything_starts(tmp_path, index, tls_pair):
+    certificate, key = tls_pair
     other = tmp_path / "other.pem"
     other.write_text("no key at all")
     for cert_file, key_file in ((certificate, other), (tmp_path / "none", key), (key, certificate)):
