@@ -90,17 +90,37 @@ def follow(
         thread.join()
 
 
+class Ended(SystemExit):
+    """A signal ended training, with its steps saved; `status` is for the shell."""
+
+    def __init__(self, sentence: str, status: int) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
 @contextmanager
-def stop_on_sigterm(count: Any) -> Iterator[None]:
-    """Let SIGTERM end training after its step, saved, and not the driver at once.
+def stop_on_signals(count: Any) -> Iterator[list[int]]:
+    """Let SIGTERM or Ctrl-C end training after its step, saved, and not the driver at once; gives
+    the signals that were heard. A second Ctrl-C interrupts.
 
     Only the main thread hears signals: elsewhere nothing changes.
     """
+    heard: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield heard
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: count.stop.remote())
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def stop(number: int, _: object) -> None:
+        heard.append(number)
+        count.stop.remote()
+        if number == signal.SIGINT:
+            signal.signal(number, before[signal.SIGINT])
+
+    for number in before:
+        signal.signal(number, stop)
     try:
-        yield
+        yield heard
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -34,7 +34,7 @@ from bixse.retrieval.structures import TRAINED, resident_bytes
 from bixse.retrieval.structures import resolve as resolve_structure
 from bixse.retrieval.tuning import Point, Requirements, Tuning, grid, relevant, table, tune
 from jobs.lexical import LEXICAL_MARK, build_words, count_words
-from jobs.parts import progress, start_ray
+from jobs.parts import progress, refuse_unmet, start_ray
 from jobs.recipe import Placement
 from jobs.shards import (
     BUILT,
@@ -102,6 +102,7 @@ def index(
     asked = _truth_queries(queries, corpus, base, settings)
     vectors_QD = Encoder.load(encoder).encode(asked["texts"], "query")
     start_ray()
+    refuse_unmet(1, placement.cpus_per_actor, placement.gpus_per_actor)
     run = _Run(draft, source, vectors_QD, placement)
     plan = _once(draft, PLAN, lambda: _plan(run, settings))
     # After the plan: where that is refused nothing is saved, and the flag may be corrected.

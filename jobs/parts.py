@@ -168,9 +168,9 @@ def run_units(
     called so must bear it. `note` is what the progress line says beside rate and time left.
     Returns how many units were left `Unfinished`.
 
-    Raises RuntimeError when a part does not account for every row of its unit, or workers keep
-    dying, and whatever `work` raises: a stage fails loudly and a rerun goes on from the finished
-    parts.
+    Raises ValueError as `refuse_unmet`, RuntimeError when a part does not account for every row of
+    its unit, or workers keep dying, and whatever `work` raises: a stage fails loudly and a rerun
+    goes on from the finished parts.
     """
     done = draft.parts_done()
     todo = [unit for unit in units if unit.number not in done]
@@ -181,6 +181,7 @@ def run_units(
         if not todo:
             return 0
         start_ray()
+        refuse_unmet(1, cpus, gpus)
         import ray
 
         writer = (draft, work, arguments)
@@ -373,6 +374,35 @@ def start_ray() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def refuse_unmet(workers: int, cpus: float, gpus: float) -> None:
+    """Raises ValueError when workers reserve more than a machine of our own has: Ray would wait for
+    it for ever. A cluster may grow."""
+    if "RAY_ADDRESS" in os.environ:
+        return
+    import ray
+
+    # Ray leaves it without types.
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    for what, each in (("CPU", cpus), ("GPU", gpus)):
+        found = resources.get(what, 0)
+        if workers * each > found:
+            fewer = " or --placement.train-workers" if workers > 1 else ""
+            raise ValueError(
+                f"--placement asks for {workers * each:g} {what}s and this machine has {found:g}: "
+                f"lower --placement.{what.lower()}s-per-actor{fewer}, or name a cluster in "
+                "RAY_ADDRESS"
+            )
+
+
+def beside_driver(noun: Callable[..., Any], *arguments: Any) -> Any:
+    """An actor of a class on the driver's node, which needs no CPU. Ray would put it on any node,
+    and what it knows would be lost when that is taken away."""
+    import ray
+
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    return ray.remote(num_cpus=0, label_selector=here)(noun).remote(*arguments)
 
 
 @contextmanager

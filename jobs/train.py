@@ -100,7 +100,7 @@ def train(
     names a query or document that is not there, when the objective reads preferences and there are
     none, or the reverse, and as `refuse_repeated`, `labels_of`, `plan_of`, `begin`,
     `refuse_no_model` and `load_model` (of a reranker: `load_reranker`).
-    Raises SystemExit on SIGTERM, with the steps so far saved.
+    Raises Ended on SIGTERM or Ctrl-C, with the steps so far saved.
     """
     check_preferences(settings, preferences is not None)
     if (dev is None) != (settings.evaluate_every is None):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bixse.models.settings import Reranking
 from jobs.command import RECIPES, parse, refuse, show
+from jobs.following import Ended
 from jobs.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -36,8 +37,10 @@ def main(verb: str = "pipeline", argv: list[str] | None = None) -> None:
         refuse(_sentence(error), status=_status(error))
     except KeyboardInterrupt:
         refuse("interrupted: the same command goes on from the finished parts", status=130)
+    except Ended as stop:
+        refuse(str(stop), status=stop.status)
     except SystemExit as stop:
-        # What Ray makes of SIGTERM, without a word; training has a sentence of its own.
+        # What Ray makes of SIGTERM, without a word.
         if stop.code == signal.SIGTERM:
             refuse("terminated: the same command goes on from the finished parts", status=143)
         raise

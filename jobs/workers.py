@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from bixse.artifacts import Draft
 from bixse.training.allocator import CPU_ALLOCATOR
 from bixse.training.seen import Seen
-from jobs.following import Count, stop_on_sigterm
-from jobs.parts import start_ray
+from jobs.following import Count, Ended, stop_on_signals
+from jobs.parts import beside_driver, refuse_unmet, start_ray
 from jobs.recipe import Placement
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ def run_workers(
 
     `run` has the checkpoints' place; `followed` is the context in which the driver sees the counts
     of the actor that it is given. `work` returns what it "refused", or that it was "stopped", as a
-    value. Raises ValueError for the first, SystemExit for the second, RuntimeError when workers
-    keep dying.
+    value. Raises ValueError for the first and as `refuse_unmet`, Ended for the second, RuntimeError
+    when workers keep dying.
     """
     if "RAY_ADDRESS" not in os.environ:
         for name, value in _AT_HOME.items():
@@ -69,11 +69,12 @@ def run_workers(
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    count = ray.remote(num_cpus=0)(Count).remote()
+    count = beside_driver(Count)
     job = Job(ray.put(run), start, draft, count)
-    gpus = placement.gpus_per_actor
-    resources = {"CPU": _cpus(placement), **({"GPU": gpus} if gpus else {})}
-    trainer = TorchTrainer(
+    cpus, gpus = _cpus(placement), placement.gpus_per_actor
+    refuse_unmet(placement.train_workers, cpus, gpus)
+    resources = {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
+    trainer: Any = TorchTrainer(
         partial(work, job),
         # A dead rank is noticed in minutes, not in torch's half hour.
         torch_config=TorchConfig(timeout_s=_TIMEOUT_S),
@@ -89,7 +90,9 @@ def run_workers(
             failure_config=FailureConfig(max_failures=placement.train_retries),
         ),
     )
-    with followed(count), stop_on_sigterm(count):
+    # Ray's handler of Ctrl-C ends the driver without a word, also long after training.
+    trainer._register_sigint_handler = lambda _: None
+    with followed(count), stop_on_signals(count) as heard:
         try:
             result = trainer.fit()
         except TrainingFailedError as error:
@@ -100,7 +103,8 @@ def run_workers(
     if "refused" in summary:
         raise ValueError(summary["refused"])
     if "stopped" in summary:
-        raise SystemExit(f"{summary['stopped']}: the same command goes on from there")
+        sentence = f"{summary['stopped']}: the same command goes on from there"
+        raise Ended(sentence, 128 + heard[0])
     return {**summary, "workers": placement.train_workers}
 
 

@@ -27,6 +27,16 @@ def refuse_missing(lora: LoRA) -> None:
         raise ValueError(f"training.lora needs a package: pip install {_PACKAGES}")
 
 
+def refuse_adapted(model: "BaseModel") -> None:
+    """Raises ValueError for a model whose start was adapters over another: transformers keeps all
+    of it frozen, and saves the adapters alone."""
+    if any(getattr(module, "_hf_peft_config_loaded", False) for module in model.modules()):
+        raise ValueError(
+            "what training starts from holds adapters over another model: merge them into its "
+            "weights (peft's merge_and_unload) and start from those"
+        )
+
+
 def adapt(model: "BaseModel", lora: LoRA, seed: int) -> Callable[[], object]:
     """Freeze `model` but for adapters on its transformer and a reranker's head, in place.
 

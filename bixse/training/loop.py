@@ -20,7 +20,7 @@ from bixse.ahead import ahead
 from bixse.place import Place
 from bixse.precision import in_bfloat16
 from bixse.training import losses, state
-from bixse.training.adapters import adapt
+from bixse.training.adapters import adapt, refuse_adapted
 from bixse.training.attention import fast_attention
 from bixse.training.compiling import compiled, compiles
 from bixse.training.dev import Dev
@@ -149,15 +149,16 @@ def train_loop(
     With `settings.lora` adapters alone are tuned, and merged into the model in the end, whose
     weights keep their type.
 
-    Raises ValueError as `state.load`, `adapt` and `Scoring.refuse_unread`, when `evaluate_every` is
-    set without `measure`, or when a loss or gradient is not finite; RuntimeError when the ranks
-    read different checkpoints or memory does not suffice for one text; Stopped when a notice says
-    so.
+    Raises ValueError as `state.load`, `refuse_adapted`, `adapt` and `Scoring.refuse_unread`, when
+    `evaluate_every` is set without `measure`, or when a loss or gradient is not finite;
+    RuntimeError when the ranks read different checkpoints or memory does not suffice for one text;
+    Stopped when a notice says so.
     """
     settings = run.settings
     if settings.evaluate_every is not None and measure is None:
         raise ValueError("training.evaluate_every needs something to measure by")
     turns = turns_of(run.sets, settings)
+    refuse_adapted(model)
     merge = None
     if settings.lora.rank is not None:
         merge = adapt(model, settings.lora, settings.seed)

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from jobs.parts import beside_driver
+
 FIRST = 32
 """Pairs granted at a time while nobody knows how long one takes (ours)."""
 
@@ -57,7 +59,5 @@ class Budget:
 
 
 def shared(budget: Budget) -> Any:
-    """The budget as an actor that all workers of a job ask; it needs no CPU."""
-    import ray
-
-    return ray.remote(num_cpus=0)(Budget).remote(budget.pairs, budget.seconds)
+    """The budget as an actor that all workers of a job ask."""
+    return beside_driver(Budget, budget.pairs, budget.seconds)

@@ -29,8 +29,8 @@ def words(data: Path, encoder: Path, out: Path) -> list[str]:
     return list(map(str, line))
 
 
-def start(data: Path, encoder: Path, out: Path, log: Path) -> subprocess.Popen[bytes]:
-    line = [sys.executable, "-m", "jobs.pipeline", *words(data, encoder, out)]
+def start(data: Path, encoder: Path, out: Path, log: Path, *more: str) -> subprocess.Popen[bytes]:
+    line = [sys.executable, "-m", "jobs.pipeline", *words(data, encoder, out), *more]
     with open(log, "ab") as handle:
         return subprocess.Popen(
             line, cwd=ROOT, stdout=handle, stderr=handle, start_new_session=True
@@ -74,6 +74,29 @@ def test_killed_at_random_moments_the_pipeline_makes_the_same(tmp_path: Path) ->
         assert last.wait(400) == 0, log.read_text()[-3000:]
     assert fingerprints(tmp_path / "killed") == fingerprints(tmp_path / "whole")
     assert report(tmp_path / "killed") == report(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_the_last_step_of_training_and_gives_the_status(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    data, encoder = write_beir(tmp_path / "data", 60), save_tiny_encoder(tmp_path / "tiny")
+    out, log = tmp_path / "out", tmp_path / "log"
+    run = start(data, encoder, out, log, "--training.epochs", "100000")
+    deadline = time.monotonic() + 300
+    while not list((out / "encoder-checkpoints").glob("step-*")):
+        assert run.poll() is None, log.read_text()[-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    # Ctrl-C is told to all of a terminal's group.
+    (os.killpg if number == signal.SIGINT else os.kill)(run.pid, number)
+    assert run.wait(240) == 128 + number, log.read_text()[-3000:]
+    said = re.search(
+        r"^error: training stopped after step (\d+) of .* saved:", log.read_text(), re.M
+    )
+    assert said, log.read_text()[-3000:]
+    assert list((out / "encoder-checkpoints").glob(f"step-{int(said[1]):08d}-*"))
 
 
 def test_a_second_run_skips_what_is_finished(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Units of work: what is read for them, and what becomes of those that lose a row."""
 
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,9 @@ import pytest
 from bixse.place import Place
 from bixse.records import CORPUS, Rejection
 from jobs.parts import row_units, run_units
-from tests.artifacts import drafted
+from tests.artifacts import artifact, drafted
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_units_together_read_a_part_about_once(
@@ -64,3 +68,33 @@ def test_a_part_that_lost_a_row_does_not_stand_for_its_unit(tmp_path: Path) -> N
         with pytest.raises(RuntimeError, match="part 0 got 2 rows, made 1 and rejected 0"):
             run_units(out, units, LosesOne, (), label="x", actors=1, cpus=1, gpus=0)
         assert out.parts_done() == set()
+
+
+def test_work_that_a_machine_has_no_room_for_is_refused(tmp_path: Path) -> None:
+    row = {"doc_id": "d", "title": "", "text": "x"}
+    units = row_units(artifact(tmp_path / "texts", "corpus", [row], CORPUS), 1)
+    made = drafted(tmp_path / "made", "corpus")
+    with pytest.raises(ValueError, match=r"asks for 1000 GPUs and this machine has \d+: lower"):
+        run_units(made, units, object, (), label="t", actors=1, cpus=1, gpus=1000)
+
+
+_ON_THREE_NODES = """
+import ray
+from ray.cluster_utils import Cluster
+from jobs.following import Count
+from jobs.parts import beside_driver
+nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+for _ in range(2):
+    nodes.add_node(num_cpus=1)
+ray.init(address=nodes.address, log_to_driver=False)
+node = ray.get_runtime_context().get_node_id
+counts = [beside_driver(Count) for _ in range(8)]
+where = lambda _: ray.get_runtime_context().get_node_id()
+print({ray.get(count.__ray_call__.remote(where)) for count in counts} == {node()})
+"""
+
+
+def test_what_a_run_is_steered_by_stays_with_its_driver() -> None:
+    line = [sys.executable, "-c", _ON_THREE_NODES]
+    run = subprocess.run(line, cwd=ROOT, check=True, capture_output=True, text=True, timeout=240)
+    assert run.stdout.splitlines()[-1] == "True"

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -208,6 +209,17 @@ def test_a_driver_told_to_stop_saves_its_last_step_and_goes_on(
     stopped = train_at(place, "stopped")
     assert curve(stopped) == curve(whole)
     assert stopped.fingerprint == whole.fingerprint
+
+
+def test_training_leaves_ctrl_c_as_it_was(whole: Artifact) -> None:
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_workers_that_a_machine_has_no_room_for_are_refused(place: Path) -> None:
+    judged, queries, corpus = inputs(place)
+    start, out = str(place / "start" / "encoder"), str(place / "unmet")
+    with pytest.raises(ValueError, match=r"asks for 1000 CPUs .* or --placement\.train-workers"):
+        train(judged, queries, corpus, SETTINGS, start, Placement(train_workers=1000), out)
 
 
 def test_other_settings_or_inputs_are_refused(whole: Artifact, place: Path) -> None:

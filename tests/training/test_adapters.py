@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig
 from pydantic import ValidationError
 from safetensors import safe_open
 from sentence_transformers import SentenceTransformer
@@ -142,3 +143,13 @@ def test_what_adapters_cannot_stand_on_is_refused(
     refuse_missing(LoRA())
     with pytest.raises(ValueError, match="needs a package: pip install peft"):
         adapt(model, LoRA(rank=4), 0)
+
+
+@pytest.mark.parametrize("changes", [{}, {"lora": LoRA(rank=2)}])
+def test_a_start_that_is_adapters_is_refused(changes: dict[str, object], tmp_path: Path) -> None:
+    model = load_model(str(save_tiny_encoder(tmp_path / "base")), "cpu")
+    model.add_adapter(LoraConfig(r=2, target_modules=["query", "value"]))
+    model.save_pretrained(str(tmp_path / "encoder"), create_model_card=False)
+    assert (tmp_path / "encoder" / "adapter_config.json").exists()
+    with pytest.raises(ValueError, match=r"holds adapters over another model: merge them"):
+        ranks.loop(World(), tmp_path, **changes)
