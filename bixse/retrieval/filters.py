@@ -133,8 +133,12 @@ class Filter(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
     __pydantic_extra__: dict[str, FieldCondition]
 
-    not_: Annotated["Filter | None", BeforeValidator(_given)] = Field(default=None, alias="not")
-    or_: Annotated["MaybeFilters", BeforeValidator(_given)] = Field(default=None, alias="or")
+    not_: Annotated["Filter | None", BeforeValidator(_given, json_schema_input_type="Filter")] = (
+        Field(default=None, alias="not")
+    )
+    or_: Annotated["Filters | None", BeforeValidator(_given, json_schema_input_type="Filters")] = (
+        Field(default=None, alias="or")
+    )
 
     @property
     def conditions(self) -> dict[str, Condition]:
@@ -155,7 +159,7 @@ class Filter(BaseModel):
         return cls.model_validate_json(text)
 
 
-MaybeFilters = Annotated[list[Filter], Field(fail_fast=True, min_length=1)] | None
+Filters = Annotated[list[Filter], Field(fail_fast=True, min_length=1)]
 
 
 def bounded(said: object) -> object:

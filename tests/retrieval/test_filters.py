@@ -339,6 +339,12 @@ def test_what_is_no_filter_is_refused(said: Any) -> None:
         Filter.model_validate(said)
 
 
+@pytest.mark.parametrize("operator", ["not", "or"])
+def test_the_schema_allows_no_null_where_none_is_taken(operator: str) -> None:
+    said = Filter.model_json_schema()["$defs"]["Filter"]["properties"][operator]
+    assert "null" not in json.dumps({**said, "default": ""})
+
+
 def test_a_filter_that_would_take_too_long_is_refused() -> None:
     wide = Filter.model_validate({"or": [{"price": n} for n in range(MOST_CONDITIONS)]})
     with pytest.raises(ValueError, match="at most 64 conditions"):
