@@ -25,11 +25,20 @@ class Session(Protocol):
         wanted: Wanted,
         deadline: float,
         feedback: Feedback | None = None,
+        reranked: bool = False,
     ) -> Answer:
-        """Rankings of all queries, over the shards that answered; after feedback where given."""
+        """Rankings of all queries, over the shards that answered; after feedback where given.
+
+        To be `reranked`, in half of the time: the reranker is asked after this.
+        """
 
     async def search_words(
-        self, queries: Sequence[str], wanted: Wanted, way: Way, deadline: float
+        self,
+        queries: Sequence[str],
+        wanted: Wanted,
+        way: Way,
+        deadline: float,
+        reranked: bool = False,
     ) -> Answer:
         """As `search`, by words or by words and vectors; the index must have `lexical`."""
 

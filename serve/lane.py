@@ -89,6 +89,11 @@ class Backend(Protocol):
         """Raises as `search`."""
 
 
+def _halfway(deadline: float) -> float:
+    """When half of the time from now on is over."""
+    return (asyncio.get_running_loop().time() + deadline) / 2
+
+
 class _AskWords(NamedTuple):
     query: str
     wanted: Wanted
@@ -146,9 +151,10 @@ class Lane:
         wanted: Wanted,
         deadline: float,
         feedback: Feedback | None = None,
+        reranked: bool = False,
     ) -> Answer:
         """Rankings of all queries over the shards that answer before the deadline; after `feedback`
-        over those that answer twice.
+        over those that answer twice. To be `reranked`, in half of the time left once encoded.
 
         Raises TimeoutError when the queries are not even encoded by then, RefusedText for a query
         that cannot be encoded, Unavailable when the encoder is gone.
@@ -156,13 +162,13 @@ class Lane:
         start = time.perf_counter()
         vectors = [one.vector for one in await self.embed(queries, "query", deadline)]
         encoded_at = time.perf_counter()
+        # A shard that hangs must leave time for what comes after the others' answers.
+        deadline = _halfway(deadline) if reranked else deadline
         missing: dict[str, Missing] = {}
         if feedback is not None:
             near = replace(wanted, k=feedback.documents, with_fields=False, with_vectors=True)
             asks = [_Ask(vector, near) for vector in vectors]
-            # A shard that hangs must leave time for the second search over the others.
-            half = (asyncio.get_running_loop().time() + deadline) / 2
-            first = await self._by_vectors(asks, half, missing)
+            first = await self._by_vectors(asks, _halfway(deadline), missing)
             if first:
                 heads = zip(*first, strict=True)
                 vectors = [moved(v, head, feedback) for v, head in zip(vectors, heads, strict=True)]
@@ -184,11 +190,16 @@ class Lane:
         return [reply for reply in replies if not isinstance(reply, Missing)]
 
     async def search_words(
-        self, queries: Sequence[str], wanted: Wanted, way: Way, deadline: float
+        self,
+        queries: Sequence[str],
+        wanted: Wanted,
+        way: Way,
+        deadline: float,
+        reranked: bool = False,
     ) -> Answer:
         """As `search`, by words or by words and vectors; a slot counts when it gave all asked."""
         start = time.perf_counter()
-        depth, until = way.depth(wanted.k), deadline - MERGE_RESERVE_S
+        depth = way.depth(wanted.k)
         deep = replace(wanted, k=depth)
         by_words = [_AskWords(query, deep) for query in queries]
         asked: list[tuple[dict[str, Batcher[Any, FoundInSlot]], list[Any]]]
@@ -198,6 +209,7 @@ class Lane:
             by_vectors = [_Ask(one.vector, deep) for one in encoded]
             asked.insert(0, (self._search, by_vectors))
         encoded_at = time.perf_counter()
+        until = (_halfway(deadline) if reranked else deadline) - MERGE_RESERVE_S
         slots = list(self._slots)
         replies = await asyncio.gather(
             *(ask(s, batchers[s], asks, until) for batchers, asks in asked for s in slots)

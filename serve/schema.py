@@ -122,9 +122,10 @@ class SearchRequest(Strict):
         default=None,
         ge=1,
         description="So many hits of each query, k at least, are read by the reranker of this "
-        "application, and the best k by its scores are given. When it fails or misses the "
-        "deadline: with allow_partial the best k as they were found, and `coverage.degraded` names "
-        "`reranker`; without, 503 or 504. 422 where there is no reranker",
+        "application, and the best k by its scores are given. Shards then have half of the time "
+        "that encoding leaves. When the reranker fails or misses the deadline: with allow_partial "
+        "the best k as they were found, and `coverage.degraded` names `reranker`; without, 503 or "
+        "504. 422 where there is no reranker",
     )
 
     @model_validator(mode="after")

@@ -101,9 +101,9 @@ class Searches:
         way = way_of(request, session.generation.index)
         try:
             if way is None:
-                answer = await session.search(*asked, deadline, feedback_of(request))
+                answer = await session.search(*asked, deadline, feedback_of(request), reranks)
             else:
-                answer = await session.search_words(*asked, way, deadline)
+                answer = await session.search_words(*asked, way, deadline, reranks)
             self._metrics.coverage_ratio.observe(answer.coverage.fraction)
             self._count(answer.coverage.degraded)
             _refuse_parts(answer, request)

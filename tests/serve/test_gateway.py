@@ -8,6 +8,7 @@ import httpx
 import numpy as np
 import pytest
 
+from bixse.records import Document
 from serve.access import Keys, Places
 from serve.api import application
 from serve.gateway import Front, _Ingress
@@ -221,3 +222,42 @@ def test_what_answers_have_seen_is_counted_of_answers_alone():
             assert counted() == (3, 2)
 
     asyncio.run(run())
+
+
+def test_a_shard_that_hangs_leaves_the_reranker_its_time():
+    """Both were late: the shard by itself, the reranker since it was never asked."""
+
+    class Hanging(Backend):
+        def slots(self, generation: Generation) -> dict[str, list[str]]:
+            return {"s": ["s"], "hangs": ["hangs"]}
+
+        async def search(
+            self, generation: Any, slot: str, vectors: Any, wanted: list[Any], deadline: float
+        ) -> list[FoundInSlot]:
+            if slot == "hangs":
+                async with asyncio.timeout_at(deadline):
+                    await asyncio.Event().wait()
+            found = FoundInSlot(["d"], [1.0], documents=[Document("d", "", "text")])
+            return [found for _ in wanted]
+
+    async def run() -> dict[str, Any]:
+        metrics, backend = Metrics(), Hanging()
+        backend.may_encode.set()
+        args = ServeArgs(index="i", encoder="e")
+        front = Front(args, Handle(), backend, metrics, Handle("score"))
+        index = replace(INDEX, shard_rows={"s": 1, "hangs": 1})
+        first = Generation(1, index, "e", RERANKER)
+        await front.load(first)
+        front.turn(first)
+        app = application(front, args, Keys(), metrics, Places(8), None)
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            asked = {"query": "q", "k": 1, "rerank": 1, "timeout_ms": 1000}
+            reply = await client.post("/search", json=asked)
+        assert reply.status_code == 200, reply.text
+        body: dict[str, Any] = reply.json()
+        return body
+
+    body = asyncio.run(run())
+    assert body["reranker"] == "r"
+    assert body["coverage"]["degraded"] == [{"shard": "hangs", "reason": "late"}]
