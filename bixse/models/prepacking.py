@@ -43,10 +43,17 @@ class PrepackedLinear(torch.nn.Module):
         return self
 
 
+def prepacks() -> bool:
+    """Whether this torch has oneDNN, and the processor what that needs for bfloat16."""
+    # torch leaves it without types; without oneDNN there is no operator to ask.
+    found = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return bool(found and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def prepack(model: torch.nn.Module) -> None:
-    """Prepack the linear layers in bfloat16 of transformers in a model, in place, where torch has
-    oneDNN and the processor what that needs."""
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    """Prepack the linear layers in bfloat16 of transformers in a model, in place; nothing where
+    `prepacks` says no."""
+    if not prepacks():
         return
     # Only of models that are known to call their layers, where others may read their weights.
     for transformer in [one for one in model.modules() if isinstance(one, PreTrainedModel)]:

@@ -6,11 +6,9 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, PreTrainedModel, T5Config, T5EncoderModel
 
-from bixse.models.prepacking import PrepackedLinear, prepack
+from bixse.models.prepacking import PrepackedLinear, prepack, prepacks
 
-pytestmark = pytest.mark.skipif(
-    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN has no bfloat16 here"
-)
+pytestmark = pytest.mark.skipif(not prepacks(), reason="oneDNN has no bfloat16 here")
 
 
 def near(found: torch.Tensor, wanted: torch.Tensor) -> bool:
