@@ -119,10 +119,10 @@ def _peak(source: tuple[str, str], structure: Structure, options: Options, out: 
     assert isinstance(draft, Draft)
     made = Source(embeddings, corpus)
     if structure in TRAINED:
-        train_structure(draft, made, settings)
+        train_structure(draft, made, settings, on_gpu=False)
     queries = np.eye(16, options.dim, dtype=np.float32)
     before, watch = _anonymous_mb(), _Watch()
-    build_one(draft, made, 0, options.dim, queries, settings)
+    build_one(draft, made, 0, options.dim, queries, settings, on_gpu=False)
     return watch.stop() - before
 
 

@@ -103,13 +103,15 @@ def stop_on_signals(count: Any) -> Iterator[list[int]]:
     """Let SIGTERM or Ctrl-C end training after its step, saved, and not the driver at once; gives
     the signals that were heard. A second Ctrl-C interrupts.
 
-    Only the main thread hears signals: elsewhere nothing changes.
+    Only the main thread hears signals: elsewhere nothing changes. Nor does it for a signal that is
+    ignored, as Ctrl-C is by what a script has put into the background.
     """
     heard: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield heard
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    found = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: handler for number, handler in found.items() if handler != signal.SIG_IGN}
 
     def stop(number: int, _: object) -> None:
         heard.append(number)

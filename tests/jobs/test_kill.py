@@ -33,7 +33,13 @@ def start(data: Path, encoder: Path, out: Path, log: Path, *more: str) -> subpro
     line = [sys.executable, "-m", "jobs.pipeline", *words(data, encoder, out), *more]
     with open(log, "ab") as handle:
         return subprocess.Popen(
-            line, cwd=ROOT, stdout=handle, stderr=handle, start_new_session=True
+            line,
+            cwd=ROOT,
+            stdout=handle,
+            stderr=handle,
+            start_new_session=True,
+            # What a script has put into the background ignores Ctrl-C, and all that it starts.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
 

@@ -19,6 +19,7 @@ from jobs.following import note_of
 from jobs.measuring import DevSplit, dev_ndcg, dev_split, refuse_trained
 from jobs.recipe import Placement
 from jobs.train import train
+from tests.artifacts import artifact
 from tests.encoders import save_tiny_encoder
 from tests.jobs import test_train as trains
 
@@ -39,7 +40,7 @@ def qrels(path: Path, split: str = "dev") -> Artifact:
         for q in range(24)
         for k, grade in enumerate((1.0, 0.5, 0.25))
     ]
-    return trains.artifact(path / f"qrels-{split}", "qrels", QRELS, rows)
+    return artifact(path / f"qrels-{split}", "qrels", rows, QRELS)
 
 
 def judged(path: Path) -> Artifact:

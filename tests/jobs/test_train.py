@@ -211,8 +211,11 @@ def test_a_driver_told_to_stop_saves_its_last_step_and_goes_on(
     assert stopped.fingerprint == whole.fingerprint
 
 
+_ON_CTRL_C = signal.getsignal(signal.SIGINT)
+
+
 def test_training_leaves_ctrl_c_as_it_was(whole: Artifact) -> None:
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is _ON_CTRL_C
 
 
 def test_workers_that_a_machine_has_no_room_for_are_refused(place: Path) -> None:
