@@ -5,6 +5,7 @@ from typing import get_args
 
 import pytest
 
+from bixse.reading.chats import Messages
 from bixse.scale import UMBRELA
 from bixse.synthesis import prompts
 from bixse.synthesis.prompts import STYLES, TASKS, WRITTEN, Example, prompt_hash
@@ -59,7 +60,7 @@ def test_one_chat_asks_for_a_passage_of_every_grade_the_best_first() -> None:
         prompts.few_shot(TASKS["search"], [COFFEE, TEA], "{d}"),
     ],
 )
-def test_the_hash_covers_task_examples_and_their_order(other: prompts.Messages) -> None:
+def test_the_hash_covers_task_examples_and_their_order(other: Messages) -> None:
     chat = prompts.few_shot(TASKS["search"], [TEA, COFFEE], "{d}")
     assert prompt_hash(chat, schema={}) == prompt_hash(list(chat), schema={})
     assert prompt_hash(chat, schema={}) != prompt_hash(other, schema={})

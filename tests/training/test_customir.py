@@ -16,7 +16,7 @@ from bixse.judging.settings import Verification
 from bixse.judging.verified import Judged, unverified
 from bixse.models.encoder import Encoder, load_model
 from bixse.place import Place
-from bixse.records import Document, Hit, Query, text_hash
+from bixse.records import Hit, Query, text_hash
 from bixse.synthesis.prompts import STYLES
 from bixse.synthesis.requests import query_requests
 from bixse.synthesis.settings import Styled
@@ -93,10 +93,7 @@ def recall_at_10(encoder: Encoder, corpus: Corpus, queries: Mapping[str, str]) -
 def written(corpus: Corpus) -> list[Query]:
     """Queries in five styles for every document, repeats and whatever cannot be read apart."""
     settings = Styled()
-    documents = {doc_id: Document(doc_id, "", text) for doc_id, text in corpus.items()}
-    made = write_queries(
-        list(query_requests(corpus, settings)), documents, settings, [], Stub(writes)
-    )
+    made = write_queries(list(query_requests(corpus, settings)), corpus, settings, [], Stub(writes))
     queries = [item for item in made if isinstance(item, Query)]
     gone = repeated(queries, [], settings.near_duplicate)
     return [query for query in queries if query.query_id not in gone]
