@@ -8,13 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bixse.records import Hit, Query, text_hash
+from bixse.records import Hit, Query, jaccard, text_hash
 from bixse.synthesis.sifting import (
     comparisons,
     contradicted,
     disagreeing,
     histogram,
-    jaccard,
     lost,
     rank_of,
     repeated,
