@@ -220,10 +220,10 @@ class Encoder:
         cls, model: "SentenceTransformer", fingerprint: str, queries: Precision = "float32"
     ) -> "Encoder":
         """As `load`, of a model in memory, which is changed: it can read from then on, no more."""
-        on_cpu = model.device.type == "cpu"
-        encoder = cls(model.float() if on_cpu else model.bfloat16(), fingerprint)
+        model = model.bfloat16() if model.device.type == "cuda" else model.float()
+        encoder = cls(model, fingerprint)
         encoder._pack()
-        if on_cpu:
+        if model.device.type == "cpu":
             if in_bfloat16(model.device, queries):
                 encoder._round()
             encoder._turn()
