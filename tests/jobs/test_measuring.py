@@ -107,7 +107,7 @@ def test_the_number_is_that_of_evaluate_at_the_base_and_at_the_best(place: Path)
         str(place / "report"),
     )
     found = report.manifest.extra["ndcg@10"]
-    # Documents are multiplied in bfloat16 in another way here and there: near ties may change places.
+    # Each rounds documents to bfloat16 in its own way: near ties may change places.
     assert lines[0]["ndcg@10"] == pytest.approx(found["base"], abs=5e-3)
     assert best["ndcg@10"] == pytest.approx(found["trained"], abs=5e-3)
     page = report.place.read("report.html").decode()
