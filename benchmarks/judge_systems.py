@@ -120,7 +120,7 @@ def ray_data_llm(cases: Sequence[Case], number: int, limits: Mapping[str, int]) 
 
 
 def _processed(case: Case, limits: Mapping[str, int]) -> Took:
-    from jobs.parts import start_ray
+    from jobs.cluster import start_ray
 
     start_ray()
     import ray.data

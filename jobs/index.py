@@ -33,8 +33,9 @@ from bixse.retrieval.sources import Input, Source, shard_name
 from bixse.retrieval.structures import TRAINED, resident_bytes
 from bixse.retrieval.structures import resolve as resolve_structure
 from bixse.retrieval.tuning import Point, Requirements, Tuning, grid, relevant, table, tune
+from jobs.cluster import refuse_unmet, start_ray
 from jobs.lexical import LEXICAL_MARK, build_words, count_words
-from jobs.parts import progress, refuse_unmet, start_ray
+from jobs.parts import progress
 from jobs.recipe import Placement
 from jobs.shards import (
     BUILT,

@@ -15,6 +15,7 @@ from bixse.judging.labels import Labels
 from bixse.judging.settings import Judging, config
 from bixse.place import Place
 from bixse.retrieval.settings import Lexical
+from jobs.cluster import start_ray
 from jobs.endpoint import check_key
 from jobs.grades import import_grades
 from jobs.judges.budget import Budget, shared
@@ -34,7 +35,6 @@ from jobs.parts import (
     begin_counted,
     row_units,
     run_units,
-    start_ray,
     trying_place,
     usage,
 )

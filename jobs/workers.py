@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from bixse.artifacts import Draft
 from bixse.training.allocator import CPU_ALLOCATOR
 from bixse.training.seen import Seen
+from jobs.cluster import beside_driver, refuse_unmet, start_ray
 from jobs.following import Count, Ended, stop_on_signals
-from jobs.parts import beside_driver, refuse_unmet, start_ray
 from jobs.recipe import Placement
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from jobs.parts import beside_driver
+from jobs.cluster import beside_driver
 
 FIRST = 32
 """Pairs granted at a time while nobody knows how long one takes (ours)."""

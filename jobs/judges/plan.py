@@ -17,11 +17,12 @@ from bixse.judging.asked import Cost
 from bixse.judging.labels import Label, Labels, label_key
 from bixse.judging.settings import Judging
 from bixse.place import Place
+from jobs.cluster import start_ray
 from jobs.judges.budget import Budget, shared
 from jobs.judges.seam import Judge
 from jobs.judges.spending import devices
 from jobs.judges.unit import JudgeUnit, asked_pairs
-from jobs.parts import Made, Unit, begin_counted, row_units, run_units, start_ray, usage
+from jobs.parts import Made, Unit, begin_counted, row_units, run_units, usage
 from jobs.recipe import Placement
 from jobs.texts import DocumentTexts, QueryTexts
 

@@ -119,7 +119,7 @@ def test_ids_to_delete_are_the_lines_of_a_file(tmp_path):
 TOLD_TO_END = """
 import os, signal, time
 from jobs import verbs
-from jobs.parts import start_ray
+from jobs.cluster import start_ray
 
 def embed(pipeline):
     start_ray()

@@ -82,7 +82,7 @@ _ON_THREE_NODES = """
 import ray
 from ray.cluster_utils import Cluster
 from jobs.following import Count
-from jobs.parts import beside_driver
+from jobs.cluster import beside_driver
 nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
 for _ in range(2):
     nodes.add_node(num_cpus=1)

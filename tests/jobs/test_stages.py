@@ -266,6 +266,7 @@ def test_only_what_faiss_does_on_a_gpu_waits_for_one(
         return options
 
     monkeypatch.setattr(index_module, "task_options", without)
+    # A machine without one refuses before it comes to what is tested here.
     monkeypatch.setattr(index_module, "refuse_unmet", lambda *asked: None)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     wanted = Retrieval(structure="ivf_flat", nlist=16, nprobe=4, truth_queries=5)

@@ -1,0 +1,63 @@
+"""The Ray that stages run on: a cluster's, or one on this machine that ends with the process."""
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def start_ray() -> None:
+    """Join the cluster that RAY_ADDRESS names, or start a local one; once a process."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    # Workers must find bixse, jobs and serve wherever the driver was started from.
+    root = str(Path(__file__).resolve().parent.parent)
+    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    env = {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "TOKENIZERS_PARALLELISM": "false"}
+    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    ray.init(
+        address=os.environ.get("RAY_ADDRESS", "local"),
+        # `ray job submit` brings the working directory itself.
+        runtime_env=None if submitted else {"env_vars": env},
+        include_dashboard=None if "RAY_ADDRESS" in os.environ else False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def refuse_unmet(workers: int, cpus: float, gpus: float) -> None:
+    """Raises ValueError when workers reserve more than a machine of our own has: Ray would wait for
+    it for ever. A cluster may grow."""
+    if "RAY_ADDRESS" in os.environ:
+        return
+    import ray
+
+    # Ray leaves it without types.
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    for what, each in (("CPU", cpus), ("GPU", gpus)):
+        found = resources.get(what, 0)
+        if workers * each > found:
+            fewer = " or --placement.train-workers" if workers > 1 else ""
+            raise ValueError(
+                f"--placement asks for {workers * each:g} {what}s and this machine has {found:g}: "
+                f"lower --placement.{what.lower()}s-per-actor{fewer}, or name a cluster in "
+                "RAY_ADDRESS"
+            )
+
+
+def beside_driver(noun: Callable[..., Any], *arguments: Any) -> Any:
+    """An actor of a class on the driver's node, which needs no CPU. Ray would put it on any node,
+    and what it knows would be lost when that is taken away."""
+    import ray
+
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    return ray.remote(num_cpus=0, label_selector=here)(noun).remote(*arguments)
