@@ -12,6 +12,7 @@ sentence-transformers. Nothing of bixse is imported here.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -100,6 +101,8 @@ def chroma(directory: Path, encoder: str, port: int) -> None:
             return [{"id": i, "score": 1 - d, "text": t} for i, d, t in zip(*columns, strict=True)]
 
         encode(["warm"])
+        # uvicorn ends and raises SIGTERM once more, which would leave Chroma's server running.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit())
         uvicorn.run(web, port=port, log_level="error")
     finally:
         server.terminate()
