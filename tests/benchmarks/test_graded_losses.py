@@ -91,10 +91,11 @@ def test_values_are_those_of_the_stages(
     bench.tune(graded.labels(noise, 3, objective == "pairdistill"), settings)
     found[objective] = bench.ndcg(graded.corpus, graded.asked, graded.qrels)
     for system, values in found.items():
-        expected = zip(
-            staged["query_id"].to_pylist(), staged[f"ndcg@10 {system}"].to_pylist(), strict=True
-        )
-        assert values == dict(expected)
+        assert list(values) == staged["query_id"].to_pylist()
+        # Batches of other documents round to bfloat16 in other places: near ties may change places.
+        expected = staged[f"ndcg@10 {system}"].to_pylist()
+        assert list(values.values()) == pytest.approx(expected, abs=0.05)
+        assert np.mean(list(values.values())) == pytest.approx(np.mean(expected), abs=5e-3)
     assert found["base"] != found[objective]
 
 
