@@ -252,7 +252,7 @@ def test_vllm_refuses_before_anything_is_written(
 
 
 def test_another_model_in_the_same_directory_is_not_reused(tmp_path: Path, tiny_llm: str) -> None:
-    """The identity follows every byte of the model's directory."""
+    """The identity follows every byte of the model's files."""
     copy = tmp_path / "model"
     shutil.copytree(tiny_llm, copy)
     settings = Pointwise(model=str(copy))
@@ -260,6 +260,18 @@ def test_another_model_in_the_same_directory_is_not_reused(tmp_path: Path, tiny_
     template = copy / "chat_template.jinja"
     template.write_text(template.read_text() + " ")
     assert pin(settings)[1] != pin(Pointwise(model=tiny_llm))[1]
+
+
+def test_when_a_model_was_downloaded_makes_no_other_judge_of_it(
+    tmp_path: Path, tiny_llm: str
+) -> None:
+    """`hf download --local-dir` notes the time beside each file: labels were paid for again."""
+    copy = tmp_path / "model"
+    shutil.copytree(tiny_llm, copy)
+    note = copy / ".cache" / "huggingface" / "download" / "config.json.metadata"
+    note.parent.mkdir(parents=True)
+    note.write_text("a commit\nan etag\n1764345600.5\n")
+    assert pin(Pointwise(model=str(copy)))[1] == pin(Pointwise(model=tiny_llm))[1]
 
 
 @pytest.mark.slow
