@@ -1,6 +1,7 @@
 """Preferences on the real vLLM engine, exact, and the same both ways round."""
 
 import importlib.util
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -11,10 +12,13 @@ import pytest
 import torch
 
 from bixse.artifacts import Artifact
+from bixse.judging.asked import Usage
 from bixse.judging.pairwise import PAIRWISE, PairwiseTokenizer
+from bixse.judging.pointwise import BROKEN
 from bixse.judging.settings import Pointwise, Preferring
 from bixse.records import CORPUS, JUDGED_PREFERENCES, JUDGMENTS, PAIRINGS, QUERIES, Rejection
 from jobs.command import parse
+from jobs.engine import Replies
 from jobs.judging import compares
 from jobs.prefer import PreferenceUnit, pairings
 from jobs.verbs import main
@@ -109,6 +113,38 @@ def test_a_budget_is_for_judging_alone_and_stands_beside_given_preferences(tmp_p
 
 def compare(arguments: tuple[Any, ...], rows: pa.Table) -> tuple[pa.Table, list[Rejection]]:
     return PreferenceUnit(*arguments)(rows)
+
+
+class Mumbling:
+    """An engine that has next to no probability for either letter."""
+
+    dtype = "float32"
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def logprobs(self, prompts: Sequence[Any], token_ids: Sequence[int]) -> Replies:
+        return Replies([[-9.0] * len(token_ids) for _ in prompts], Usage())
+
+
+def test_a_judge_that_never_prefers_is_refused(
+    tmp_path: Path, tiny_llm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every comparison of the run was paid for first, and each was a rejection."""
+    monkeypatch.setattr("jobs.prefer.Engine", Mumbling)
+    corpus = [{"doc_id": f"d{n}", "title": "", "text": f"text {n}"} for n in range(9)]
+    unit = PreferenceUnit(
+        [artifact(tmp_path / "queries", "queries", [{"query_id": "q", "text": "tea"}], QUERIES)],
+        artifact(tmp_path / "corpus", "corpus", corpus, CORPUS),
+        Pointwise(model=tiny_llm, max_model_len=1024),
+        "tiny",
+    )
+    rows = [("q", f"d{a}", f"d{b}") for a in range(9) for b in range(a)]
+    table = pa.table(list(zip(*rows, strict=True)), schema=PAIRINGS)
+    with pytest.raises(ValueError, match="none of 36 answers was a preference .the mass of A and"):
+        unit(table)
+    kept, rejected = unit(table.slice(0, BROKEN - 1))
+    assert (kept.num_rows, len(rejected)) == (0, BROKEN - 1)
 
 
 @pytest.mark.timeout(900)
