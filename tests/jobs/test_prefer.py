@@ -21,6 +21,7 @@ from jobs.command import parse
 from jobs.engine import Replies
 from jobs.judging import compares
 from jobs.prefer import PreferenceUnit, pairings
+from jobs.trackers import _TRACKERS
 from jobs.verbs import main
 from tests.artifacts import artifact
 from tests.jobs.conftest import write_beir
@@ -86,6 +87,8 @@ def test_a_budget_that_comparisons_do_not_heed_is_refused_before_anything_is_jud
         ("pairdistill", ["--preferring.no-train"], "this objective learns from preferences"),
         ("bixse", ["--judging.preferences", "file.tsv"], "does not read preferences"),
         ("bixse", ["--judging.calibration", "nowhere"], "no finished artefact at"),
+        ("bixse", ["--track", "tensorboard"], "--track tensorboard needs a package"),
+        ("bixse", ["--truncate", "384"], "vectors of 384 dimensions cannot be cut to 384"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is_judged(
@@ -93,8 +96,10 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_judged(
     flags: list[str],
     reason: str,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setitem(_TRACKERS, "tensorboard", (_TRACKERS["tensorboard"][0], "not_here", "any"))
     data, out = write_beir(tmp_path / "data", documents=8, queries=4), tmp_path / "out"
     with pytest.raises(SystemExit) as exit_:
         main("train", [recipe, "--data", str(data), "--out", str(out), *flags])
