@@ -71,8 +71,8 @@ def check_preferences(settings: Training, given: bool) -> None:
 
 
 def refuse_uninstalled(settings: Training, track: Sequence[str], out: str) -> None:
-    """Raises ValueError when a tracker, or what adapters need, is not installed, or a tracker cannot
-    write beside `out`; a model that stands there finished needs neither."""
+    """Raises ValueError when a tracker, or what adapters need, is not installed, or a tracker
+    cannot write beside `out`; a model that stands there finished needs neither."""
     from bixse.training import adapters
 
     place = Place(absolute(out))

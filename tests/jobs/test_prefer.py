@@ -146,7 +146,7 @@ def test_a_judge_that_never_prefers_is_refused(
     )
     rows = [("q", f"d{a}", f"d{b}") for a in range(9) for b in range(a)]
     table = pa.table(list(zip(*rows, strict=True)), schema=PAIRINGS)
-    with pytest.raises(ValueError, match="none of 36 answers was a preference .the mass of A and"):
+    with pytest.raises(ValueError, match=r"none of 36 answers was a preference \(the mass of"):
         unit(table)
     kept, rejected = unit(table.slice(0, BROKEN - 1))
     assert (kept.num_rows, len(rejected)) == (0, BROKEN - 1)
