@@ -104,7 +104,7 @@ class Endpoint:
         """Whether it answers when it is asked next to nothing."""
         try:
             await self._persist(client, {**body, "messages": [PING]}, 1)
-        except (_Transient, ValueError):
+        except (_Transient, _Forbidden, ValueError):
             return False
         except _Failed:
             return True
@@ -123,6 +123,10 @@ class Endpoint:
                     reply = await self._persist(client, whole, missing)
                 except _Transient as error:
                     return _Late(str(error), error.response)
+                except _Forbidden as error:
+                    if not await self._answers(client, body):
+                        raise self._refusal(403, error.response) from None
+                    return Unreadable(str(error), error.response)
                 except _Failed as error:
                     return Unreadable(str(error), error.response)
                 found += reply.choices
@@ -207,9 +211,10 @@ class Endpoint:
             return reply.status_code, reply.headers, bytes(data)
 
     def _status(self, status: int, headers: httpx.Headers, shown: str) -> Exception:
-        said = f"{self._settings.base_url} answered {status}"
-        if status in (401, 402, 403, 404) or 300 <= status < 400 or "insufficient_quota" in shown:
-            return ValueError(f"{said}, check the address, model and key: {shown[:200]}")
+        if status in (401, 402, 404) or 300 <= status < 400 or "insufficient_quota" in shown:
+            return self._refusal(status, shown)
+        if status == 403:
+            return _Forbidden(f"status {status}", response=shown)
         if status not in REPEATED and status < 500:
             return _Failed(f"status {status}", response=shown)
         told = retry_after(headers.get("retry-after"), datetime.now(UTC))
@@ -220,6 +225,10 @@ class Endpoint:
             # What one request was told holds for all.
             self._not_before = max(self._not_before, time.monotonic() + told)
         return _Transient(f"status {status}", response=shown, retry_after=told)
+
+    def _refusal(self, status: int, shown: str) -> ValueError:
+        said = f"{self._settings.base_url} answered {status}"
+        return ValueError(f"{said}, check the address, model and key: {shown[:200]}")
 
     def _shown(self, data: bytes) -> str:
         """What a rejection or a sentence quotes; some servers echo the key."""
@@ -297,6 +306,10 @@ class _Failed(Exception):
     def __init__(self, reason: str, response: str = "") -> None:
         super().__init__(reason)
         self.response = response
+
+
+class _Forbidden(_Failed):
+    """Of all requests, by a wrong key, or of this one, by who moderates or guards the endpoint."""
 
 
 class _Broken(_Failed):

@@ -173,6 +173,7 @@ BEHAVIOURS: dict[str, Behaviour] = {
     "400": status(400),
     "401": status(401),
     "402": status(402),
+    "403": status(403),
     "redirect": status(307, location="http://elsewhere.invalid/v1/chat/completions"),
     "html": constant(HTML, content_type="text/html"),
     "empty": constant(b""),

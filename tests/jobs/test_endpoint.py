@@ -35,6 +35,7 @@ LOST = {
     "429": "status 429",
     "429-years": "status 429, to be repeated after 99999999 s",
     "400": "status 400",
+    "403": "status 403",
     "html": "the reply is not JSON",
     "empty": "the reply is not JSON",
     "number": "the reply has no choices",
@@ -228,6 +229,18 @@ def test_what_no_repetition_mends_stops_the_job(server: Hostile, name: str) -> N
         ask(settings(server), ["honest 1", f"{name} 3"])
     assert KEY not in str(caught.value)
     assert len(server.requests) <= 2
+
+
+def test_a_key_that_opens_nothing_is_told_from_a_passage_that_is_forbidden(server: Hostile) -> None:
+    """A passage that a guard before the endpoint took for an attack stopped every run for ever."""
+    forbidden, graded = ask(settings(server, concurrency=1), ["403 1", "honest 2"])
+    assert isinstance(forbidden, Unreadable)
+    assert isinstance(graded, Answer)
+    asked = server.requests.total()
+    server.quota, server.beyond = 0, "403"
+    with pytest.raises(ValueError, match="answered 403, check the address, model and key"):
+        ask(settings(server, concurrency=1), ["honest 1", "honest 2"])
+    assert server.requests.total() == asked + 2
 
 
 def test_votes_are_asked_for_until_there_are_enough(server: Hostile) -> None:
