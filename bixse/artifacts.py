@@ -379,6 +379,21 @@ def begin(
         raise
 
 
+def parts_made(
+    url: str, kind: str, *, config: Mapping[str, Any], inputs: Mapping[str, str]
+) -> set[int]:
+    """Numbers of the parts that stand at `url`, finished or begun, of what `begin` would go on
+    with; nothing is written or locked. Raises ArtifactError as `begin`, but never UnderWay."""
+    place = Place(url)
+    claim = json.loads(json.dumps({"kind": kind, "config": dict(config), "inputs": dict(inputs)}))
+    made = Draft(place, kind, claim["config"], claim["inputs"]).parts_done()
+    if place.exists(MANIFEST):
+        _finished(url, claim)
+    elif made:
+        _refuse_other(url, "was begun", json.loads(place.read(BEGUN)), claim)
+    return made
+
+
 def _finished(url: str, claim: dict[str, Any]) -> Artifact:
     artifact = Artifact.open(url)
     made = {

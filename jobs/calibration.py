@@ -37,7 +37,8 @@ def fit(
     """A calibration map of the judgments, fitted on the human grades of `split` beside each.
 
     `sources` are (judgments, qrels), on one scale; every pair weighs the same. Raises ValueError
-    when no pair has both, when no judge answered, or there is no scale that all are on.
+    when no pair has both, when people gave all of them one grade, when no judge answered, or there
+    is no scale that all are on.
     """
     inputs: dict[str, str] = {}
     for number, (judgments, qrels) in enumerate(sources):
@@ -84,6 +85,13 @@ def _fit(
     probs_NK, human_N = np.concatenate(probs), np.concatenate(human)
     if not len(human_N):
         raise ValueError(f"nobody graded a judged pair of split {split}: set --audit.fit-split")
+    if not np.ptp(human_N):
+        # Qrels often hold nothing but what is relevant: of them every pair would be.
+        raise ValueError(
+            f"people gave all {len(human_N)} judged pairs of split {split} one grade, and a map of "
+            "them gives every pair that: bring grades of what is irrelevant too, or set "
+            "--audit.fit-split"
+        )
     map_: Isotonic | Temperature
     if kind == "isotonic":
         map_ = fit_isotonic(probs_NK, human_N, scale)

@@ -4,9 +4,10 @@ Everything that a stranger's server can do ends here: it may be slow, overloaded
 talk nonsense. A request is repeated (tenacity: exponential waits with full jitter, or what
 Retry-After says) as long as repeating can help: by the clock where the server or the line fails,
 since a rate limit or a restart takes its minutes, and a few times where a reply came and is itself
-broken. Then it is an `Unreadable` with its reason. What no repetition and no other pair can mend (a
-wrong key, model or address) is a ValueError at once. Reading what the choices say is
-`bixse.judging.endpoint`.
+broken. Then it is an `Unreadable` with its reason, unless the endpoint does not answer the least
+that it can be asked either: a spent quota or an outage is no fault of a pair, which is left for the
+next run. What no repetition and no other pair can mend (a wrong key, model or address) is a
+ValueError at once. Reading what the choices say is `bixse.judging.endpoint`.
 """
 
 import asyncio
@@ -31,6 +32,9 @@ MAX_REPLY_BYTES = 1 << 20
 
 SHOWN_CHARACTERS = 2000
 """How much of a reply a rejection keeps."""
+
+PING = {"role": "user", "content": "1"}
+"""What is asked to see whether an endpoint answers at all."""
 
 REPEATED = frozenset({408, 409, 425, 429})
 """Statuses, beside 5xx, that a later attempt may not get."""
@@ -58,7 +62,8 @@ class Endpoint:
     def ask(self, bodies: Sequence[dict[str, Any]], choices: int) -> list[Reply | Unreadable]:
         """`choices` choices for each request, in order, or why there are none.
 
-        Raises Cut when no request can succeed: a wrong key, model or address, or no money left.
+        Raises Cut when no request can succeed: a wrong key, model or address, no money left, or no
+        answer to anything.
         """
         return asyncio.run(self._ask(bodies, choices))
 
@@ -85,7 +90,25 @@ class Endpoint:
                 if (refused := errors.subgroup(ValueError)) is None:
                     raise
                 raise Cut(str(refused.exceptions[0]), list(map(_result_of, tasks))) from None
-        return [task.result() for task in tasks]
+            found = [task.result() for task in tasks]
+            late = next((one for one in found if isinstance(one, _Late)), None)
+            if late is not None and not await self._answers(client, bodies[0]):
+                raise Cut(
+                    f"{self._settings.base_url} does not answer ({late.reason}): what it has "
+                    "answered so far is kept, and the same command asks for the rest",
+                    [None if isinstance(one, _Late) else one for one in found],
+                )
+        return found
+
+    async def _answers(self, client: httpx.AsyncClient, body: dict[str, Any]) -> bool:
+        """Whether it answers when it is asked next to nothing."""
+        try:
+            await self._persist(client, {**body, "messages": [PING]}, 1)
+        except (_Transient, _Forbidden, ValueError):
+            return False
+        except _Failed:
+            return True
+        return True
 
     async def _collect(
         self, client: httpx.AsyncClient, gate: asyncio.Semaphore, body: dict[str, Any], choices: int
@@ -98,6 +121,12 @@ class Endpoint:
                 whole = {**body, "n": missing} if missing > 1 else body
                 try:
                     reply = await self._persist(client, whole, missing)
+                except _Transient as error:
+                    return _Late(str(error), error.response)
+                except _Forbidden as error:
+                    if not await self._answers(client, body):
+                        raise self._refusal(403, error.response) from None
+                    return Unreadable(str(error), error.response)
                 except _Failed as error:
                     return Unreadable(str(error), error.response)
                 found += reply.choices
@@ -182,19 +211,24 @@ class Endpoint:
             return reply.status_code, reply.headers, bytes(data)
 
     def _status(self, status: int, headers: httpx.Headers, shown: str) -> Exception:
-        said = f"{self._settings.base_url} answered {status}"
-        if status in (401, 402, 403, 404) or 300 <= status < 400 or "insufficient_quota" in shown:
-            return ValueError(f"{said}, check the address, model and key: {shown[:200]}")
+        if status in (401, 402, 404) or 300 <= status < 400 or "insufficient_quota" in shown:
+            return self._refusal(status, shown)
+        if status == 403:
+            return _Forbidden(f"status {status}", response=shown)
         if status not in REPEATED and status < 500:
             return _Failed(f"status {status}", response=shown)
         told = retry_after(headers.get("retry-after"), datetime.now(UTC))
         if told is not None and told > self._settings.give_up_after_s:
             reason = f"status {status}, to be repeated after {told:.0f} s"
-            return _Failed(reason, response=shown)
+            return _Transient(reason, response=shown, retry_after=told)
         if status == 429 and told is not None:
             # What one request was told holds for all.
             self._not_before = max(self._not_before, time.monotonic() + told)
         return _Transient(f"status {status}", response=shown, retry_after=told)
+
+    def _refusal(self, status: int, shown: str) -> ValueError:
+        said = f"{self._settings.base_url} answered {status}"
+        return ValueError(f"{said}, check the address, model and key: {shown[:200]}")
 
     def _shown(self, data: bytes) -> str:
         """What a rejection or a sentence quotes; some servers echo the key."""
@@ -202,6 +236,10 @@ class Endpoint:
         if self._key:
             text = text.replace(self._key, "[key]")
         return " ".join(text[:SHOWN_CHARACTERS].split())
+
+
+class _Late(Unreadable):
+    """No answer in the time that there was; perhaps there is none to any request."""
 
 
 def _result_of(task: "asyncio.Task[Reply | Unreadable]") -> Reply | Unreadable | None:
@@ -268,6 +306,10 @@ class _Failed(Exception):
     def __init__(self, reason: str, response: str = "") -> None:
         super().__init__(reason)
         self.response = response
+
+
+class _Forbidden(_Failed):
+    """Of all requests, by a wrong key, or of this one, by who moderates or guards the endpoint."""
 
 
 class _Broken(_Failed):

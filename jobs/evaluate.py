@@ -87,7 +87,7 @@ def evaluate(
     """
     encoder_of = {name: encoder_fingerprint(resolve(path)) for name, (path, _) in encoders.items()}
     _check_embeddings(corpus, encoders, encoder_of)
-    judged = _judged(qrels, split)
+    judged = judged_documents(qrels, split)
     texts = _texts(queries, judged, split)
     _refuse_leaks(texts, queries, qrels, trained_on)
     inputs = fingerprints(corpus=corpus, queries=queries, qrels=qrels)
@@ -215,8 +215,11 @@ def _check_embeddings(corpus: Artifact, encoders: Encoders, encoder_of: Mapping[
             )
 
 
-def _judged(qrels: Artifact, split: str) -> dict[str, dict[str, float]]:
-    """query_id -> doc_id -> relevance of one split, in the order of `query_id`."""
+def judged_documents(qrels: Artifact, split: str) -> dict[str, dict[str, float]]:
+    """query_id -> doc_id -> relevance of one split, in the order of `query_id`.
+
+    Raises ValueError where there is none.
+    """
     judged: dict[str, dict[str, float]] = {}
     splits: set[str] = set()
     for home, query_id, doc_id, value in qrels.rows("split", "query_id", "doc_id", "relevance"):

@@ -76,6 +76,7 @@ def find_files(data: str, source: str, out: str) -> Files:
     else:
         rest = [n for n in names if n not in queries and n not in qrels]
         corpus, described = _corpus_names(rest, source, data)
+        _refuse_queries_as_documents(corpus, root)
     _refuse_unread(names, {*corpus, *queries, *qrels}, root)
     texts, asked, graded = (
         [_url(fs, f"{root}/{name}") for name in group] for group in (corpus, queries, qrels)
@@ -150,6 +151,20 @@ def _corpus_names(names: list[str], source: str, data: str) -> tuple[list[str], 
         )
     form, matching = next(iter(found.items()))
     return matching, f"{len(matching)} {form} files in {data}"
+
+
+def _refuse_queries_as_documents(corpus: Sequence[str], root: str) -> None:
+    """Of a dataset in a directory below, or one directory a table, queries have an id and a text
+    as documents have, and would be found among them for ever."""
+    tables = (*FORMATS["jsonl"], *FORMATS["parquet"], *FORMATS["csv"])
+    for name in corpus:
+        folders = name.lower().split("/")
+        called = {*folders[:-1], folders[-1].partition(".")[0]} & {"queries", "qrels"}
+        if called and unzipped(name).endswith(tables):
+            raise ValueError(
+                f"{short_name(f'{root}/{name}')} would be read as documents: --data names the "
+                "directory that corpus, queries and qrels stand in, as files beside each other"
+            )
 
 
 def _refuse_unread(names: Sequence[str], read: Collection[str], root: str) -> None:

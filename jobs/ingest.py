@@ -142,8 +142,12 @@ def _write_corpus(
                     parts.describe(document.doc_id, document.metadata)
                 parts.keep(asdict(document))
             advance(1)
-    parts.refuse_none("document", described)
-    reader.check_found()
+    try:
+        parts.refuse_none("document", described)
+        reader.check_found()
+    except ValueError:
+        draft.place.clear()  # Of nothing, or of a flag that is to be corrected.
+        raise
     parts.close()
     extra: dict[str, Any] = {"described": described, "rejected_for": parts.rejected_for}
     if reader.kinds:

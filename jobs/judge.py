@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from bixse.artifacts import MANIFEST, Artifact, Draft, begin, fingerprints, part_name
+from bixse.artifacts import MANIFEST, Artifact, Draft, begin, fingerprints, part_name, parts_made
 from bixse.judging.given import given
 from bixse.judging.labels import Labels
 from bixse.judging.settings import Judging, config
@@ -70,15 +70,13 @@ def judge(
     chosen = choose(judging, corpus, embeddings, lexical, placement)
     if judging.judge == "openai" and not finished:
         check_key(judging.openai)
-    inputs = {**fingerprints(pairs=pairs, corpus=corpus, queries=queries), **chosen.inputs}
+    inputs = _inputs(pairs, queries, corpus, chosen)
     if finished:
         # Keep the grouping that they were made with; those of other inputs are refused below.
         grouped = Artifact.open(out, verify=False).manifest.config.get("grouped", "query")
     else:
         pairs, grouped = ordered(pairs, queries, corpus, chosen, f"{out}-order")
-    shaping = {**config(judging), **chosen.config, "unit_pairs": judging.unit_pairs}
-    if grouped != "query":
-        shaping |= {"grouped": grouped}
+    shaping = _shaping(judging, chosen, grouped)
     draft = begin_counted(out, "judgments", config=shaping, inputs=inputs)
     if isinstance(draft, Artifact):
         return draft
@@ -114,6 +112,17 @@ def judge(
     made = draft.finish(device=placement.device, extra=extra)
     Place(f"{out}-order").clear()
     return made
+
+
+def _inputs(
+    pairs: Artifact, queries: Sequence[Artifact], corpus: Artifact, chosen: Judge
+) -> dict[str, str]:
+    return {**fingerprints(pairs=pairs, corpus=corpus, queries=queries), **chosen.inputs}
+
+
+def _shaping(judging: Judging, chosen: Judge, grouped: str) -> dict[str, Any]:
+    shaping = {**config(judging), **chosen.config, "unit_pairs": judging.unit_pairs}
+    return shaping if grouped == "query" else {**shaping, "grouped": grouped}
 
 
 def summary(counts: Counter[str], pairs: int, price: float | None) -> dict[str, float]:
@@ -187,17 +196,22 @@ def plan(
     placement: Placement,
     out: str,
 ) -> dict[str, Any]:
-    """What judging would take (`jobs.judges.plan`); nothing is written at `out`.
+    """What judging would take (`jobs.judges.plan`), beside what stands at `out` finished or half
+    done, where nothing is written.
 
     With `judging.price_per_gpu_hour` a few pairs are judged to measure the rate; their labels go
-    to the store. Raises ValueError when there is nothing to plan.
+    to the store. Raises ValueError when there is nothing to plan, or what stands at `out` was made
+    otherwise.
     """
     if pairs is None:
         raise ValueError(f"--judging.judge {judging.judge} costs nothing: no pair is judged")
     chosen = choose(judging, corpus, embeddings, lexical, placement)
-    pairs, _ = ordered(pairs, queries, corpus, chosen, f"{out}-order")
+    inputs = _inputs(pairs, queries, corpus, chosen)
+    pairs, grouped = ordered(pairs, queries, corpus, chosen, f"{out}-order")
     try:
-        return plan_of(pairs, queries, corpus, chosen, judging, placement, out)
+        shaping = _shaping(judging, chosen, grouped)
+        judged = parts_made(out, "judgments", config=shaping, inputs=inputs)
+        return plan_of(pairs, queries, corpus, chosen, judging, placement, out, judged)
     finally:
         if Place(out).exists(MANIFEST):  # No judging comes after that would take it along.
             Place(f"{out}-order").clear()

@@ -82,7 +82,7 @@ def _verified(pipeline: "Pipeline") -> "Artifact":
 
 def _judged(pipeline: "Pipeline") -> "Artifact":
     if not Place(pipeline.path("judgments")).exists(MANIFEST):
-        _refuse_unnamed_endpoint(pipeline.recipe.judging)
+        _refuse_unnamed_endpoint(pipeline.recipe.judging, key=True)
     if pipeline.recipe.judging.judge == "written":
         from jobs.rounds import written_judgments
 
@@ -99,8 +99,8 @@ def _judged(pipeline: "Pipeline") -> "Artifact":
     return _judged_by(pipeline, pipeline.judging(), pipeline.pairs(), "judge", "judgments")
 
 
-def _refuse_unnamed_endpoint(judging: "Judging") -> None:
-    """Raises ValueError when an endpoint is to judge and its address, model or key is missing:
+def _refuse_unnamed_endpoint(judging: "Judging", key: bool) -> None:
+    """Raises ValueError when an endpoint is to judge and its address, model or `key` is missing:
     before pairs are made, queries written and a cascade's cheap judge paid."""
     cascade = judging.cascade
     asked = (cascade.cheap, cascade.strong) if judging.judge == "cascade" else (judging.judge,)
@@ -108,7 +108,8 @@ def _refuse_unnamed_endpoint(judging: "Judging") -> None:
         from jobs.endpoint import check_endpoint, check_key
 
         check_endpoint(judging.openai)
-        check_key(judging.openai)
+        if key:
+            check_key(judging.openai)
 
 
 def _cascaded(pipeline: "Pipeline") -> "Artifact":
@@ -177,7 +178,7 @@ def planned(pipeline: "Pipeline") -> dict[str, Any]:
         raise ValueError(
             "--plan counts one judge: name the cheap one of the cascade, then the strong one"
         )
-    _refuse_unnamed_endpoint(recipe.judging)
+    _refuse_unnamed_endpoint(recipe.judging, key=False)  # It asks nothing.
     uncounted = _uncounted(pipeline)
     if recipe.judging.judge in UNASKED and uncounted:
         raise ValueError(

@@ -105,13 +105,16 @@ def check_gpus(settings: Pointwise | Generator, placement: Placement, flags: str
 def _hash(directory: Path) -> str:
     """128 bits over every file of a model directory: weights, tokenizer, chat template.
 
-    Not over the manifest of one that we tuned, which says when and for how long.
+    Not over the manifest of one that we tuned, nor over hidden files, in which a hub's client notes
+    what it has downloaded: they say when.
     """
     digest = hashlib.sha256()
-    ours = {directory / MANIFEST, directory / BEGUN}
-    for path in sorted(p for p in directory.rglob("*") if p.is_file() and p not in ours):
-        digest.update(path.relative_to(directory).as_posix().encode())
-        with open(path, "rb") as handle:
+    found = (path.relative_to(directory) for path in directory.rglob("*") if path.is_file())
+    for path in sorted(found):
+        if path.as_posix() in (MANIFEST, BEGUN) or any(p.startswith(".") for p in path.parts):
+            continue
+        digest.update(path.as_posix().encode())
+        with open(directory / path, "rb") as handle:
             digest.update(hashlib.file_digest(handle, "sha256").digest())
     return digest.hexdigest()[:32]
 

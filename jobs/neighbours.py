@@ -56,6 +56,8 @@ def import_links(corpus: Artifact, file: str, out: str) -> Artifact:
             problem = "unknown doc_id"
         elif not problem and ends[0] == ends[1]:
             problem = "a document is linked with itself"
+        if problem and row.line == 1:
+            continue  # The header.
         if problem:
             rejected.append(row.reject(problem))
         else:
@@ -68,11 +70,10 @@ def import_links(corpus: Artifact, file: str, out: str) -> Artifact:
 
 
 def _read_links(file: str) -> Iterator[tuple[Row, tuple[str, str]]]:
-    """Each line below the header and the first two columns of it, where it has no problem."""
+    """Each line, also the header if there is one, and its first two columns where it has them."""
     with open_bytes(file) as handle:
-        handle.readline()
-        for number, raw in enumerate(handle, start=2):
-            line = raw.decode("utf-8", "replace").rstrip("\r\n")
+        for number, raw in enumerate(handle, start=1):
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8", "replace").rstrip("\r\n")
             if not line:
                 continue
             columns = line.split("\t") if "\t" in line else next(csv.reader([line]))
@@ -80,7 +81,10 @@ def _read_links(file: str) -> Iterator[tuple[Row, tuple[str, str]]]:
                 problem = f"expected 2 columns or more, found {len(columns)}"
                 yield Row(short_name(file), number, problem=problem, raw=line), ("", "")
             else:
-                yield Row(short_name(file), number, raw=line), (columns[0], columns[1])
+                yield (
+                    Row(short_name(file), number, raw=line),
+                    (columns[0].strip(), columns[1].strip()),
+                )
 
 
 def anchors(links: Artifact, corpus: Artifact, given: Artifact, out: str) -> Artifact:

@@ -160,12 +160,15 @@ class Pipeline:
 
     def encoder(self) -> str:
         """The one that `--encoder` names, or the trained one; cut where the recipe says so."""
-        encoder, dimensions = self._whole_encoder(), self.recipe.truncate
+        dimensions = self.recipe.truncate
         if dimensions is None:
-            return encoder
-        from jobs.truncate import truncate
+            return self._whole_encoder()
+        from jobs.truncate import refuse_narrow, truncate
 
-        out = self.path(f"encoder-{dimensions}")
+        folder = f"encoder-{dimensions}"
+        if self.run.encoder is None and not self.finished(folder):
+            refuse_narrow(self.start, dimensions)  # Training makes them no more.
+        encoder, out = self._whole_encoder(), self.path(folder)
         return str(self.once("truncate", lambda: truncate(encoder, dimensions, out)).url)
 
     def _whole_encoder(self) -> str:
@@ -195,12 +198,13 @@ class Pipeline:
 
     def _trained(self, start: Callable[[], str], folder: str) -> str:
         from jobs.held_out import refuse_held_out
-        from jobs.train import check_preferences, train
+        from jobs.train import check_preferences, refuse_uninstalled, train
 
         recipe = self.recipe
         # First: without a dev split, with a mix or a map that is none, with preferences that the
-        # objective does not read, or with a budget that would not hold, nothing is judged, nor paid
-        # for.
+        # objective does not read, with a budget that would not hold, or without a package that
+        # training needs, nothing is judged, nor paid for.
+        refuse_uninstalled(recipe.training, self.run.track, self.path(folder))
         compares = judging.compares(recipe)
         check_preferences(recipe.training, compares or recipe.judging.preferences is not None)
         if compares:
@@ -264,9 +268,10 @@ class Pipeline:
         )
 
     def report(self) -> "Artifact":
-        from jobs.evaluate import evaluate
+        from jobs.evaluate import evaluate, judged_documents
 
         data, recipe = self.data(), self.recipe
+        judged_documents(data.qrels, self.run.split)  # First: without any, nothing is embedded.
         reranker: tuple[str, int] | None = None
         systems = {"base": (self.start, self.embeddings("base", self.start))}
         if recipe.reranking is not None:

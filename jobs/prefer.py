@@ -13,6 +13,7 @@ import pyarrow as pa
 from bixse.artifacts import Artifact, begin, fingerprints
 from bixse.candidates.strata import window_pairs
 from bixse.judging.pairwise import PAIRWISE, PairwiseTokenizer, preference, rejected
+from bixse.judging.pointwise import refuse_unreadable
 from bixse.judging.settings import Pointwise, Preferring
 from bixse.records import JUDGED_PREFERENCES, PAIRINGS, Preference, Rejection
 from jobs.engine import Engine, judge_name
@@ -66,7 +67,8 @@ def prefer(
     out: str,
 ) -> Artifact:
     """A preference or a rejection for each pairing. Raises ValueError when there is no such model,
-    or its tokenizer cannot answer the prompt, before anything is written.
+    or its tokenizer cannot answer the prompt, before anything is written; and, as
+    `refuse_unreadable`, when it does not answer.
     """
     pinned, identity = pin(model)
     PairwiseTokenizer.load(pinned)
@@ -133,6 +135,10 @@ class PreferenceUnit:
         for at, row in enumerate(fitting):
             ab, ba = answers[at], answers[at + len(fitting)]
             verdicts[row] = preference(*keys[row], ab, ba, *self._signature)
+        read = [verdicts[row] for row in fitting]
+        reasons = [verdict.reason for verdict in read if isinstance(verdict, Rejection)]
+        if len(reasons) == len(read):
+            refuse_unreadable(reasons, "a preference")
         return sorted_out(verdicts, JUDGED_PREFERENCES)
 
 

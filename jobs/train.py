@@ -70,6 +70,17 @@ def check_preferences(settings: Training, given: bool) -> None:
         )
 
 
+def refuse_uninstalled(settings: Training, track: Sequence[str], out: str) -> None:
+    """Raises ValueError when a tracker, or what adapters need, is not installed, or a tracker
+    cannot write beside `out`; a model that stands there finished needs neither."""
+    from bixse.training import adapters
+
+    place = Place(absolute(out))
+    if not place.exists(MANIFEST):
+        refuse_missing(track, place.url)
+        adapters.refuse_missing(settings.lora)
+
+
 def train(
     judgments: Artifact,
     queries: Sequence[Artifact],
@@ -121,7 +132,7 @@ def train(
     if dev is not None:
         inputs |= dev.inputs
     config = _shaping(settings)
-    from bixse.training import adapters, state
+    from bixse.training import state
     from bixse.training.loop import Run, turns_of
 
     if place.exists(MANIFEST):
@@ -129,9 +140,8 @@ def train(
         assert isinstance(finished, Artifact)
         state.clear(checkpoints)
         return finished
+    refuse_uninstalled(settings, track, out)
     # Before anything is written: what teaches nothing leaves nothing behind.
-    refuse_missing(track, place.url)
-    adapters.refuse_missing(settings.lora)
     with tempfile.TemporaryDirectory() as aside:
         read = (judgments, queries, corpus, calibration, preferences, documents)
         labels = read_labels(*read, aside=Path(aside))

@@ -11,6 +11,11 @@ from bixse.artifacts import Artifact, begin
 from bixse.models.encoder import encoder_fingerprint, load_model, resolve, truncated
 
 
+def refuse_narrow(encoder: str, dimensions: int) -> None:
+    """Raises ValueError as `truncate`, which could not cut it to so many; makes nothing."""
+    truncated(load_model(encoder, "cpu"), dimensions)
+
+
 def truncate(encoder: str, dimensions: int, out: str) -> Artifact:
     """The encoder with so many dimensions at `out`.
 

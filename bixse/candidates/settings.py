@@ -26,7 +26,7 @@ class Neighbours(Settings):
     """Each linked document against neighbours in the graph of links: SciNCL, arXiv 2202.06671."""
 
     links: str = ""
-    """A table with two columns of doc_ids a line, under a header; tab-separated or CSV."""
+    """A table with two columns of doc_ids a line, under a header, if any; tab-separated or CSV."""
     dimensions: int = Field(default=128, ge=2)
     """Dimensions of the node vectors (the paper: 768, for 52 million)."""
     walk: tuple[float, ...] = Field(default=(0, 0, 1, 1, 1, 1, 1, 1), min_length=1)

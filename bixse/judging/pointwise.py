@@ -76,12 +76,12 @@ def unreadable(verdicts: Iterable[Judgment | Rejection]) -> list[str]:
     return [verdict.reason for verdict in verdicts if isinstance(verdict, Rejection)]
 
 
-def refuse_unreadable(reasons: Sequence[str]) -> None:
-    """Raises ValueError for many answers that were no grade, where no other answer was one: a
-    broken judge, not hard pairs."""
+def refuse_unreadable(reasons: Sequence[str], wanted: str = "a grade") -> None:
+    """Raises ValueError for many answers that were not what was wanted, where no other answer was:
+    a broken judge, not hard pairs."""
     if len(reasons) >= BROKEN:
         raise ValueError(
-            f"none of {len(reasons)} answers was a grade ({reasons[0]}): the judge "
+            f"none of {len(reasons)} answers was {wanted} ({reasons[0]}): the judge "
             "does not answer or does not follow the prompt; choose another model"
         )
 

@@ -80,8 +80,9 @@ class ChatEndpoint(Settings):
     """Longest that one request may take, from connecting to the last byte."""
     give_up_after_s: float = Field(default=600.0, ge=0)
     """Repeat a request for this long after a timeout, a failed connection, 408, 409, 425, 429 or
-    5xx, then reject its pair; at once where Retry-After says later. Once the endpoint has answered
-    nothing for this long, its other requests are tried once; 0 repeats none."""
+    5xx, then reject its pair, or stop where the endpoint answers nothing else either; at once where
+    Retry-After says later. Once the endpoint has answered nothing for this long, its other requests
+    are tried once; 0 repeats none."""
     max_retries: int = Field(default=6, ge=0)
     """Repetitions after a reply that came, and cannot be read; then its pair is rejected."""
     max_wait_s: float = Field(default=120.0, gt=0)

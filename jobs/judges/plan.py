@@ -1,11 +1,11 @@
 """What judging will take, counted before anything is spent.
 
-Every pair is read, looked up in the label store and, if it is new, tokenised as the judge would;
-only then is there a number. The counts pass through a scratch artefact beside `out`, which is
-removed again; the judgments themselves are not touched.
+Every pair that has no verdict yet is read, looked up in the label store and, if it is new,
+tokenised as the judge would; only then is there a number. The counts pass through a scratch
+artefact beside `out`, which is removed again; the judgments themselves are not touched.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,11 +52,13 @@ def plan(
     judging: Judging,
     placement: Placement,
     out: str,
+    judged: Container[int] = (),
 ) -> dict[str, Any]:
     """pairs, known, new and what the judge knows beforehand (`Judge.planned`); with a price also
-    GPU-hours and cost at the rate of a probe, where that is tokens.
+    GPU-hours and cost at the rate of a probe, where that is tokens. Units whose number is among
+    `judged` are known.
     """
-    units = row_units(pairs, judging.unit_pairs)
+    units = [u for u in row_units(pairs, judging.unit_pairs) if u.number not in judged]
     scratch = _scratch(f"{out}-plan")
     try:
         run_units(
@@ -72,6 +74,7 @@ def plan(
         found, with_new = _summed(scratch, units, judge.planned)
     finally:
         scratch.place.clear()
+    found["known"] += pairs.manifest.rows - sum(unit.rows for unit in units)
     summary: dict[str, Any] = {"pairs": pairs.manifest.rows, **found}
     counted = "prompt_tokens" in judge.planned
     if judging.price_per_gpu_hour is not None and counted and with_new:

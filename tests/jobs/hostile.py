@@ -2,7 +2,8 @@
 
 A passage reads `<behaviour> <grade>`: the honest answer gives that grade probability 0.7 and 0.1 to
 each of the others. A behaviour that begins with `once-` is honest from the second request on, with
-`nine-` from the tenth.
+`nine-` from the tenth. Whatever holds no passage is answered honestly. Once it has answered as
+often as `quota` says, it refuses all that it is asked.
 """
 
 import json
@@ -47,10 +48,11 @@ class Handler(BaseHTTPRequestHandler):
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             said = body["messages"][-1]["content"]
             found = re.search(r"Passage:\n([a-z0-9-]+) (\d)", said)
-            assert found, said
-            behaviour, grade = found[1], int(found[2])
+            behaviour, grade = (found[1], int(found[2])) if found else ("honest", 0)
             with server.lock:
                 server.requests[said] += 1
+                if server.requests.total() > server.quota:
+                    behaviour = server.beyond
                 attempt = server.requests[said]
                 server.times.setdefault(said, []).append(time.monotonic())
             for prefix, times in (("once-", 1), ("nine-", 9)):
@@ -171,6 +173,7 @@ BEHAVIOURS: dict[str, Behaviour] = {
     "400": status(400),
     "401": status(401),
     "402": status(402),
+    "403": status(403),
     "redirect": status(307, location="http://elsewhere.invalid/v1/chat/completions"),
     "html": constant(HTML, content_type="text/html"),
     "empty": constant(b""),
@@ -209,6 +212,8 @@ class Hostile(ThreadingHTTPServer):
         self.lock = threading.Lock()
         self.requests: Counter[str] = Counter()
         self.times: dict[str, list[float]] = {}
+        self.quota = math.inf
+        self.beyond = "429-years"
         self.in_flight = 0
         self.most_in_flight = 0
         self.over = threading.Event()

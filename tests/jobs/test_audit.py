@@ -1,6 +1,7 @@
 """The audit of a made-up set, from the command line, and the published grades of trec-dl."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,23 @@ def test_the_map_names_what_it_was_fitted_on(audited: Path) -> None:
     assert made.manifest.rows == 48
     report = Artifact.open(str(audited / "audit"), "audit")
     assert report.manifest.inputs["calibration"] == made.fingerprint
+
+
+@pytest.mark.parametrize("kind", ["isotonic", "temperature"])
+def test_no_map_is_fitted_on_one_grade(
+    kind: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of qrels that hold positives alone, as most of BEIR's do, it made every pair a positive."""
+    positives = tmp_path / "data"
+    shutil.copytree(data, positives)
+    for name, numbers in (("train", range(12)), ("test", range(12, 20))):
+        pairs = {(f"q{n:02d}", f"d{n:02d}"): 1.0 for n in numbers}
+        write_grades(positives / "qrels" / f"{name}.tsv", pairs)
+    with pytest.raises(SystemExit) as exit_:
+        main("audit", [*flags(positives, tmp_path / "out"), "--audit.fit", kind])
+    assert exit_.value.code == 1
+    assert "all 12 judged pairs of split train one grade" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "calibration").exists()
 
 
 def test_copies_of_positives_are_named(report: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """A real HTTP server that misbehaves: nothing is lost, nothing strange becomes a grade."""
 
+import math
 import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ from bixse.judging.prompts import ORDERS, PROMPTS
 from bixse.judging.settings import ChatEndpoint, Judging
 from bixse.records import CORPUS, PAIRS, QUERIES, Judgment, Rejection
 from bixse.retrieval.settings import Lexical
-from jobs.endpoint import Endpoint, check_endpoint, check_key, retry_after
+from jobs.endpoint import PING, Endpoint, check_endpoint, check_key, retry_after
 from jobs.judge import judge
 from jobs.judges.chat import chat
 from jobs.recipe import Placement
@@ -34,6 +35,7 @@ LOST = {
     "429": "status 429",
     "429-years": "status 429, to be repeated after 99999999 s",
     "400": "status 400",
+    "403": "status 403",
     "html": "the reply is not JSON",
     "empty": "the reply is not JSON",
     "number": "the reply has no choices",
@@ -181,10 +183,39 @@ def test_an_endpoint_that_is_gone_is_not_waited_for_once_a_request(server: Hosti
     """After a second of silence the rest are tried once each, not for a second each."""
     chat = settings(server, concurrency=1, give_up_after_s=1, max_wait_s=0.05)
     found = ask(chat, [f"500 3 {n}" for n in range(20)])
-    assert [type(answer) for answer in found] == [Unreadable] * 20
-    first, *others = server.requests.values()
+    assert [isinstance(answer, Unreadable) for answer in found] == [True] * 20
+    first, *others = (n for said, n in server.requests.items() if said != PING["content"])
     assert first > 2
     assert others == [1] * 19
+
+
+@pytest.mark.parametrize("beyond", ["429-years", "reset"])
+def test_a_quota_that_runs_out_rejects_no_pair(
+    server: Hostile, tmp_path: Path, beyond: str
+) -> None:
+    """What it has not come to was rejected, in a unit that counted as finished: also by a run that
+    was too early, and found nothing but labels and refusals."""
+    passages = [f"honest {n % 4} for {n}" for n in range(20)]
+    chat = settings(server, concurrency=1, orders=1, give_up_after_s=0, api_key_env="")
+    server.quota, server.beyond, store = 12, beyond, str(tmp_path / "labels")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"does not answer .*the same command asks for the"):
+            run(passages, chat, tmp_path, store=store)
+    assert not list((tmp_path / "judgments").glob("part-*"))
+    server.quota = math.inf
+    made = run(passages, chat, tmp_path, store=store)
+    assert (made.manifest.rows, made.manifest.rejected) == (20, 0)
+    assert server.requests.pop(PING["content"]) == 2
+    assert sorted(server.requests.values()) == [1] * 12 + [3] * 8
+
+
+def test_pairs_that_are_never_answered_are_rejected_where_others_are(
+    server: Hostile, tmp_path: Path
+) -> None:
+    """Also when they are all that is left to ask."""
+    chat = settings(server, orders=1, give_up_after_s=0, api_key_env="")
+    made = run(["503 1", "429-years 2"], chat, tmp_path, store=str(tmp_path / "labels"))
+    assert (made.manifest.rows, made.manifest.rejected) == (0, 2)
 
 
 def test_requests_in_flight_are_bounded(server: Hostile) -> None:
@@ -198,6 +229,18 @@ def test_what_no_repetition_mends_stops_the_job(server: Hostile, name: str) -> N
         ask(settings(server), ["honest 1", f"{name} 3"])
     assert KEY not in str(caught.value)
     assert len(server.requests) <= 2
+
+
+def test_a_key_that_opens_nothing_is_told_from_a_passage_that_is_forbidden(server: Hostile) -> None:
+    """A passage that a guard before the endpoint took for an attack stopped every run for ever."""
+    forbidden, graded = ask(settings(server, concurrency=1), ["403 1", "honest 2"])
+    assert isinstance(forbidden, Unreadable)
+    assert isinstance(graded, Answer)
+    asked = server.requests.total()
+    server.quota, server.beyond = 0, "403"
+    with pytest.raises(ValueError, match="answered 403, check the address, model and key"):
+        ask(settings(server, concurrency=1), ["honest 1", "honest 2"])
+    assert server.requests.total() == asked + 2
 
 
 def test_votes_are_asked_for_until_there_are_enough(server: Hostile) -> None:

@@ -147,6 +147,18 @@ def test_queries_and_grades_that_nobody_would_read_are_refused(name: str, tmp_pa
         run(data, tmp_path / "out")
 
 
+@pytest.mark.parametrize("name", ["scifact/queries.jsonl", "queries/part-0.jsonl", "a/Queries.tsv"])
+def test_queries_are_not_read_as_documents(name: str, tmp_path: Path) -> None:
+    """A dataset unpacked into a directory of its own gave a corpus that its queries stood in."""
+    data = tmp_path / "data"
+    (data / name).parent.mkdir(parents=True)
+    jsonl(data / "documents.jsonl", DOCS)
+    jsonl(data / name, [{"_id": "a", "text": "tea"}])
+    with pytest.raises(ValueError, match=rf"{name} would be read as documents: --data names"):
+        run(data, tmp_path / "out", source="auto" if name.endswith("jsonl") else "csv")
+    assert not (tmp_path / "out").exists()
+
+
 def zipped(path: Path) -> None:
     path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
     path.unlink()

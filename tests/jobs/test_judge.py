@@ -136,7 +136,7 @@ def test_features_grade_every_pair(
     vectors = Artifact.open(str(tmp_path / "vectors"))
     judging, out = Judging(judge="features", unit_pairs=10), str(tmp_path / "out")
     planned = plan(pairs, queries, corpus, judging, Lexical(), vectors, Placement(), out)
-    assert planned == {"pairs": made.manifest.rows, "known": 0, "new": made.manifest.rows}
+    assert planned == {"pairs": made.manifest.rows, "known": made.manifest.rows, "new": 0}
     assert made.manifest.rows == pairs.manifest.rows
     assert made.manifest.rejected == 0
     rows = made.table().to_pylist()
@@ -145,6 +145,13 @@ def test_features_grade_every_pair(
         assert max(DOCS, key=lambda doc: graded[query_id, doc[0]])[0] == answer
     assert {row["origin"] for row in rows} == {"features"}
     assert all(sum(row["grade_probs"]) == pytest.approx(1, abs=1e-5) for row in rows)
+    for name in (MANIFEST, part_name(1)):
+        (tmp_path / "out" / name).unlink()
+    planned = plan(pairs, queries, corpus, judging, Lexical(), vectors, Placement(), out)
+    assert planned == {"pairs": 24, "known": 14, "new": 10}  # What a killed run has judged.
+    other = Lexical(language="none")
+    with pytest.raises(ValueError, match=r"was begun with config\.lexical"):
+        plan(pairs, queries, corpus, judging, other, vectors, Placement(), out)
 
 
 def test_features_refuse_vectors_of_another_encoder(
@@ -252,7 +259,7 @@ def test_vllm_refuses_before_anything_is_written(
 
 
 def test_another_model_in_the_same_directory_is_not_reused(tmp_path: Path, tiny_llm: str) -> None:
-    """The identity follows every byte of the model's directory."""
+    """The identity follows every byte of the model's files."""
     copy = tmp_path / "model"
     shutil.copytree(tiny_llm, copy)
     settings = Pointwise(model=str(copy))
@@ -260,6 +267,18 @@ def test_another_model_in_the_same_directory_is_not_reused(tmp_path: Path, tiny_
     template = copy / "chat_template.jinja"
     template.write_text(template.read_text() + " ")
     assert pin(settings)[1] != pin(Pointwise(model=tiny_llm))[1]
+
+
+def test_when_a_model_was_downloaded_makes_no_other_judge_of_it(
+    tmp_path: Path, tiny_llm: str
+) -> None:
+    """`hf download --local-dir` notes the time beside each file: labels were paid for again."""
+    copy = tmp_path / "model"
+    shutil.copytree(tiny_llm, copy)
+    note = copy / ".cache" / "huggingface" / "download" / "config.json.metadata"
+    note.parent.mkdir(parents=True)
+    note.write_text("a commit\nan etag\n1764345600.5\n")
+    assert pin(Pointwise(model=str(copy)))[1] == pin(Pointwise(model=tiny_llm))[1]
 
 
 @pytest.mark.slow
@@ -270,11 +289,11 @@ def test_planned_stopped_resumed_and_not_paid_for_twice(
     store, out = str(tmp_path / "labels"), tmp_path / "out"
     judging = vllm.replace(store=store, unit_pairs=5)
 
-    def planned(of: list[Artifact]) -> dict[str, Any]:
+    def planned(of: list[Artifact], at: Path) -> dict[str, Any]:
         arguments = (of, corpus, judging, Lexical(), None, Placement())
-        return plan(pairs, *arguments, str(out))
+        return plan(pairs, *arguments, str(at))
 
-    expected = planned(queries)
+    expected = planned(queries, out)
     assert not out.exists()
     assert (expected["pairs"], expected["new"], expected["known"]) == (24, 24, 0)
     assert expected["too_long"] == 4
@@ -289,7 +308,9 @@ def test_planned_stopped_resumed_and_not_paid_for_twice(
     assert made.manifest.rows + made.manifest.rejected == 24
     for name in ("prompt_tokens", "output_tokens"):
         assert took[name] == expected[name]
-    assert planned(queries)["new"] == 4  # Rejected pairs are asked again.
+    assert planned(queries, out)["new"] == 0
+    # Another job asks rejected pairs again.
+    assert planned(queries, tmp_path / "elsewhere")["new"] == 4
 
     # Other ids, the same texts, and one pair that is new.
     rows = [{"query_id": f"x{q}", "text": f" {text}", "origin": "given"}

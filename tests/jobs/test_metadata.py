@@ -147,6 +147,15 @@ def test_a_field_that_nobody_has(
         corpus_of(data, metadata=names)
 
 
+def test_a_field_that_nobody_has_may_be_corrected(tmp_path: Path) -> None:
+    """Parts that were whole by then made the corrected flag another config."""
+    data, out = lines(tmp_path, [{"price": 1}] * 3), str(tmp_path / "out")
+    with pytest.raises(ValueError, match="no document has 'prize'"):
+        ingest(str(data), Ingest(metadata=("prize",), part_rows=1), out)
+    made = ingest(str(data), Ingest(metadata=("price",), part_rows=1), out)
+    assert made.corpus.manifest.rows == 3
+
+
 def test_too_many_fields(tmp_path: Path) -> None:
     data = lines(tmp_path, [{f"f{n}": 1 for n in range(101)}])
     with pytest.raises(ValueError, match="more than 100 fields: name those to keep"):

@@ -74,6 +74,16 @@ def test_every_bad_line_is_a_rejection(tmp_path: Path, corpus: Artifact) -> None
     assert made.table().to_pylist() == [{"doc_id": "d001", "other_doc_id": "d002"}]
 
 
+@pytest.mark.parametrize("head", ["", "\ufeff", "source,target\n"])
+def test_a_first_line_that_is_a_link_is_no_header(
+    head: str, tmp_path: Path, corpus: Artifact
+) -> None:
+    """It was passed over, and no rejection said so."""
+    (tmp_path / "links.csv").write_text(f"{head}d001,d002\nd002, d003\n")
+    made = import_links(corpus, str(tmp_path / "links.csv"), str(tmp_path / "links"))
+    assert (made.manifest.rows, made.manifest.rejected) == (2, 0)
+
+
 def test_what_is_no_graph_of_the_corpus_is_refused(tmp_path: Path, corpus: Artifact) -> None:
     with pytest.raises(ValueError, match=r"set --neighbours\.links"):
         import_links(corpus, "", str(tmp_path / "links"))

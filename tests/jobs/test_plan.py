@@ -105,7 +105,8 @@ def test_what_no_plan_counts_is_not_called_free(
 def test_comparisons_are_named_beside_the_counts(
     flags: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main("judge", ["pairdistill", *flags, *ENDPOINT, "--json"])
+    no_key = ["--judging.openai.api-key-env", "NO_KEY_HERE"]  # Nor is any needed to count.
+    main("judge", ["pairdistill", *flags, *ENDPOINT, *no_key, "--json"])
     found = json.loads(capsys.readouterr().out)
     assert found["requests"] == 2 * found["pairs"] > 0
     assert found["not_counted"].startswith("up to 100 comparisons a query")

@@ -1,6 +1,7 @@
 """Preferences on the real vLLM engine, exact, and the same both ways round."""
 
 import importlib.util
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -11,12 +12,16 @@ import pytest
 import torch
 
 from bixse.artifacts import Artifact
+from bixse.judging.asked import Usage
 from bixse.judging.pairwise import PAIRWISE, PairwiseTokenizer
+from bixse.judging.pointwise import BROKEN
 from bixse.judging.settings import Pointwise, Preferring
 from bixse.records import CORPUS, JUDGED_PREFERENCES, JUDGMENTS, PAIRINGS, QUERIES, Rejection
 from jobs.command import parse
+from jobs.engine import Replies
 from jobs.judging import compares
 from jobs.prefer import PreferenceUnit, pairings
+from jobs.trackers import _TRACKERS
 from jobs.verbs import main
 from tests.artifacts import artifact
 from tests.jobs.conftest import write_beir
@@ -82,6 +87,8 @@ def test_a_budget_that_comparisons_do_not_heed_is_refused_before_anything_is_jud
         ("pairdistill", ["--preferring.no-train"], "this objective learns from preferences"),
         ("bixse", ["--judging.preferences", "file.tsv"], "does not read preferences"),
         ("bixse", ["--judging.calibration", "nowhere"], "no finished artefact at"),
+        ("bixse", ["--track", "tensorboard"], "--track tensorboard needs a package"),
+        ("bixse", ["--truncate", "384"], "vectors of 384 dimensions cannot be cut to 384"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is_judged(
@@ -89,8 +96,10 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_judged(
     flags: list[str],
     reason: str,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setitem(_TRACKERS, "tensorboard", (_TRACKERS["tensorboard"][0], "not_here", "any"))
     data, out = write_beir(tmp_path / "data", documents=8, queries=4), tmp_path / "out"
     with pytest.raises(SystemExit) as exit_:
         main("train", [recipe, "--data", str(data), "--out", str(out), *flags])
@@ -109,6 +118,38 @@ def test_a_budget_is_for_judging_alone_and_stands_beside_given_preferences(tmp_p
 
 def compare(arguments: tuple[Any, ...], rows: pa.Table) -> tuple[pa.Table, list[Rejection]]:
     return PreferenceUnit(*arguments)(rows)
+
+
+class Mumbling:
+    """An engine that has next to no probability for either letter."""
+
+    dtype = "float32"
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def logprobs(self, prompts: Sequence[Any], token_ids: Sequence[int]) -> Replies:
+        return Replies([[-9.0] * len(token_ids) for _ in prompts], Usage())
+
+
+def test_a_judge_that_never_prefers_is_refused(
+    tmp_path: Path, tiny_llm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every comparison of the run was paid for first, and each was a rejection."""
+    monkeypatch.setattr("jobs.prefer.Engine", Mumbling)
+    corpus = [{"doc_id": f"d{n}", "title": "", "text": f"text {n}"} for n in range(9)]
+    unit = PreferenceUnit(
+        [artifact(tmp_path / "queries", "queries", [{"query_id": "q", "text": "tea"}], QUERIES)],
+        artifact(tmp_path / "corpus", "corpus", corpus, CORPUS),
+        Pointwise(model=tiny_llm, max_model_len=1024),
+        "tiny",
+    )
+    rows = [("q", f"d{a}", f"d{b}") for a in range(9) for b in range(a)]
+    table = pa.table(list(zip(*rows, strict=True)), schema=PAIRINGS)
+    with pytest.raises(ValueError, match=r"none of 36 answers was a preference \(the mass of"):
+        unit(table)
+    kept, rejected = unit(table.slice(0, BROKEN - 1))
+    assert (kept.num_rows, len(rejected)) == (0, BROKEN - 1)
 
 
 @pytest.mark.timeout(900)
