@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 # torch: the release that the project serves with.
 NEEDS = {
@@ -34,7 +35,7 @@ def installed(peer: str, peers: Path) -> Path:
     python = place / "bin" / "python"
     if not done.exists():
         subprocess.run([sys.executable, "-m", "venv", place], check=True)
-        command = [python, "-m", "pip", "install", "-q", *NEEDS[peer]]
+        command = [str(python), "-m", "pip", "install", "-q", *NEEDS[peer]]
         subprocess.run(command, check=True, timeout=INSTALL_WITHIN_S)
         done.touch()
     return python
@@ -80,7 +81,7 @@ def chroma(directory: Path, encoder: str, port: int) -> None:
     from fastapi import FastAPI
 
     program = Path(sys.executable).with_name("chroma")
-    command = [program, "run", "--path", directory / "chroma", "--port", str(port + 1)]
+    command = [str(program), "run", "--path", str(directory / "chroma"), "--port", str(port + 1)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         client = _connected(chromadb, port + 1)
@@ -106,7 +107,7 @@ def chroma(directory: Path, encoder: str, port: int) -> None:
         server.wait()
 
 
-def _connected(chromadb: object, port: int) -> object:
+def _connected(chromadb: Any, port: int) -> Any:
     for _ in range(200):
         try:
             return chromadb.HttpClient(port=port)
