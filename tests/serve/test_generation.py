@@ -1,4 +1,4 @@
-"""Changing what is served: the decisions alone. `test_acceptance` has the running application."""
+"""Changing what is served: the decisions alone. `test_withstanding` has the running application."""
 
 import asyncio
 from dataclasses import replace
