@@ -17,7 +17,7 @@ from bixse.artifacts import Artifact
 from bixse.evaluation.leakage import find_leaks
 from bixse.evaluation.metrics import Qrels
 from bixse.judging.given import given
-from bixse.records import document_text
+from bixse.records import Split, document_text
 from bixse.training.groups import Labels, Preferred, group
 from jobs.ingest import Ingested, ingest
 from jobs.preferences import import_preferences
@@ -96,7 +96,7 @@ class GradedSet:
         )
 
 
-def load(sources: Sources, split: str) -> GradedSet:
+def load(sources: Sources, split: Split) -> GradedSet:
     """Raises ValueError when nobody judged a query of `split`, or training reads one of them."""
     learnt, tested = sources.learnt, sources.tested
     queries = dict(learnt.queries.rows("query_id", "text"))
@@ -118,8 +118,10 @@ def load(sources: Sources, split: str) -> GradedSet:
     preferred = None
     if sources.preferences is not None:
         table = sources.preferences.table()
-        ids = (table[name].to_pylist() for name in ("query_id", "doc_id_a", "doc_id_b"))
-        preferred = Preferred(*ids, table["prob_a"].to_numpy())
+        query_ids, doc_ids_a, doc_ids_b = (
+            table[name].to_pylist() for name in ("query_id", "doc_id_a", "doc_id_b")
+        )
+        preferred = Preferred(query_ids, doc_ids_a, doc_ids_b, table["prob_a"].to_numpy())
     return GradedSet(
         judgments=judgments,
         grades=tuple(learnt.qrels.manifest.extra["scale"]),

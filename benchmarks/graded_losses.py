@@ -40,6 +40,7 @@ from benchmarks.wanted import Wanted
 from bixse.evaluation.significance import interval, randomisation_p, resampled_means
 from bixse.models.encoder import encoder_fingerprint, resolve
 from bixse.models.settings import PACKAGED
+from bixse.records import Split
 from bixse.training.objective_settings import (
     Combined,
     GradedBCE,
@@ -109,7 +110,7 @@ class Options:
     """Shares of the training grades that become another grade of the scale."""
     start: str = PACKAGED
     """The base encoder."""
-    split: str = "test"
+    split: Split = "test"
     """The evaluated split."""
     out: str = "runs/graded-losses"
     """Where the results go, and what is read on the way."""

@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.graded_data import GradedSet, Sources, load
 from benchmarks.retrievers import Workbench, share_machine
 from benchmarks.wanted import Wanted
+from bixse.records import Split
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Prepared:
 
     name: str
     sources: Sources
-    split: str
+    split: Split
 
 
 class Maker:

@@ -30,6 +30,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -173,9 +174,8 @@ def _trained(
     map_M2FE = start_SFE[seed_M].unsqueeze(1).repeat(1, 2, 1, 1).requires_grad_()
     bias_M = torch.zeros(len(models), requires_grad=True)
     rate = options.learning_rate
-    adam = torch.optim.Adam(
-        [{"params": [map_M2FE]}, {"params": [bias_M], "lr": 10 * rate}], lr=rate
-    )
+    groups: list[dict[str, Any]] = [{"params": [map_M2FE]}, {"params": [bias_M], "lr": 10 * rate}]
+    adam = torch.optim.Adam(groups, lr=rate)
     every_S = torch.arange(len(worlds)).unsqueeze(1)
     rows_M = {
         name: torch.tensor([row for row, model in enumerate(models) if model[0] == name])
@@ -200,8 +200,8 @@ def _trained(
             if name == "graded_bce":
                 if step == 0:
                     with torch.no_grad():
-                        for row, *model in zip(rows, *cells, strict=True):
-                            bias_M[row] = calibrate_bias(*model, SCALE)
+                        for row, cosine, target, weight in zip(rows, *cells, strict=True):
+                            bias_M[row] = calibrate_bias(cosine, target, weight, SCALE)
                 loss = loss + _graded_bce(*cells, bias_M[rows])
             else:
                 loss = loss + _infonce(name, *cells)
@@ -223,8 +223,10 @@ def _graded_bce(
     cosine_MBB: Tensor, target_MBB: Tensor, weight_MBB: Tensor, bias_M: Tensor
 ) -> Tensor:
     logit_MBB = SCALE * cosine_MBB + bias_M[:, None, None]
-    rows = (cells.flatten(0, 1) for cells in (logit_MBB, target_MBB, weight_MBB))
-    return graded_bce(*rows, queries=BATCH)
+    logit, target, weight = (
+        of_models.flatten(0, 1) for of_models in (logit_MBB, target_MBB, weight_MBB)
+    )
+    return graded_bce(logit, target, weight, queries=BATCH)
 
 
 def _infonce(form: str, cosine_MBB: Tensor, target_MBB: Tensor, weight_MBB: Tensor) -> Tensor:
@@ -233,7 +235,8 @@ def _infonce(form: str, cosine_MBB: Tensor, target_MBB: Tensor, weight_MBB: Tens
     # The divisor of each model's batch, so that theirs together is 1.
     positive_MBB = positive_MBB / positive_MBB.sum(dim=(1, 2), keepdim=True)
     cells = (SCALE * cosine_MBB, target_MBB, weight_MBB, own_MBB, positive_MBB)
-    return infonce(*(of_models.flatten(0, 1) for of_models in cells), divisor=1.0)
+    logit, target, weight, own, positive = (of_models.flatten(0, 1) for of_models in cells)
+    return infonce(logit, target, weight, own, positive, divisor=1.0)
 
 
 def graded_ndcg(score_QD: Floats, gain_QD: Floats, k: int) -> Floats:

@@ -113,6 +113,6 @@ def make_model(folder: Path) -> str:
         num_attention_heads=12, num_key_value_heads=4, head_dim=64, tie_word_embeddings=True,
         max_position_embeddings=4096, eos_token_id=tokenizer.eos_token_id, dtype="bfloat16",
     )  # fmt: skip
-    Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    Qwen3ForCausalLM(config).bfloat16().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)

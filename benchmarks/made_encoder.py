@@ -5,10 +5,10 @@ For machines that reach no model hub and hold no packaged encoder.
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 Shape = Literal["tiny", "minilm-l6", "bert-base"]
-_SHAPES: dict[Shape, dict[str, int]] = {
+_SHAPES: dict[Shape, dict[str, Any]] = {
     "tiny": {
         "hidden_size": 32,
         "num_hidden_layers": 1,
@@ -40,7 +40,7 @@ def make_encoder(shape: Shape, directory: Path) -> Path:
 
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+    from transformers import BertConfig, BertModel, BertTokenizer
 
     bert = directory / "bert"
     bert.mkdir(parents=True)
@@ -48,7 +48,7 @@ def make_encoder(shape: Shape, directory: Path) -> Path:
     known = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
     unused = [f"[unused{number}]" for number in range(_VOCABULARY - len(known))]
     (bert / "vocab.txt").write_text("\n".join([*known, *unused]))
-    BertTokenizerFast(str(bert / "vocab.txt")).save_pretrained(bert)
+    BertTokenizer(str(bert / "vocab.txt")).save_pretrained(bert)
     BertModel(BertConfig(vocab_size=_VOCABULARY, **_SHAPES[shape])).save_pretrained(bert)
     module = Transformer(str(bert), max_seq_length=512)
     pooling = Pooling(module.get_embedding_dimension(), "mean")

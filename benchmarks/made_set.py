@@ -34,8 +34,8 @@ def make_set(out: Path) -> Path:
         lines = "".join(json.dumps(record) + "\n" for record in records)
         (made / f"{name}.jsonl").write_text(lines)
     (made / PREFERENCES).write_text("\n".join(preferences) + "\n")
-    for split, lines in rows.items():
-        text = "query-id\tcorpus-id\tscore\n" + "".join(f"{line}\n" for line in lines)
+    for split, grades in rows.items():
+        text = "query-id\tcorpus-id\tscore\n" + "".join(f"{line}\n" for line in grades)
         (made / "qrels" / f"{split}.tsv").write_text(text)
     encoder = out / "tiny" / "encoder"
     if not encoder.exists():

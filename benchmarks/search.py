@@ -201,7 +201,7 @@ def _shards(
 
 
 def _ask_one(
-    index: faiss.Index,
+    index: Any,
     settings: Retrieval,
     search: Search,
     batch: Vectors,
@@ -213,7 +213,8 @@ def _ask_one(
         faiss.cvar.distance_compute_blas_threshold = INSTALLED
     if settings.structure in CODED:
         inner = parameters(faiss.downcast_index(index.base_index), search, K, K)
-        params = faiss.IndexRefineSearchParameters(
+        make: Any = faiss
+        params = make.IndexRefineSearchParameters(
             k_factor=search.refine_factor, base_index_params=inner
         )
     else:
@@ -315,13 +316,13 @@ def _in_turn(sides: Sequence[Ask], queries_QD: Vectors, options: Options) -> Vec
         side(batches[0])
     for number in range(options.rounds):
         for place in range(len(sides)):
-            side = (place + number) % len(sides)
+            turn = (place + number) % len(sides)
             started, asked = time.perf_counter(), 0
             while asked == 0 or time.perf_counter() - started < 0.3:
                 for batch in batches:
-                    sides[side](batch)
+                    sides[turn](batch)
                     asked += len(batch)
-            rates[side, number] = asked / (time.perf_counter() - started)
+            rates[turn, number] = asked / (time.perf_counter() - started)
     return rates
 
 

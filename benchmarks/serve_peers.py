@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 # torch: the release that the project serves with.
 NEEDS = {
@@ -35,7 +36,7 @@ def installed(peer: str, peers: Path) -> Path:
     python = place / "bin" / "python"
     if not done.exists():
         subprocess.run([sys.executable, "-m", "venv", place], check=True)
-        command = [python, "-m", "pip", "install", "-q", *NEEDS[peer]]
+        command = [str(python), "-m", "pip", "install", "-q", *NEEDS[peer]]
         subprocess.run(command, check=True, timeout=INSTALL_WITHIN_S)
         done.touch()
     return python
@@ -81,7 +82,7 @@ def chroma(directory: Path, encoder: str, port: int) -> None:
     from fastapi import FastAPI
 
     program = Path(sys.executable).with_name("chroma")
-    command = [program, "run", "--path", directory / "chroma", "--port", str(port + 1)]
+    command = [str(program), "run", "--path", str(directory / "chroma"), "--port", str(port + 1)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         client = _connected(chromadb, port + 1)
@@ -109,7 +110,7 @@ def chroma(directory: Path, encoder: str, port: int) -> None:
         server.wait()
 
 
-def _connected(chromadb: object, port: int) -> object:
+def _connected(chromadb: Any, port: int) -> Any:
     for _ in range(200):
         try:
             return chromadb.HttpClient(port=port)

@@ -10,13 +10,16 @@ import json
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import ray
 import ray.serve
 from fastapi import FastAPI
 from pydantic import BaseModel
+
+if TYPE_CHECKING:
+    from ray.serve import Deployment
 
 web = FastAPI()
 
@@ -54,7 +57,8 @@ class Searcher:
             if isinstance(self.index, faiss.IndexHNSW):
                 self.index.hnsw.efSearch = width["ef_search"]
             else:
-                self.index.nprobe = width["nprobe"]
+                lists: Any = self.index
+                lists.nprobe = width["nprobe"]
 
     @ray.serve.batch(max_batch_size=32, batch_wait_timeout_s=0.001)
     async def __call__(self, vectors: list[Any]) -> list[Any]:
@@ -86,7 +90,8 @@ def main() -> None:
     directory, encoder, port, threads = sys.argv[1:]
     ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
     ray.serve.start(http_options={"host": "127.0.0.1", "port": int(port)})
-    ray.serve.run(Ingress.bind(Encoder.bind(encoder, int(threads)), Searcher.bind(directory)))
+    ingress, encode, search = (cast("Deployment", made) for made in (Ingress, Encoder, Searcher))
+    ray.serve.run(ingress.bind(encode.bind(encoder, int(threads)), search.bind(directory)))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     print("ready", flush=True)
     signal.pause()

@@ -23,13 +23,13 @@ def save_tiny_encoder(directory: Path, prompts: dict[str, str] | None = None) ->
     """A BERT of 2 layers and 32 dimensions with dropout, as a sentence-transformers directory."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+    from transformers import BertConfig, BertModel, BertTokenizer
 
     bert = directory / "bert"
     bert.mkdir(parents=True)
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "ask", "tell", ":"]
     (bert / "vocab.txt").write_text("\n".join([*special, *WORDS]))
-    BertTokenizerFast(str(bert / "vocab.txt")).save_pretrained(bert)
+    BertTokenizer(str(bert / "vocab.txt")).save_pretrained(bert)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = BertConfig(
@@ -52,12 +52,12 @@ def save_tiny_cross_encoder(directory: Path, logits: int, words: Sequence[str] =
     """A BERT of 2 layers with a classification head, whose answers differ from pair to pair of
     `words`.
     """
-    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+    from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
     directory.mkdir(parents=True, exist_ok=True)
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     (directory / "vocab.txt").write_text("\n".join([*special, *words]))
-    BertTokenizerFast(str(directory / "vocab.txt")).save_pretrained(directory)
+    BertTokenizer(str(directory / "vocab.txt")).save_pretrained(directory)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = BertConfig(
@@ -67,9 +67,9 @@ def save_tiny_cross_encoder(directory: Path, logits: int, words: Sequence[str] =
             num_attention_heads=2,
             intermediate_size=64,
             max_position_embeddings=64,
-            num_labels=logits,
             initializer_range=0.3,
         )
+        config.num_labels = logits
         BertForSequenceClassification(config).save_pretrained(directory)
     return directory
 

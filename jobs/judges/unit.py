@@ -15,7 +15,7 @@ from bixse.judging.pointwise import refuse_unreadable
 from bixse.records import JUDGMENTS, Judgment, Rejection
 from jobs.judges.seam import Judge
 from jobs.judges.trying import Trying
-from jobs.parts import Made, Refusal, Unfinished, sorted_out
+from jobs.parts import Refusal, Unfinished, sorted_out
 from jobs.texts import DocumentTexts, QueryTexts
 
 REFRESH_SHARE = 0.1
@@ -51,7 +51,7 @@ class JudgeUnit:
         if store is not None and judge.signature is not None:
             self._known = _Known(Labels(store, judge.signature))
 
-    def __call__(self, rows: pa.Table) -> Made:
+    def __call__(self, rows: pa.Table) -> tuple[pa.Table, list[Rejection], dict[str, float]]:
         asked = asked_pairs(rows, self._queries, self._texts)
         verdicts: Sequence[Verdict]
         if self._known is None:

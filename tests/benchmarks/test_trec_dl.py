@@ -32,10 +32,10 @@ def data(tmp_path: Path) -> Path:
             path.parent.mkdir(exist_ok=True)
             records = ({"_id": i, "title": "", "text": f"text of {i}"} for i in sorted(ids))
             path.write_text("".join(json.dumps(record) + "\n" for record in records))
-        for path, grades in (("qrels_llm/gpt4o_umbrela.tsv", GPT4O), ("qrels/test.tsv", NIST)):
+        for qrels, grades in (("qrels_llm/gpt4o_umbrela.tsv", GPT4O), ("qrels/test.tsv", NIST)):
             lines = ["query-id\tcorpus-id\tscore", *("\t".join(map(str, g)) for g in grades[year])]
-            (made / path).parent.mkdir()
-            (made / path).write_text("\n".join(lines) + "\n")
+            (made / qrels).parent.mkdir()
+            (made / qrels).write_text("\n".join(lines) + "\n")
         lines = ["query-id\tpreferred-id\tother-id\tround", *COMPARED[year]]
         (made / "preferences_gpt4o.tsv").write_text("\n".join(lines) + "\n")
     return tmp_path

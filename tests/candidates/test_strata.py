@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bixse.candidates.strata import stratified, window_pairs
+from bixse.candidates.strata import Strata, stratified, window_pairs
 
 
 def entropy(scores: np.ndarray, low: float, high: float) -> float:
@@ -39,7 +39,7 @@ def test_a_skewed_pool_is_covered_from_end_to_end() -> None:
 
 
 @pytest.mark.parametrize("by", ["score", "rank"])
-def test_ties_small_pools_seeds_and_positives(by: str) -> None:
+def test_ties_small_pools_seeds_and_positives(by: Strata) -> None:
     tied = np.zeros(20)
     found = stratified(tied, 6, by, seed=0)
     assert len(set(found.tolist())) == 6

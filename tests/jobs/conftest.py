@@ -19,9 +19,9 @@ def write_beir(folder: Path, documents: int, queries: int = 40, seed: int = 1) -
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"{name}.jsonl").write_text(lines)
     for split, numbers in (("train", range(queries // 2)), ("test", range(queries // 2, queries))):
-        rows = [f"q{n:03d}\td{n:05d}\t2\nq{n:03d}\td{n + 1:05d}\t1\n" for n in numbers]
+        grades = [f"q{n:03d}\td{n:05d}\t2\nq{n:03d}\td{n + 1:05d}\t1\n" for n in numbers]
         (folder / "qrels" / f"{split}.tsv").write_text(
-            "query-id\tcorpus-id\tscore\n" + "".join(rows)
+            "query-id\tcorpus-id\tscore\n" + "".join(grades)
         )
     return folder
 

@@ -112,7 +112,7 @@ def status(code: int, **headers: str) -> Behaviour:
 
 
 def constant(data: bytes, **headers: str) -> Behaviour:
-    return lambda handler, grade, body: handler.reply(data, **headers)
+    return lambda handler, grade, body: handler.reply(data, 200, **headers)
 
 
 def drip(handler: Handler, grade: int, body: dict[str, Any]) -> None:

@@ -21,11 +21,9 @@ def jsonl(path: Path, rows: list[Any]) -> None:
 
 def table(path: Path, rows: list[dict[str, str]], delimiter: str) -> None:
     with open(path, "w", newline="") as handle:
-        quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
-        writer = csv.DictWriter(
-            handle, list(rows[0]), delimiter=delimiter, quoting=quoting, quotechar=None
-            if delimiter == "\t" else '"',
-        )  # fmt: skip
+        plain: dict[str, Any] = {"quoting": csv.QUOTE_NONE, "quotechar": None}
+        quoted = plain if delimiter == "\t" else {}
+        writer = csv.DictWriter(handle, list(rows[0]), delimiter=delimiter, **quoted)
         writer.writeheader()
         writer.writerows(rows)
 

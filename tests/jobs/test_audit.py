@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def write_lines(path: Path, rows: list[dict[str, str]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def write_grades(path: Path, grades: dict[tuple[str, str], float]) -> None:
+def write_grades(path: Path, grades: Mapping[tuple[str, str], float]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = (f"{query_id}\t{doc_id}\t{grade:g}\n" for (query_id, doc_id), grade in grades.items())
     path.write_text("query-id\tcorpus-id\tscore\n" + "".join(rows))
@@ -204,8 +205,8 @@ def test_a_cascade_on_two_scales_is_counted_on_the_scale_of_the_qrels(
     cheap, strong = tmp_path / "cheap", tmp_path / "strong"
     main("judge", flags(data, cheap))
     main("judge", [*flags(data, strong), "--judging.given.grade-max", "4"])
-    both = [Artifact.open(str(out / "judgments"), "judgments") for out in (cheap, strong)]
-    mixed = merge(*both, str(tmp_path / "mixed"))
+    first, second = (Artifact.open(str(out / "judgments"), "judgments") for out in (cheap, strong))
+    mixed = merge(first, second, str(tmp_path / "mixed"))
     assert mixed.manifest.extra["scale"]["values"] == []
 
     line = [*flags(data, tmp_path / "out"), "--audit.judgments", mixed.url]
@@ -215,7 +216,7 @@ def test_a_cascade_on_two_scales_is_counted_on_the_scale_of_the_qrels(
     # Three of four steps are nearest to two of three.
     assert found["judge"] == {"kind": [1, 40, 40, 0]}
     assert "the judges are on several" in " ".join(capsys.readouterr().out.split())
-    for more in (["--audit.fit", "isotonic"], ["--audit.rejudged", both[0].url]):
+    for more in (["--audit.fit", "isotonic"], ["--audit.rejudged", first.url]):
         with pytest.raises(SystemExit) as exit_:
             main("audit", [*line, "--out", str(tmp_path / more[0]), *more])
         assert exit_.value.code == 1

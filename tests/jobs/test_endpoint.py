@@ -43,8 +43,8 @@ LOST = {
     "nested": "the reply is",
     "not-gzip": "the connection failed (DecodingError)",
     "not-utf8": "the reply is not JSON",
-    "hang": "no whole reply in 5 s",
-    "drip": "no whole reply in 5 s",
+    "hang": "no whole reply in 3 s",
+    "drip": "no whole reply in 3 s",
     "flood": "the reply exceeds 1048576 bytes",
     "reset": "the connection failed",
     "half": "the connection failed",
@@ -70,7 +70,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hostile]:
 
 
 def settings(server: Hostile, **changes: Any) -> ChatEndpoint:
-    impatient = {"timeout_s": 5, "give_up_after_s": 8, "max_retries": 2, "max_wait_s": 3}
+    impatient = {"timeout_s": 3, "give_up_after_s": 5, "max_retries": 2, "max_wait_s": 3}
     impatient |= {"concurrency": 64}
     return ChatEndpoint(base_url=server.url, model="any", **{**impatient, **changes})
 

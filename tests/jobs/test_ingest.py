@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jobs import ingest as ingest_module
+from jobs.files import fingerprint
 from tests.jobs.ingested import DOCS, jsonl, rejected, run, table
 
 WRITERS: dict[str, Callable[[Path], None]] = {
@@ -122,7 +123,7 @@ def test_bad_rows_are_rejected_with_their_line(tmp_path: Path) -> None:
         (9, "text is not valid Unicode"),
         (10, "not UTF-8"),
     ]
-    row = ingested.corpus.rejected().to_pylist()[0]  # type: ignore[union-attr]
+    row = ingested.corpus.rejected().to_pylist()[0]
     assert row["source"].endswith("corpus.jsonl")
     assert row["response"] == '{"_id": "2", "text": \n'
 
@@ -248,10 +249,9 @@ def test_a_file_that_is_still_being_written_is_refused(
     data.mkdir()
     jsonl(data / "corpus.jsonl", DOCS)
     jsonl(data / "queries.jsonl", [{"_id": "q1", "text": "tea"}])
-    taken = ingest_module.fingerprint
 
     def written_meanwhile(urls: Any, root: str = "") -> str:
-        found = taken(urls, root)
+        found = fingerprint(urls, root)
         with open(data / name, "a") as handle:
             handle.write(json.dumps({"_id": "late", "title": "", "text": "more"}) + "\n")
         return found

@@ -105,18 +105,23 @@ def test_a_signal_saves_the_last_step_of_training_and_gives_the_status(
     assert list((out / "encoder-checkpoints").glob(f"step-{int(said[1]):08d}-*"))
 
 
-def test_a_second_run_skips_what_is_finished(tmp_path: Path) -> None:
+def test_a_second_run_skips_what_is_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = write_beir(tmp_path / "data", documents=300)
-    encoder, log = save_tiny_encoder(tmp_path / "tiny"), tmp_path / "log"
-    # Here and not in a process of its own, which would start Ray again.
-    main("pipeline", words(data, encoder, tmp_path / "out"))
+    line = words(data, save_tiny_encoder(tmp_path / "tiny"), tmp_path / "out")
+    # Here and not in processes of their own, which would start Ray again.
+    main("pipeline", line)
+    first = capsys.readouterr()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.json")}
-    again = start(data, encoder, tmp_path / "out", log)
-    assert again.wait(120) == 0, log.read_text()[-3000:]
+    main("pipeline", line)
+    again = capsys.readouterr()
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.json")}
     assert after == before
-    assert not re.search(r"^(judge|train|embed|evaluate|index) +━", log.read_text(), re.MULTILINE)
-    summary = json.loads(log.read_text().splitlines()[-1])
+    progress = re.compile(r"^(judge|train|embed|evaluate|index) +━", re.MULTILINE)
+    assert progress.search(first.err)
+    assert not progress.search(again.err)
+    summary = json.loads(again.out.splitlines()[-1])
     assert set(summary["ndcg@10"]) == {"bm25", "base", "trained"}
     report = json.loads((tmp_path / "out" / "report" / "report.json").read_text())
     assert {"ndcg@10", "ci95", "n_queries", "recipe", "seconds"} <= set(report)

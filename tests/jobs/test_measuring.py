@@ -137,7 +137,8 @@ def test_shares_of_the_corpus_give_the_ranking_of_the_whole(
     whole = dev_ndcg(dev, Encoder.load(start, "cpu"), World())
     assert 0 < whole < 1
     # Two ranks as two threads, meeting where the process group would let them meet.
-    meeting, held = threading.Barrier(2), [None, None]
+    meeting = threading.Barrier(2)
+    held: list[object] = [None, None]
 
     def gather(into: list[object], mine: object) -> None:
         held[int(threading.current_thread().name)] = mine

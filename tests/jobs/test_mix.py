@@ -105,15 +105,16 @@ def test_both_sets_teach(place: Path, encoder: Artifact) -> None:
 
 
 def test_a_moved_run_is_the_same_and_another_is_refused(
-    place: Path, encoder: Artifact, tmp_path: Path
+    place: Path, encoder: Artifact, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(place / "judged", tmp_path / "moved")
     main("train", words(place, tmp_path / "moved"))
     assert Artifact.open(encoder.url).manifest == encoder.manifest
     judge(write_beir(tmp_path / "data", documents=60, queries=48, seed=6), tmp_path / "judged")
-    assert "was made with inputs.mix-0-corpus" in sentence(
-        mixed("train", place, tmp_path / "judged")
-    )
+    with pytest.raises(SystemExit) as exit_:
+        main("train", words(place, tmp_path / "judged"))
+    assert exit_.value.code == 1
+    assert "was made with inputs.mix-0-corpus" in capsys.readouterr().err
 
 
 @pytest.mark.slow

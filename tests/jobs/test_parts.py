@@ -75,7 +75,7 @@ def test_work_that_a_machine_has_no_room_for_is_refused(tmp_path: Path) -> None:
     units = row_units(artifact(tmp_path / "texts", "corpus", [row], CORPUS), 1)
     made = drafted(tmp_path / "made", "corpus")
     with pytest.raises(ValueError, match=r"asks for 1000 GPUs and this machine has \d+: lower"):
-        run_units(made, units, object, (), label="t", actors=1, cpus=1, gpus=1000)
+        run_units(made, units, LosesOne, (), label="t", actors=1, cpus=1, gpus=1000)
 
 
 _ON_THREE_NODES = """

@@ -36,6 +36,9 @@ class Stillborn:
     def __init__(self) -> None:
         raise ValueError("no such model")
 
+    def __call__(self, rows: pa.Table) -> Made:
+        raise AssertionError("there is none")
+
 
 def test_a_worker_that_cannot_start_says_why(tmp_path: Path) -> None:
     given = pairs(tmp_path / "pairs", 1)

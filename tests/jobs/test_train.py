@@ -10,13 +10,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 
 from bixse.artifacts import Artifact, ArtifactError
-from bixse.models.encoder import Encoder
+from bixse.models.encoder import Encoder, Role
 from bixse.records import CORPUS, JUDGMENTS, QUERIES
 from bixse.training.objective_settings import GradedBCE
 from bixse.training.settings import Training
@@ -145,7 +146,8 @@ def test_sentence_transformers_gives_the_vectors_that_we_serve(whole: Artifact) 
     encoder = Encoder.load(whole.url, "cpu")
     assert encoder.fingerprint == whole.manifest.extra["encoder"]
     model = SentenceTransformer(whole.url, device="cpu")
-    for role, encode in (("query", model.encode_query), ("document", model.encode_document)):
+    theirs_of: dict[Role, Any] = {"query": model.encode_query, "document": model.encode_document}
+    for role, encode in theirs_of.items():
         ours, theirs = encoder.encode(DOCUMENT_TEXTS, role), encode(DOCUMENT_TEXTS)
         cosine = (ours * theirs / np.linalg.norm(theirs, axis=1, keepdims=True)).sum(axis=1)
         assert cosine.min() > 0.9999

@@ -81,7 +81,7 @@ def test_the_prompt_shows_each_passage_under_its_letter(tiny_llm: str) -> None:
     a, b = text.index("Passage A:\nTea"), text.index("Passage B:\nWat")
     assert text.index("Query:\ntea") < a < b
     assert "long" not in text
-    assert tokenizer.convert_ids_to_tokens(tokens.label_ids) == ["A", "B"]
+    assert tokenizer.convert_ids_to_tokens(list(tokens.label_ids)) == ["A", "B"]
 
 
 def test_the_hash_is_of_every_word() -> None:

@@ -178,7 +178,7 @@ def test_a_text_without_a_direction_is_refused_by_its_place(tmp_path: Path) -> N
 
 def routed(place: Path, queries: SentenceTransformer, documents: SentenceTransformer) -> str:
     """A model of which two others read queries and documents."""
-    router = Router.for_query_document([*queries], [*documents])  # type: ignore[arg-type]
+    router = Router.for_query_document([*queries], [*documents])
     SentenceTransformer(modules=[router], device="cpu").save_pretrained(str(place))
     return str(place)
 

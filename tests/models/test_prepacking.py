@@ -12,9 +12,8 @@ pytestmark = pytest.mark.skipif(not prepacks(), reason="oneDNN has no bfloat16 h
 
 
 def near(found: torch.Tensor, wanted: torch.Tensor) -> bool:
-    return (
-        torch.nn.functional.cosine_similarity(found.float(), wanted.float(), dim=-1).min() > 0.999
-    )
+    cosine = torch.nn.functional.cosine_similarity(found.float(), wanted.float(), dim=-1)
+    return float(cosine.min()) > 0.999
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -37,11 +36,11 @@ def test_the_product_is_that_of_linear(bias: bool, turned: bool) -> None:
 def bert(activation: str) -> BertModel:
     torch.manual_seed(0)
     # Weights so large that each layer shows in what comes out.
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    sizes["initializer_range"] = 0.3
-    return BertModel(
-        BertConfig(vocab_size=50, intermediate_size=64, hidden_act=activation, **sizes)
-    )
+    config = BertConfig(
+        vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=64, hidden_act=activation, initializer_range=0.3,
+    )  # fmt: skip
+    return BertModel(config)
 
 
 def t5() -> T5EncoderModel:

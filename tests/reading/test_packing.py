@@ -41,7 +41,7 @@ def causal(place: Path) -> SentenceTransformer:
 def learned_from_two(place: Path) -> SentenceTransformer:
     """RoBERTa counts positions from behind that of padding."""
     config = RobertaConfig(
-        vocab_size=bert(place)[0].model.config.vocab_size, hidden_size=32, num_hidden_layers=2,
+        vocab_size=len(bert(place).tokenizer), hidden_size=32, num_hidden_layers=2,
         num_attention_heads=4, intermediate_size=64, max_position_embeddings=66, pad_token_id=1,
     )  # fmt: skip
     return with_tokenizer(place, RobertaModel(config))
@@ -50,9 +50,9 @@ def learned_from_two(place: Path) -> SentenceTransformer:
 def windowed(place: Path) -> SentenceTransformer:
     """ModernBERT: every other layer sees a few tokens on either side."""
     config = ModernBertConfig(
-        vocab_size=bert(place)[0].model.config.vocab_size, hidden_size=32, num_hidden_layers=3,
+        vocab_size=len(bert(place).tokenizer), hidden_size=32, num_hidden_layers=3,
         num_attention_heads=4, intermediate_size=64, local_attention=6, pad_token_id=0,
-        global_attn_every_n_layers=2,
+        layer_types=["full_attention", "sliding_attention", "full_attention"],
     )  # fmt: skip
     return with_tokenizer(place, ModernBertModel(config))
 

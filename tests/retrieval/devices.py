@@ -23,7 +23,7 @@ class StandIn:
         whole = faiss.downcast_index(index)
         assert searchable(whole), "not implemented on GPU"
         self.copies += 1
-        copy = faiss.clone_index(whole)
+        copy: Any = faiss.clone_index(whole)
         search, noise = copy.search, np.random.default_rng(self.copies)
 
         def limited(vectors_QD: Any, k: int, *, params: Any = None) -> tuple[Any, Any]:
@@ -39,5 +39,5 @@ class StandIn:
             along = np.take_along_axis
             return along(scores_QK, order_QK, 1), along(rows_QK, order_QK, 1)
 
-        copy.search = limited  # type: ignore[method-assign]
+        copy.search = limited
         return copy

@@ -7,6 +7,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
+from bixse.records import Metadata
 from bixse.retrieval import metadata
 from bixse.retrieval.building import build_shard
 from bixse.retrieval.comparing import compare
@@ -27,7 +28,9 @@ VECTORS = clustered(ROWS, DIM, seed=5)
 VECTORS[ROWS // 2 : ROWS // 2 + 100] = VECTORS[0]
 """A hundred of them the same vector: a tie that no small `fetch` holds."""
 QUERIES = np.concatenate([VECTORS[:1], clustered(20, DIM, seed=7)])
-COLOURS = {doc_id: {"colour": "red" if n % 3 else "blue"} for n, doc_id in enumerate(DOC_IDS)}
+COLOURS: dict[str, Metadata] = {
+    doc_id: {"colour": "red" if n % 3 else "blue"} for n, doc_id in enumerate(DOC_IDS)
+}
 
 no_gpu = pytest.mark.skipif(not faiss.get_num_gpus(), reason="FAISS sees no GPU")
 
@@ -62,13 +65,14 @@ def test_whole_vectors_are_searched_there_and_nothing_else(structure: Structure)
 def test_what_faiss_selects_and_filters() -> None:
     assert takes(None, MOST)
     assert not takes(None, MOST + 1)
-    lists = faiss.SearchParametersIVF
+    make: Any = faiss
+    lists = make.SearchParametersIVF
     assert takes(lists(nprobe=MOST), MOST)
     assert not takes(lists(nprobe=MOST + 1), 10)
     assert not takes(lists(nprobe=4), MOST + 1)
     some = faiss.IDSelectorRange(0, 5)
     assert not takes(lists(nprobe=4, sel=some), 10)
-    assert not takes(faiss.SearchParameters(sel=some), 10)
+    assert not takes(make.SearchParameters(sel=some), 10)
     wide = parameters(empty(Retrieval(structure="ivf_flat", nlist=4096), DIM),
                       Search(list_rows=1.0), 1025, 10)  # fmt: skip
     assert wide.nprobe == 2050, "a large k widens"
@@ -217,7 +221,8 @@ def test_the_last_of_several_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_on_a_gpu(tmp_path: Path, structure: Structure) -> None:
     device = find()
     assert device is not None, "its products are float32"
-    assert faiss.isGpuIndexImplemented(empty(settings(structure), DIM)) == (structure in ON_GPU)
+    known: Any = faiss
+    assert known.isGpuIndexImplemented(empty(settings(structure), DIM)) == (structure in ON_GPU)
     # Built there: as good, searched here and there alike.
     places = built(tmp_path, structure, 2, device)
     on_cpu = ShardGroup([Shard.load(place) for place in places])

@@ -5,6 +5,7 @@ import numpy as np
 import bixse.retrieval.exact as exact
 from bixse.artifacts import Artifact
 from bixse.records import Hit
+from bixse.retrieval.shard import Shard
 from tests.retrieval.made import artefacts, clustered
 
 
@@ -31,10 +32,8 @@ def test_small_parts_are_compared_together(tmp_path, monkeypatch):
         tmp_path, [f"d{n}" for n in range(90)], clustered(90, 8, seed=1), part=3
     )
     searched, read = [], []
-    rankings, part = exact.Shard.rankings, Artifact.part
-    monkeypatch.setattr(
-        exact.Shard, "rankings", lambda *given: searched.append(0) or rankings(*given)
-    )
+    rankings, part = Shard.rankings, Artifact.part
+    monkeypatch.setattr(Shard, "rankings", lambda *given: searched.append(0) or rankings(*given))
     monkeypatch.setattr(Artifact, "part", lambda *given: read.append(given[1]) or part(*given))
     assert len(exact.search_exact(embeddings, clustered(2, 8, seed=4), 5)) == 2
     assert len(searched) == 1

@@ -79,7 +79,9 @@ def test_together_is_each_alone_and_merged(
 @pytest.mark.parametrize("structure", SETTINGS)
 def test_with_a_filter(structure: Structure, tmp_path: Path, monkeypatch: object) -> None:
     doc_ids, vectors = made()
-    colours = {doc_id: {"colour": "red" if n % 3 else "blue"} for n, doc_id in enumerate(doc_ids)}
+    colours: dict[str, Metadata] = {
+        doc_id: {"colour": "red" if n % 3 else "blue"} for n, doc_id in enumerate(doc_ids)
+    }
     each = shards(tmp_path, SETTINGS[structure], doc_ids, vectors, 3, colours)
     red = Filter.of('{"colour": "red"}').text
     queries = np.concatenate([vectors[:2], clustered(9, DIM, seed=8)])

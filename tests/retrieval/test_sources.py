@@ -173,7 +173,8 @@ def test_metadata_grows_with_the_documents(tmp_path: Path) -> None:
 
 def test_a_field_that_changes_its_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "i").mkdir()
-    number, text = ({DOC_IDS[0]: {"price": value}} for value in (1, "1"))
+    number: dict[str, Metadata] = {DOC_IDS[0]: {"price": 1}}
+    text: dict[str, Metadata] = {DOC_IDS[0]: {"price": "1"}}
     first = source_of(tmp_path / "a", range(5), VECTORS, number, {"price": "number"})
     base, _ = index_of(tmp_path / "i", first)
     second = source_of(tmp_path / "b", range(5), VECTORS, text, {"price": "text"})

@@ -251,8 +251,8 @@ def run_application(
 ) -> Iterator[Served]:
     """`python -m serve.app` as a user starts it, with three keys; asserts that it ends well."""
     place.mkdir(exist_ok=True)
-    keys = tuple(f"{role}-key-of-the-tests" for role in ("search", "monitor", "admin"))
-    lines = [f"{key.split('-')[0]}:{key}" for key in keys]
+    keys = {f"{role}_key": f"{role}-key-of-the-tests" for role in ("search", "monitor", "admin")}
+    lines = [f"{key.split('-')[0]}:{key}" for key in keys.values()]
     (place / "keys").write_text("\n".join(["# of the tests", *lines, ""]))
     port, log = free_port(), place / "log"
     flags = {"index": index.url, "encoder": PACKAGED, "port": port, **flags}
@@ -273,7 +273,7 @@ def run_application(
             scheme = "http" if certificate is None else "https"
             verify = certificate is None or ssl.create_default_context(cafile=certificate)
             url = f"{scheme}://127.0.0.1:{port}"
-            yield Served(url, index, *keys, process, corpus, log, verify)
+            yield Served(url, index, **keys, process=process, corpus=corpus, log=log, verify=verify)
         finally:
             alive = process.poll() is None
             children = psutil.Process(process.pid).children(recursive=True) if alive else []
@@ -348,9 +348,9 @@ def served(
 ) -> Iterator[Served]:
     """An application with limits small enough to reach, and a reranker."""
     flags = {"default-timeout-ms": 10_000, "max-in-flight": 8, "max-k": 50, "max-hits": 400}
-    flags |= {"max-queries": 16, "max-body-bytes": 65536, "reranker": reranker}
+    flags |= {"max-queries": 16, "max-body-bytes": 65536}
     place = tmp_path_factory.mktemp("application")
-    with run_application(place, index, corpus, **flags) as served:
+    with run_application(place, index, corpus, reranker=reranker, **flags) as served:
         yield served
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from typing import Any
 
 import httpx
 import pytest
@@ -141,7 +142,7 @@ class Slow:
         await send({"type": "http.response.body", "body": str(len(body)).encode()})
 
 
-def through(app: Slow, **limits: int) -> httpx.AsyncClient:
+def through(app: Slow, **limits: Any) -> httpx.AsyncClient:
     places = Places(limits.pop("max_in_flight", 2))
     door = Door(app, keys=Keys(), places=places, **{"max_body_bytes": 10, **limits})
     return httpx.AsyncClient(transport=httpx.ASGITransport(door), base_url="http://127.0.0.1")
@@ -209,8 +210,7 @@ def test_a_key_over_its_rate_is_429_and_told_how_long_to_wait():
         app.gate.set()
         rate = Rate(0.1, burst=2)
         shed: list[str] = []
-        limits = {"places": Places(9), "max_body_bytes": 9}
-        door = Door(app, keys=KEYS, **limits, rate=rate, shed=shed.append)
+        door = Door(app, keys=KEYS, places=Places(9), max_body_bytes=9, rate=rate, shed=shed.append)
         headers = {"Authorization": f"Bearer {SEARCH}"}
         transport = httpx.ASGITransport(door)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:

@@ -15,7 +15,7 @@ SAFE = {"RAY_AUTH_TOKEN": "t", "BIXSE_KEYS": "search:a-key-long-enough-for-this"
 NOW = {"ray": "2.60.0", "faiss-cpu": "1.15.1", "torch": "2.13.0+cpu"}
 
 
-def sentences(level: str, environment: dict[str, str] = SAFE, versions=NOW, **flags) -> list[str]:
+def sentences(level, environment=SAFE, versions=NOW, **flags) -> list[str]:
     args = ServeArgs.model_validate({"index": "i", "encoder": "e", **flags})
     return [f.sentence for f in examine(args, environment, versions) if f.level == level]
 

@@ -20,6 +20,7 @@ from serve.settings import Canary, ServeArgs, ServedIndex, ServedReranker
 
 INDEX = ServedIndex("i", "i", "e", 2, {"s": 1}, Canary(query="q", doc_id="d", score=1.0), 1.0)
 RERANKER = ServedReranker("r", "r")
+ARGS = ServeArgs(index="i", encoder="e")
 
 
 class Backend:
@@ -63,13 +64,19 @@ class Handle:
         return Outcome(self.held[-1])
 
 
+def front_of(backend: Any, metrics: Metrics, ledger: Any = None, args: ServeArgs = ARGS) -> Front:
+    """A front between these stand-ins and a reranker that scores all alike."""
+    reranker: Any = Handle("score")
+    ledger = ledger or Handle()
+    return Front(args, ledger, backend, metrics, reranker)
+
+
 def test_the_depth_of_a_queue_is_measured_after_a_change_too():
     """The lane of the gate, made last and thrown away, was what the gauges showed from then on."""
 
     async def run() -> None:
         metrics, backend = Metrics(), Backend()
-        args = ServeArgs(index="i", encoder="e", batch_size=1)
-        front = Front(args, Handle(), backend, metrics, Handle())
+        front = front_of(backend, metrics, args=ServeArgs(index="i", encoder="e", batch_size=1))
 
         def depth(stage: str) -> float | None:
             return metrics.registry.get_sample_value("bixse_queue_depth", {"stage": stage})
@@ -114,8 +121,7 @@ def test_an_index_that_is_served_is_no_reason_to_refuse_a_reranker():
     backend.may_encode.set()
 
     async def gated(candidate: Generation) -> str | None:
-        args = ServeArgs(index="i", encoder="e")
-        front = Front(args, Handle(), backend, Metrics(), Handle("score"))
+        front = front_of(backend, Metrics())
         first = Generation(1, poor, "e", RERANKER)
         await front.load(first)
         front.turn(first)
@@ -143,8 +149,7 @@ def test_a_front_says_that_it_changes_until_the_change_is_settled():
                 said.append((self.method, front.changing()))
                 return await super().remote(*ask)
 
-        args = ServeArgs(index="i", encoder="e")
-        front = Front(args, Asked(), backend, Metrics(), Handle("score"))
+        front = front_of(backend, Metrics(), Asked())
         first = Generation(1, INDEX, "e", RERANKER)
         await front.load(first)
         front.turn(first)
@@ -173,7 +178,9 @@ def test_a_replica_beside_others_is_named_where_it_counts(topology, replicas, na
         flags = {"topology": topology, "replicas": replicas}
         ingress = _Ingress()
         args = ServeArgs.model_validate({"index": "i", "encoder": "e", **flags})
-        await ingress._start(args, Synced(), Backend(), None)
+        ledger: Any = Synced()
+        backend: Any = Backend()
+        await ingress._start(args, ledger, backend, None)
         return ingress._metrics.render().decode()
 
     said = {line for line in asyncio.run(metrics()).splitlines() if "index_generation" in line}
@@ -195,12 +202,11 @@ def test_what_answers_have_seen_is_counted_of_answers_alone():
     async def run() -> None:
         metrics, backend = Metrics(), Losing()
         backend.may_encode.set()
-        args = ServeArgs(index="i", encoder="e")
-        front = Front(args, Handle(), backend, metrics, Handle("score"))
+        front = front_of(backend, metrics)
         first = Generation(1, INDEX, "e", RERANKER)
         await front.load(first)
         front.turn(first)
-        app = application(front, args, Keys(), metrics, Places(8), None)
+        app = application(front, ARGS, Keys(), metrics, Places(8), None)
 
         def counted() -> tuple[float | None, float | None]:
             sample = metrics.registry.get_sample_value
@@ -243,13 +249,12 @@ def test_a_shard_that_hangs_leaves_the_reranker_its_time():
     async def run() -> dict[str, Any]:
         metrics, backend = Metrics(), Hanging()
         backend.may_encode.set()
-        args = ServeArgs(index="i", encoder="e")
-        front = Front(args, Handle(), backend, metrics, Handle("score"))
+        front = front_of(backend, metrics)
         index = replace(INDEX, shard_rows={"s": 1, "hangs": 1})
         first = Generation(1, index, "e", RERANKER)
         await front.load(first)
         front.turn(first)
-        app = application(front, args, Keys(), metrics, Places(8), None)
+        app = application(front, ARGS, Keys(), metrics, Places(8), None)
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             asked = {"query": "q", "k": 1, "rerank": 1, "timeout_ms": 1000}

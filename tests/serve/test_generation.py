@@ -1,4 +1,4 @@
-"""Changing what is served: the decisions alone. `test_acceptance` has the running application."""
+"""Changing what is served: the decisions alone. `test_withstanding` has the running application."""
 
 import asyncio
 from dataclasses import replace
@@ -156,6 +156,10 @@ class LedgerHandle:
         return await self._method(*ask)
 
 
+def handle_of(ledger: Ledger) -> Any:
+    return LedgerHandle(ledger)
+
+
 @pytest.mark.parametrize(
     "error, reason",
     [
@@ -176,7 +180,7 @@ def test_what_cannot_be_loaded_is_refused_at_once_whatever_is_raised(error, reas
 
     async def run() -> Outcome:
         ledger = Ledger(FIRST, ("front",))
-        follower = Follower(LedgerHandle(ledger), "front", load, dropped.append)
+        follower = Follower(handle_of(ledger), "front", load, dropped.append)
         await follower.start()
         async with asyncio.timeout(30):
             outcome = await ledger.prepare("b", None, None, 60.0)
@@ -298,7 +302,7 @@ def test_a_replica_that_begins_during_a_change_answers_by_what_holds_after_it():
         def turn(generation: Generation) -> None:
             turned.append(generation.number)
 
-        follower = Follower(LedgerHandle(ledger), "front", load, lambda number: None, turn=turn)
+        follower = Follower(handle_of(ledger), "front", load, lambda number: None, turn=turn)
         await follower.start()
         assert (loaded, turned) == ([1, 2], [2])
 
@@ -333,7 +337,7 @@ def test_a_new_ledger_changes_nothing_before_it_is_told_what_held(monkeypatch):
 
 def test_a_replica_begins_while_the_ledger_is_replaced():
     """It has been told what to load, and waits for no ledger to say so again."""
-    turned = []
+    turned: list[object] = []
 
     async def run() -> None:
         ledger = Ledger(FIRST, ("front",))
@@ -353,7 +357,8 @@ def test_a_replica_begins_while_the_ledger_is_replaced():
         def turn(generation: Generation) -> None:
             turned.append(generation.number)
 
-        await Follower(Dying(ledger), "front", load, lambda number: None, turn=turn).start()
+        dying: Any = Dying(ledger)
+        await Follower(dying, "front", load, lambda number: None, turn=turn).start()
         assert turned == ["loaded", 1]
 
     asyncio.run(run())

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -30,7 +31,7 @@ def args(index, **flags) -> ServeArgs:
     return ServeArgs.model_validate({"index": index.url, "encoder": PACKAGED, **flags})
 
 
-def deployments(application) -> dict[str, object]:
+def deployments(application) -> dict[str, Any]:
     """Every deployment below an application, by name."""
     found = {}
     todo = [application._bound_deployment]

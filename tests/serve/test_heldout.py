@@ -41,8 +41,8 @@ async def application(
     """What serves `index` with the reranker at `start`: the front, a ledger and its followers."""
     second = None if start is None else ServedReranker.read(start)
     slots = (FRONT,) if start is None else (FRONT, RERANKER)
-    ledger = Handle(Ledger(Generations.first(index, PACKAGED, second), slots))
-    reranker = None
+    ledger: Any = Handle(Ledger(Generations.first(index, PACKAGED, second), slots))
+    reranker: Any = None
     if start is not None:
         reranker = Handle(store := kind(1, 1024))
 
@@ -82,7 +82,8 @@ def test_what_a_reranker_ruins_is_refused(index, gate, reranker, other_reranker)
         front = await application(args, ServedIndex.read(index.url), start)
         outcome = await front.change(*change)
         with front.pinned() as lane:
-            return outcome, await heldout_ndcg(lane, *gate.values(), 8, 20)
+            queries, judgments = gate.values()
+            return outcome, await heldout_ndcg(lane, queries, judgments, 8, 20)
 
     bad, good = other_reranker, str(reranker)
     outcome, served = asyncio.run(changed(good, None, None, bad))

@@ -1,6 +1,7 @@
 """The running application searched by words and by both: equal to the whole corpus in one piece."""
 
 import signal
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ def by_words(corpus):
     return LexicalIndex([d.doc_id for d in corpus], texts, Lexical())
 
 
-def same(hits: list[dict], expected: list, **close: float) -> None:
+def same(hits: list[dict], expected: list, **close: Any) -> None:
     assert [h["rank"] for h in hits] == list(range(1, len(expected) + 1))
     assert [h["score"] for h in hits] == pytest.approx([e.score for e in expected], **close)
     assert [h["doc_id"] for h in hits] == [e.doc_id for e in expected]

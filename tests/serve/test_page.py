@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
@@ -112,14 +113,18 @@ def test_a_search_is_typed_and_answered(served, browser, tmp_path):
     ]
     if shots := os.environ.get("BIXSE_SCREENSHOTS"):
         browser.save_screenshot(f"{shots}/filter.png")
-    for said, sentence in (
+
+    def refused_by(sentence: str, _: object) -> bool:
+        return sentence in all_of("#refusal")[0].text
+
+    for wrong, sentence in (
         ('{"colour": "red"}', "no field 'colour' here: there are animal, number, seen, words"),
         ('{"animal": {"like": "o"}}', "not permitted"),
         ('{"animal": ', "The filter is not JSON"),
     ):
         only.clear()
-        only.send_keys(said, Keys.ENTER)
-        wait.until(lambda _, sentence=sentence: sentence in all_of("#refusal")[0].text)
+        only.send_keys(wrong, Keys.ENTER)
+        wait.until(partial(refused_by, sentence))
         assert only.get_dom_attribute("aria-invalid") == "true"
         assert not all_of("#hits li")
         assert "The filter" in status()

@@ -5,7 +5,7 @@ import shutil
 import signal
 import threading
 import time
-from typing import cast
+from typing import Any, cast
 
 import httpx
 import numpy as np
@@ -214,7 +214,8 @@ def rerank(scored: ScoredPairs | None, within_s: float = 5.0, **flags: int) -> A
         args = ServeArgs(index="a", encoder="b", **flags)
         second = ServedReranker("a", "f")
         generation = Generation(7, cast("ServedIndex", None), "b", second)
-        reranking = Reranking(generation, Handle(scored), args, Metrics())
+        handle: Any = Handle(scored)
+        reranking = Reranking(generation, handle, args, Metrics())
         answer = Answer([hits_and_documents("a", "b"), hits_and_documents("c")], SEEN, {})
         deadline = asyncio.get_running_loop().time() + within_s
         others = [

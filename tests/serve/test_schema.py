@@ -77,8 +77,9 @@ def test_many_texts_are_refused_unread() -> None:
 )
 def test_an_error_does_not_repeat_what_was_sent(route: str, body: object) -> None:
     async def ask() -> httpx.Response:
+        nobody: Any = None
         app = application(
-            None, ServeArgs(index="i", encoder="e"), Keys(), Metrics(), Places(1), None
+            nobody, ServeArgs(index="i", encoder="e"), Keys(), Metrics(), Places(1), None
         )
         transport = httpx.ASGITransport(app, client=("127.0.0.1", 1))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:

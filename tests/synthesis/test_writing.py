@@ -3,11 +3,13 @@
 import json
 import random
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
+from bixse.reading.chats import Messages
 from bixse.records import Query, Rejection
 from bixse.synthesis.examples import MAX_CHARACTERS, GivenPair, choose, example_of, grade_of
 from bixse.synthesis.prompts import Example
@@ -42,7 +44,7 @@ def test_an_unreadable_answer_is_asked_again_with_another_seed_then_rejected() -
     def reply(turn: str, draw: random.Random) -> str:
         return '{"query": "tea"}' if turn == "good" or (turn == "late" and len(seen) > 1) else "?"
 
-    def complete(chats: list, seeds: list[int]) -> list[Completion]:
+    def complete(chats: Sequence[Messages], seeds: Sequence[int]) -> list[Completion]:
         seen.append(len(chats))
         return Stub(reply)(chats, seeds)
 
@@ -131,7 +133,7 @@ def test_a_grade_is_asked_of_a_document_as_often_as_configured() -> None:
     assert all(isinstance(q, Query) and f"grade {q.target_grade:g}," in q.text for q in made)
 
 
-def passages(turn: str, draw: random.Random) -> object:
+def passages(turn: str, draw: random.Random) -> dict[str, str]:
     return {f"grade_{grade}": f"passage {grade} {draw.random()}" for grade in (3, 2, 1, 0)}
 
 

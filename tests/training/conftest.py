@@ -16,6 +16,14 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True, scope="package")
+def _ranks_begin(request: pytest.FixtureRequest) -> None:
+    """As many ranks as will be asked for import beside the first tests, which leave a core free."""
+    asked = {name for item in request.session.items for name in getattr(item, "fixturenames", ())}
+    if "run_ranks" in asked:
+        request.getfixturevalue("run_ranks").begin(4 if "of_ranks" in asked else 2)
+
+
 @pytest.fixture(scope="session")
 def run_ranks() -> Iterator[Ranks]:
     ranks = Ranks()

@@ -37,10 +37,14 @@ class Ranks:
     def __init__(self) -> None:
         self._processes: list[tuple[BaseProcess, Connection]] = []
 
-    def __call__(self, what: str, world: int, directory: Path) -> dict[str, Tensor]:
-        """Run a group of processes; what the first one saved."""
+    def begin(self, world: int) -> None:
+        """Let so many processes import what they need, without waiting for it."""
         while len(self._processes) < world:
             self._processes.append(_started(len(self._processes)))
+
+    def __call__(self, what: str, world: int, directory: Path) -> dict[str, Tensor]:
+        """Run a group of processes; what the first one saved."""
+        self.begin(world)
         try:
             for _, channel in self._processes[:world]:
                 channel.send((what, world, directory))

@@ -134,6 +134,13 @@ def scoring(objective: Objective, world: World, name: str = "", sets: int = 1) -
     return EncoderScoring(encoder, objective, world, dimensions=dimensions, sets=sets).double()
 
 
+def vectors(encoder: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """What an encoder of words makes of both sides, [Q, E] and [D, E]."""
+    query, document = words("query", batch.query_Q), words("document", batch.document_D)
+    name = "sentence_embedding"
+    return encoder({"words": query}, "query")[name], encoder({"words": document}, "document")[name]
+
+
 def labels(queries: int, documents: int, seed: int) -> Labels:
     """Random grades of half of all pairs and preferences between a few of those.
 
@@ -269,7 +276,7 @@ def loop(
     directory: Path,
     notice: Callable[[], Notice] = lambda: Notice.NONE,
     mix: tuple[Labels, ...] = (),
-    **changes: object,
+    **changes: Any,
 ) -> dict[str, Tensor]:
     """Weights and curve after training with checkpoints every 4 steps."""
     settings = Training(
@@ -317,7 +324,7 @@ def reranker(world: World, directory: Path) -> dict[str, Tensor]:
     return loop(world, directory, objective=LCE(), docs_per_query=4)
 
 
-def adapters(world: World, directory: Path, **changes: object) -> dict[str, Tensor]:
+def adapters(world: World, directory: Path, **changes: Any) -> dict[str, Tensor]:
     """The same of a reranker's adapters and head."""
     changes = {"objective": LCE(), "docs_per_query": 4, "lora": LoRA(rank=4), **changes}
     return loop(world, directory, **changes)
@@ -343,7 +350,7 @@ def completions(count: int, seed: int = 0) -> Completions:
     return Completions.of(rows)
 
 
-def tuning(world: World, directory: Path, **changes: object) -> dict[str, Tensor]:
+def tuning(world: World, directory: Path, **changes: Any) -> dict[str, Tensor]:
     """Weights, curve and what is expected of held-out rows, with checkpoints every 4 steps."""
     settings = Tuning(
         batch_size=8, epochs=2, learning_rate=3e-3, checkpoint_every=4, precision="float32",

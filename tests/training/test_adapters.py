@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from tests.encoders import save_tiny_decoder, save_tiny_encoder, texts
 from tests.training import ranks
 from tests.training.rank_process import Ranks
 
-RERANKER = {"objective": LCE(), "docs_per_query": 4}
+RERANKER: dict[str, Any] = {"objective": LCE(), "docs_per_query": 4}
 
 
 def start(kind: str, directory: Path) -> Path:
@@ -31,10 +32,11 @@ def start(kind: str, directory: Path) -> Path:
 
 @pytest.mark.parametrize("kind", ["encoder", "decoder", "reranker"])
 def test_only_adapters_and_a_head_are_trained(kind: str, tmp_path: Path) -> None:
-    directory, names = str(start(kind, tmp_path)), ("k_proj", "v_proj", "query", "value")
-    names = names[:2] if kind == "decoder" else names[2:]
-    changes = {"lora": LoRA(rank=2, target_modules=names), "max_steps": 6}
-    found = ranks.loop(World(), tmp_path, **changes, **(RERANKER if kind == "reranker" else {}))
+    directory = str(start(kind, tmp_path))
+    names = ("k_proj", "v_proj") if kind == "decoder" else ("query", "value")
+    changes = RERANKER if kind == "reranker" else {}
+    lora = LoRA(rank=2, target_modules=names)
+    found = ranks.loop(World(), tmp_path, lora=lora, max_steps=6, **changes)
     load = load_reranker if kind == "reranker" else load_model
     before = dict(load(directory, "cpu").named_parameters())
     assert before.keys() == found.keys() - {"curve", "dev"}
@@ -51,7 +53,7 @@ def test_only_adapters_and_a_head_are_trained(kind: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("kind", ["encoder", "reranker"])
 def test_resumed_equals_uninterrupted_bit_by_bit(kind: str, tmp_path: Path) -> None:
-    changes = {"lora": LoRA(rank=4), "max_steps": 7, **(RERANKER if kind == "reranker" else {})}
+    changes = {**(RERANKER if kind == "reranker" else {}), "lora": LoRA(rank=4), "max_steps": 7}
     for name in ("whole", "resumed"):
         start(kind, tmp_path / name)
     whole = ranks.loop(World(), tmp_path / "whole", **changes)
@@ -146,7 +148,7 @@ def test_what_adapters_cannot_stand_on_is_refused(
 
 
 @pytest.mark.parametrize("changes", [{}, {"lora": LoRA(rank=2)}])
-def test_a_start_that_is_adapters_is_refused(changes: dict[str, object], tmp_path: Path) -> None:
+def test_a_start_that_is_adapters_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
     model = load_model(str(save_tiny_encoder(tmp_path / "base")), "cpu")
     model.add_adapter(LoraConfig(r=2, target_modules=["query", "value"]))
     model.save_pretrained(str(tmp_path / "encoder"), create_model_card=False)

@@ -37,12 +37,14 @@ def test_a_loss_is_the_answers_log_probability_one_row_at_a_time(model: torch.nn
         logits = model(input_ids=torch.tensor([[*prompt, *answer]])).logits[0]
         log_probs = functional.log_softmax(logits, -1)
         at = range(len(prompt) - 1, len(prompt) + len(answer) - 1)
-        expected.append(-sum(log_probs[i, t] for i, t in zip(at, answer, strict=True)))
+        expected.append(-log_probs[list(at), answer].sum())
     found = answer_losses(model, rows, np.arange(3))
     torch.testing.assert_close(found, torch.stack(expected), atol=1e-4, rtol=1e-5)
     per_token, labels = expectations(model, rows, [3, 12], 6, WHOLE, "float32")
     np.testing.assert_allclose(
-        per_token, [-e.item() / len(a) for e, a in zip(expected, answers, strict=True)], atol=1e-4
+        np.asarray(per_token),
+        [-e.item() / len(a) for e, a in zip(expected, answers, strict=True)],
+        atol=1e-4,
     )
     logits = model(input_ids=torch.tensor([prompts[0]])).logits[0, -1]
     first = functional.log_softmax(logits, -1)
@@ -63,11 +65,11 @@ def test_prompt_tokens_carry_no_loss(model: torch.nn.Module) -> None:
         found["logits"] = found.logits[:, -4:]
         return found
 
-    model.forward = watched  # type: ignore[method-assign]
+    model.forward = watched
     try:
         completion_gradients(model, rows, np.arange(2), 1000, WHOLE, "float32")
     finally:
-        model.forward = forward  # type: ignore[method-assign]
+        model.forward = forward
     # Width 7; rows end together: logits at 4, 5 tell the first answer, at 3, 4, 5 the second.
     touched = seen[0].grad.abs().sum(-1) > 0
     assert touched.tolist() == [

@@ -1,6 +1,7 @@
 """Evaluation while training: the best encoder is kept, and training is what it is without."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     return evaluated(tmp_path_factory.mktemp("evaluated"))
 
 
-def evaluated(directory: Path, **changes: object) -> dict[str, torch.Tensor]:
+def evaluated(directory: Path, **changes: Any) -> dict[str, torch.Tensor]:
     save_tiny_encoder(directory)
     return ranks.loop(World(), directory, **{"evaluate_every": 3, **changes})
 

@@ -6,6 +6,7 @@ from functools import cache
 import pytest
 import torch
 
+from bixse.training.gather import World
 from tests.training import ranks
 from tests.training.rank_process import Ranks
 
@@ -27,10 +28,7 @@ def naive(objective: str, kind: str) -> Found:
     log_scale = torch.tensor(settings.scale, dtype=torch.float32).log().double().requires_grad_()
     bias = torch.tensor([-0.5], dtype=torch.float64, requires_grad=True)
     query, document = (
-        torch.nn.functional.normalize(
-            towers({"words": ranks.words(role, numbers)}, role)["sentence_embedding"], dim=1
-        )
-        for role, numbers in (("query", batch.query_Q), ("document", batch.document_D))
+        torch.nn.functional.normalize(side, dim=1) for side in ranks.vectors(towers, batch)
     )
     graded = objective == "graded_bce"
     scale = log_scale.exp() if graded else settings.scale
@@ -62,7 +60,7 @@ def naive(objective: str, kind: str) -> Found:
 
 @pytest.fixture(scope="module")
 def one() -> Found:
-    return ranks.gradients(ranks.World())
+    return ranks.gradients(World())
 
 
 @pytest.mark.parametrize("kind", ranks.batches())

@@ -1,6 +1,7 @@
 """Losses over a query's list: hand-worked values, loops, references, finite differences."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from scipy.linalg import sqrtm
 from scipy.stats import kendalltau
 
 from bixse.training.losses import (
+    Weighting,
     lambda_loss,
     lce,
     list_kl,
@@ -71,7 +73,7 @@ def test_lambda_loss_by_hand() -> None:
     gain = 0.5 / (1 + 0.5 * second)
     swap = 1 - second
 
-    def loss(weighting: str, s: torch.Tensor = logit) -> float:
+    def loss(weighting: Weighting, s: torch.Tensor = logit) -> float:
         return float(lambda_loss(s, target, known, known, weighting, 1))
 
     assert loss("lambdarank") == pytest.approx(swap * gain * 2, abs=1e-7)
@@ -83,7 +85,7 @@ def test_lambda_loss_by_hand() -> None:
 
 
 @pytest.mark.parametrize("weighting", ["lambdarank", "ndcg_loss2", "ndcg_loss2pp"])
-def test_lambda_loss_is_its_formula(weighting: str) -> None:
+def test_lambda_loss_is_its_formula(weighting: Weighting) -> None:
     logit, target, known, in_list = cells()
     expected = 0.0
     for s, t, judged, listed in zip(logit, target, known, in_list, strict=True):
@@ -209,7 +211,7 @@ def test_wasserstein_with_kl_orders_levels_that_a_softmax_does_not() -> None:
     # A warm start: one's own documents ahead of all others, in no order.
     start = 3 * known + torch.randn(8, 32, generator=draw, dtype=torch.float64)
 
-    def order_accuracy(loss: object) -> float:
+    def order_accuracy(loss: Any) -> float:
         s = start.clone().requires_grad_()
         descent = torch.optim.Adam([s], lr=0.05)
         for _ in range(300):

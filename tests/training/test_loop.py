@@ -2,6 +2,7 @@
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from transformers import BertModel
 from bixse.models.encoder import load_model
 from bixse.models.reranker import load_reranker
 from bixse.place import Place
+from bixse.settings import Precision
 from bixse.training.attention import fast_attention
 from bixse.training.gather import World
 from bixse.training.loop import METRICS, Notice, Run, Stopped, Trained, train_loop
@@ -28,7 +30,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
 
 def uninterrupted(directory: Path) -> dict[str, torch.Tensor]:
     save_tiny_encoder(directory)
-    return ranks.loop(ranks.World(), directory)
+    return ranks.loop(World(), directory)
 
 
 def interrupt(directory: Path, steps: int) -> None:
@@ -44,7 +46,7 @@ def test_resumed_equals_uninterrupted_bit_by_bit(
     steps: int, whole: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     interrupt(tmp_path, steps)
-    resumed = ranks.loop(ranks.World(), tmp_path)
+    resumed = ranks.loop(World(), tmp_path)
     assert len(whole["curve"]) > 20
     for name, value in whole.items():
         assert torch.equal(resumed[name], value), name
@@ -60,7 +62,7 @@ def test_resumed_on_two_ranks_equals_uninterrupted_to_rounding(
         torch.testing.assert_close(resumed[name], value, atol=2e-4, rtol=1e-3, msg=name)
 
 
-def trained(directory: Path, objective: Objective, **changes: object) -> Trained:
+def trained(directory: Path, objective: Objective, **changes: Any) -> Trained:
     model = load_model(str(save_tiny_encoder(directory)), "cpu")
     settings = Training(objective=objective, batch_size=16, learning_rate=2e-3).replace(**changes)
     run = Run(settings, ranks.labels(16, 12, seed=9), Place(str(directory / "checkpoints")), "run")
@@ -86,7 +88,12 @@ def test_every_objective_learns(objective: Objective, tmp_path: Path) -> None:
 
 def test_an_encoder_stored_in_bfloat16_is_tuned_in_float32(tmp_path: Path) -> None:
     # A weight of 0.02 has neighbours at 1e-4 in bfloat16: a step of 2e-5 rounds back to it.
-    changes = {"epochs": 1, "max_steps": 4, "learning_rate": 2e-5, "weight_decay": 0.0}
+    changes: dict[str, Any] = {
+        "epochs": 1,
+        "max_steps": 4,
+        "learning_rate": 2e-5,
+        "weight_decay": 0.0,
+    }
     found = {}
     for name in ("rounded", "whole"):
         start = str(save_tiny_encoder(tmp_path / name))
@@ -157,7 +164,7 @@ def test_micro_batches_change_nothing_but_rounding(
     whole: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     save_tiny_encoder(tmp_path)
-    cached = ranks.loop(ranks.World(), tmp_path, micro_batch_tokens=32)
+    cached = ranks.loop(World(), tmp_path, micro_batch_tokens=32)
     for name, value in whole.items():
         torch.testing.assert_close(cached[name], value, atol=2e-4, rtol=1e-3, msg=name)
 
@@ -182,7 +189,7 @@ def test_out_of_memory_halves_the_micro_batch_and_repeats_the_step(
 ) -> None:
     save_tiny_encoder(tmp_path)
     asked = out_of_memory_above(40, monkeypatch)
-    halved = ranks.loop(ranks.World(), tmp_path)
+    halved = ranks.loop(World(), tmp_path)
     too_large = [tokens for tokens in asked if tokens > 40]
     # Each attempt ends at its first chunk that does not fit; later steps keep to what did.
     assert 1 <= len(too_large) <= 6
@@ -197,7 +204,7 @@ def test_a_text_that_fits_nowhere_ends_the_run(
     save_tiny_encoder(tmp_path)
     out_of_memory_above(4, monkeypatch)
     with pytest.raises(RuntimeError, match="memory does not suffice for one text"):
-        ranks.loop(ranks.World(), tmp_path, objective=InfoNCE())
+        ranks.loop(World(), tmp_path, objective=InfoNCE())
 
 
 def test_a_notice_saves_and_stops_and_the_run_goes_on_exactly(
@@ -212,11 +219,11 @@ def test_a_notice_saves_and_stops_and_the_run_goes_on_exactly(
         return next(heard)
 
     with pytest.raises(Stopped, match="after step 6 of"):
-        ranks.loop(ranks.World(), tmp_path, notice)
+        ranks.loop(World(), tmp_path, notice)
     # Saved once after step 2, as told, and after step 4, as always.
     assert saved[2:6] == [["step-00000002"]] * 2 + [["step-00000002", "step-00000004"]] * 2
     assert (tmp_path / "checkpoints").exists()
-    resumed = ranks.loop(ranks.World(), tmp_path)
+    resumed = ranks.loop(World(), tmp_path)
     for name, value in whole.items():
         assert torch.equal(resumed[name], value), name
 
@@ -224,7 +231,8 @@ def test_a_notice_saves_and_stops_and_the_run_goes_on_exactly(
 def test_attention_is_what_it_was_after_training(tmp_path: Path) -> None:
     model = load_model(str(save_tiny_encoder(tmp_path)), "cpu")
     config = model[0].model.config
-    for precision, attention in (("float32", "sdpa"), ("bfloat16", "eager")):
+    chosen: dict[Precision, str] = {"float32": "sdpa", "bfloat16": "eager"}
+    for precision, attention in chosen.items():
         with fast_attention(model, precision, 128):
             assert config._attn_implementation == attention
         assert config._attn_implementation == "sdpa"

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bixse.training.losses import (
+    Positives,
     calibrate_bias,
     graded_bce,
     infonce,
@@ -133,7 +134,7 @@ def test_infonce_by_hand() -> None:
     # The better document is no negative of the worse one.
     worse = math.log((2 + 1) / 2)
 
-    def loss(form: str, weight: torch.Tensor = ones) -> float:
+    def loss(form: Positives, weight: torch.Tensor = ones) -> float:
         positive = positive_weights(target, own, form, 0.5)
         return float(infonce(logit, target, weight, own, positive, float(positive.sum())))
 
@@ -168,7 +169,7 @@ def test_weighted_infonce_is_the_plain_one_where_all_grades_are_equal(grade: flo
 
 
 @pytest.mark.parametrize("form", ["all", "threshold", "weighted"])
-def test_gradient_of_infonce(form: str) -> None:
+def test_gradient_of_infonce(form: Positives) -> None:
     cells = batch()
     positive = positive_weights(cells["target"], cells["own"], form, 0.5)
     logit = cells["logit"].requires_grad_()

@@ -30,10 +30,7 @@ def test_the_loss_is_the_mean_over_dimensions_each_with_its_bias() -> None:
     cells = cells_of(batch, objective, World(), torch.device("cpu"))
     shares = batch_gradients(module, cells, ranks.reading(module, batch))
     assert shares is not None
-    query, document = (
-        module.encoder({"words": ranks.words(role, numbers)}, role)["sentence_embedding"]
-        for role, numbers in (("query", batch.query_Q), ("document", batch.document_D))
-    )
+    query, document = ranks.vectors(module.encoder, batch)
     target, weight = torch.from_numpy(batch.target_QD), torch.from_numpy(batch.weight_QD)
     by_hand = [
         losses.graded_bce(

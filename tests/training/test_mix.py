@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from bixse.place import Place
 from bixse.training.feed import batches_from, first_batches
 from bixse.training.gather import World, cells_of
 from bixse.training.gradients import batch_gradients
+from bixse.training.groups import Labels
 from bixse.training.loop import Run, Trained, train_loop, turns_of
 from bixse.training.objective_settings import LCE, GradedBCE, Objective
 from bixse.training.seen import Seen
@@ -72,19 +74,17 @@ def test_a_batch_has_the_loss_and_moves_the_bias_of_its_set_alone(name: str) -> 
         of_set = replace(batch, set_number=number)
         cells = cells_of(of_set, objective, World(), torch.device("cpu"))
         found[scoring] = batch_gradients(scoring, cells, ranks.reading(scoring, of_set))
-    assert torch.equal(found[module], found[alone])
+    torch.testing.assert_close(found[module], found[alone], rtol=0, atol=0)
     for ours, wanted in zip(module.parameters(), alone.parameters(), strict=True):
         if ours is not module.bias and wanted.grad is not None:
-            assert torch.equal(ours.grad, wanted.grad)
+            torch.testing.assert_close(ours.grad, wanted.grad, rtol=0, atol=0)
     per_set = module.bias.grad.view(3, -1)
-    assert torch.equal(per_set[1], alone.bias.grad)
+    torch.testing.assert_close(per_set[1], alone.bias.grad, rtol=0, atol=0)
     assert per_set[1].abs().min() > 0
     assert not per_set[[0, 2]].any()
 
 
-def trained(
-    directory: Path, sets: tuple[ranks.Labels, ...], name: str, **changes: object
-) -> Trained:
+def trained(directory: Path, sets: tuple[Labels, ...], name: str, **changes: Any) -> Trained:
     model = load_model(str(directory / "encoder"), "cpu")
     settings = Training(batch_size=16, learning_rate=2e-3, precision="float32")
     place = Place(str(directory / name))

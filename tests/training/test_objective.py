@@ -24,6 +24,7 @@ from bixse.training.objective_settings import (
     RankNet,
     Triplet,
 )
+from bixse.training.scoring import EncoderScoring
 from bixse.training.settings import Training
 from tests.training import ranks
 
@@ -120,6 +121,7 @@ def test_chunks_of_rows_equal_the_whole(name: str) -> None:
     found = []
     for chunk_cells in (10**9, 200, 1):
         module = ranks.scoring(objective, World())
+        assert isinstance(module, EncoderScoring)
         module.chunk_cells = chunk_cells
         cells, sides = cells_of(batch, objective, World(), CPU), ranks.reading(module, batch)
         shares = batch_gradients(module, cells, sides)

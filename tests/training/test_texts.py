@@ -34,10 +34,11 @@ def mapped(labels: Labels, folder: Path) -> Labels:
 def test_labels_of_stored_texts_are_those_of_texts_in_memory(tmp_path: Path) -> None:
     queries = {"q1": "How far?", "q2": "how  FAR?", "q3": "Why?"}
     documents = {name: f"text {name} é\n" * 9000 for name in "abc"} | {"copy": "TEXT a é\n" * 9000}
-    judged = ["q1", "q2", "q1", "q3"], ["a", "copy", "c", "a"], np.float32([1, 0.5, 0.25, 0])
-    held = group(*judged, queries, documents, {"q3": "c"})
-    stored = [StoredTexts(side.items(), tmp_path) for side in (queries, documents)]
-    found = group(*judged, *stored, {"q3": "c"})
+    query_ids, doc_ids = ["q1", "q2", "q1", "q3"], ["a", "copy", "c", "a"]
+    relevance = np.array([1, 0.5, 0.25, 0], np.float32)
+    held = group(query_ids, doc_ids, relevance, queries, documents, {"q3": "c"})
+    asked, told = (StoredTexts(side.items(), tmp_path) for side in (queries, documents))
+    found = group(query_ids, doc_ids, relevance, asked, told, {"q3": "c"})
     for name in ("query_text_Q", "document_text_D"):
         ours, theirs = getattr(found, name), getattr(held, name)
         assert ours.to_pylist() == theirs.to_pylist()
