@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import importlib.util
+import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -112,7 +113,11 @@ def keep_to_positions(model: "BaseModel") -> None:
 
 
 def encoder_fingerprint(directory: Path) -> str:
-    """Identity of the vectors: weights, tokenizer, pooling, prompts, normalisation, max length."""
+    """Identity of the vectors: weights, tokenizer, pooling, prompts, normalisation, max length.
+
+    That of adapters is of the model below them, too. Raises ValueError as `resolve` where that is
+    not there.
+    """
     digest = hashlib.sha256()
     names = sorted(
         path.relative_to(directory).as_posix()
@@ -126,7 +131,17 @@ def encoder_fingerprint(directory: Path) -> str:
         digest.update(name.encode())
         with open(directory / name, "rb") as handle:
             digest.update(hashlib.file_digest(handle, "sha256").digest())
+        if Path(name).name == "adapter_config.json":
+            base = _adapted(directory / name)
+            if base is not None and not base.samefile(directory):
+                digest.update(encoder_fingerprint(base).encode())
     return digest.hexdigest()[:32]
+
+
+def _adapted(config: Path) -> Path | None:
+    """The model that adapters stand on, as their configuration names it."""
+    base = json.loads(config.read_text()).get("base_model_name_or_path")
+    return resolve(base) if base else None
 
 
 def load_model(start: str, device: str | None = None, seed: int = 0) -> "SentenceTransformer":
