@@ -22,10 +22,13 @@ def sentences(level: str, environment: dict[str, str] = SAFE, versions=NOW, **fl
     return [f.sentence for f in examine(args, environment, versions) if f.level == level]
 
 
-def test_a_reader_that_has_gone_gets_no_traceback():
+@pytest.mark.parametrize(
+    "words", ["serve.doctor --index i --encoder e", "serve.app --help", "jobs.index bixse --help"]
+)
+def test_a_reader_that_has_gone_gets_no_traceback(words):
     reads, writes = os.pipe()
     os.close(reads)
-    line = [sys.executable, "-m", "serve.doctor", "--index", "i", "--encoder", "e"]
+    line = [sys.executable, "-m", *words.split()]
     with os.fdopen(writes) as gone:
         done = subprocess.run(line, cwd=ROOT, stdout=gone, stderr=subprocess.PIPE, timeout=120)
     assert (done.returncode, done.stderr) == (-signal.SIGPIPE, b"")
