@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from bixse.artifacts import BEGUN, MANIFEST
 from bixse.judging.settings import CrossEncoder, Pointwise
+from bixse.models.encoder import files_below
 from bixse.synthesis.settings import Generator
 from jobs.recipe import Placement
 
@@ -109,7 +110,7 @@ def _hash(directory: Path) -> str:
     """
     digest = hashlib.sha256()
     ours = {directory / MANIFEST, directory / BEGUN}
-    for path in sorted(p for p in directory.rglob("*") if p.is_file() and p not in ours):
+    for path in sorted(p for p in files_below(directory) if p not in ours):
         digest.update(path.relative_to(directory).as_posix().encode())
         with open(path, "rb") as handle:
             digest.update(hashlib.file_digest(handle, "sha256").digest())

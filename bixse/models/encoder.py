@@ -4,6 +4,7 @@ import copy
 import hashlib
 import importlib.util
 import json
+import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -112,6 +113,13 @@ def keep_to_positions(model: "BaseModel") -> None:
         model.max_seq_length = most
 
 
+def files_below(directory: Path) -> list[Path]:
+    """All files of a model; its folders may be links to those of another, which `rglob` passes by."""
+    walked = os.walk(directory, followlinks=True)
+    paths = [Path(folder) / name for folder, _, names in walked for name in names]
+    return [path for path in paths if path.is_file()]
+
+
 def encoder_fingerprint(directory: Path) -> str:
     """Identity of the vectors: weights, tokenizer, pooling, prompts, normalisation, max length.
 
@@ -121,9 +129,8 @@ def encoder_fingerprint(directory: Path) -> str:
     digest = hashlib.sha256()
     names = sorted(
         path.relative_to(directory).as_posix()
-        for path in directory.rglob("*")
-        if path.is_file()
-        and path.suffix in _SHAPES_VECTORS
+        for path in files_below(directory)
+        if path.suffix in _SHAPES_VECTORS
         and path.name not in _SHAPES_NOTHING
         and not any(part.startswith(".") for part in path.relative_to(directory).parts)
     )

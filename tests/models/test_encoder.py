@@ -95,6 +95,19 @@ def test_the_fingerprint_follows_what_shapes_vectors(directory: Path, tmp_path: 
     assert encoder_fingerprint(prompts) != encoder_fingerprint(directory)
 
 
+def test_folders_that_are_links_shape_vectors_too(directory: Path, tmp_path: Path) -> None:
+    """What stood in them was left out, and all weights may."""
+    linked = tmp_path / "linked"
+    shutil.copytree(directory, linked)
+    before = encoder_fingerprint(linked)
+    (linked / "1_Pooling").rename(tmp_path / "pooling")
+    (linked / "1_Pooling").symlink_to(tmp_path / "pooling")
+    assert encoder_fingerprint(linked) == before
+    config = tmp_path / "pooling" / "config.json"
+    config.write_text(config.read_text().replace("mean", "cls"))
+    assert encoder_fingerprint(linked) != before
+
+
 def test_the_fingerprint_of_adapters_follows_the_model_below_them(
     directory: Path, tmp_path: Path
 ) -> None:
