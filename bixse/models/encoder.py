@@ -114,7 +114,7 @@ def keep_to_positions(model: "BaseModel") -> None:
 
 
 def files_below(directory: Path) -> list[Path]:
-    """All files of a model; its folders may be links to those of another, which `rglob` passes by."""
+    """All files of a model, also in folders that are links, which `rglob` passes by."""
     walked = os.walk(directory, followlinks=True)
     paths = [Path(folder) / name for folder, _, names in walked for name in names]
     return [path for path in paths if path.is_file()]
