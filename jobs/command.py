@@ -12,6 +12,7 @@ import io
 import json
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -110,6 +111,9 @@ def parse(verb: str, argv: Sequence[str]) -> Run:
         refuse(f"the recipe comes before the flags: python -m jobs.{verb} <recipe> {name} ...")
     if name not in RECIPES:
         refuse(f"unknown recipe {name!r}{_nearest(name, RECIPES)}")
+    if {"-h", "--help"} & {*flags}:
+        # Who reads it (`less`, `head`) may have seen enough: that ends the process, as any tool.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     default = Run(recipe=RECIPES[name](), out=tyro.MISSING)
     complaint = io.StringIO()
     try:

@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 
 from bixse.artifacts import Artifact, begin
-from bixse.models.encoder import Encoder, encoder_fingerprint, resolve
+from bixse.models.encoder import Encoder, encoder_fingerprint, refuse_no_model, resolve
 from bixse.records import Rejection, document_text, embeddings_schema
 from jobs.parts import row_units, run_units
 from jobs.recipe import Placement
@@ -21,7 +21,9 @@ def embed(corpus: Artifact, encoder: str, placement: Placement, out: str) -> Art
 
     Raises ValueError when there is no such encoder.
     """
-    fingerprint = encoder_fingerprint(resolve(encoder))
+    directory = resolve(encoder)
+    refuse_no_model(directory, encoder)
+    fingerprint = encoder_fingerprint(directory)
     inputs = {"documents": corpus.rows_fingerprint, "encoder": fingerprint}
     draft = begin(out, "embeddings", config={"unit_rows": UNIT_ROWS}, inputs=inputs)
     if isinstance(draft, Artifact):

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bixse.artifacts import (
-    MANIFEST,
     Artifact,
     Draft,
     begin,
@@ -40,7 +39,7 @@ from bixse.retrieval.fusion import FUSION_DEPTH
 from bixse.retrieval.settings import Lexical
 from bixse.training.seen import CURVE, DEV_CURVE
 from jobs.held_out import kept_apart
-from jobs.measuring import DEV
+from jobs.measuring import DEV, chosen_on
 from jobs.parts import progress
 from jobs.rankings import (
     Encoders,
@@ -279,9 +278,7 @@ def _chosen_on(encoders: Encoders, qrels: Artifact, split: str) -> bool:
     """Whether `train` kept, of several encoders, the best on these very queries."""
     if split != DEV or "trained" not in encoders:
         return False
-    manifest = resolve(encoders["trained"][0]) / MANIFEST
-    inputs = json.loads(manifest.read_text())["inputs"] if manifest.exists() else {}
-    return bool(inputs.get("dev qrels") == qrels.fingerprint)
+    return chosen_on(resolve(encoders["trained"][0])).get("dev qrels") == qrels.fingerprint
 
 
 def _curves(encoders: Encoders, reranker: tuple[str, int] | None) -> tuple[Curve, Curve]:

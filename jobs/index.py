@@ -218,9 +218,9 @@ def _plan(run: "_Run", settings: Retrieval) -> dict[str, Any]:
     dim, compared = int(run.vectors_QD.shape[1]), []
     if base:
         kept = base.manifest.extra["settings"]
-        for name in ("structure", "shards"):
+        for name in _KEPT:
             asked = getattr(settings, name)
-            if asked not in (None, "auto", kept[name]):
+            if asked not in (Retrieval.model_fields[name].default, kept[name]):
                 raise ValueError(f"{base.url} has {name} {kept[name]}, {asked} was asked for")
         settings = settings.replace(**{name: kept[name] for name in _KEPT})
     else:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from bixse.artifacts import BEGUN, MANIFEST
 from bixse.judging.settings import CrossEncoder, Pointwise
+from bixse.models.encoder import files_below
 from bixse.synthesis.settings import Generator
 from jobs.recipe import Placement
 
@@ -109,7 +110,7 @@ def _hash(directory: Path) -> str:
     what it has downloaded: they say when.
     """
     digest = hashlib.sha256()
-    found = (path.relative_to(directory) for path in directory.rglob("*") if path.is_file())
+    found = (path.relative_to(directory) for path in files_below(directory))
     for path in sorted(found):
         if path.as_posix() in (MANIFEST, BEGUN) or any(p.startswith(".") for p in path.parts):
             continue

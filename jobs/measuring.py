@@ -6,13 +6,15 @@ test split is never read here, and a dev query that training reads is refused. T
 are float32 and its attention may be another: `evaluate` differs by rounding.
 """
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from bixse.artifacts import Artifact
+from bixse.artifacts import MANIFEST, Artifact
 from bixse.evaluation.leakage import find_leaks
 from bixse.evaluation.metrics import Qrels, ndcg, others, themselves
 from bixse.records import CORPUS, Hit, document_text
@@ -65,6 +67,13 @@ def dev_split(corpus: Artifact, queries: Artifact, qrels: Artifact) -> DevSplit:
     inputs = {"dev queries": queries.fingerprint, "dev qrels": qrels.fingerprint}
     itself = themselves(texts, gains, corpus.rows("doc_id", "title", "text"))
     return DevSplit(corpus, texts, gains, inputs, itself)
+
+
+def chosen_on(directory: Path) -> dict[str, str]:
+    """The dev split on which the encoder there was chosen, as `DevSplit.inputs`; else nothing."""
+    manifest = directory / MANIFEST
+    inputs = json.loads(manifest.read_text())["inputs"] if manifest.exists() else {}
+    return {name: inputs[name] for name in ("dev queries", "dev qrels") if name in inputs}
 
 
 def refuse_trained(dev: DevSplit, training_texts: Iterable[str]) -> None:

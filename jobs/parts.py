@@ -271,10 +271,17 @@ class _PartWriter:
 
     def __init__(self, draft: Draft, work: Callable[..., Work], arguments: tuple[Any, ...]) -> None:
         self._draft = draft
-        self._work = work(*arguments)
+        self._refusal = ""
+        try:
+            self._work = work(*arguments)
+        except (ValueError, OSError) as error:
+            # Said by the first unit: of an actor that does not begin Ray Data logs a traceback.
+            self._refusal = str(error)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         unit = Unit(**{key: _plain(values[0]) for key, values in batch.items()})
+        if self._refusal:
+            return _result(unit, 0, 0, refusal=self._refusal)
         try:
             table, rejections, *counts = self._work(unit.read())
             for took in counts:

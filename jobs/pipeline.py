@@ -401,11 +401,20 @@ class Pipeline:
 
 
 def _doc_ids(path: str | None) -> frozenset[str]:
-    """The lines of a file, white space at the ends taken off."""
+    """The lines of a file or URL, white space at the ends taken off.
+
+    Raises ValueError when it cannot be read, or is not UTF-8.
+    """
     if path is None:
         return frozenset()
-    with open(path, encoding="utf-8-sig") as lines:
-        return frozenset(filter(None, map(str.strip, lines)))
+    from jobs.files import open_bytes, short_name
+
+    with open_bytes(path) as handle:
+        try:
+            lines = handle.read().decode("utf-8-sig").split("\n")
+        except UnicodeDecodeError:
+            raise ValueError(f"{short_name(path)} is not UTF-8 text") from None
+    return frozenset(filter(None, map(str.strip, lines)))
 
 
 def _encoder(name: str) -> str:

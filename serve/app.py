@@ -48,6 +48,9 @@ def build(args: ServeArgs) -> "ray.serve.Application":
 
 def parse(argv: Sequence[str], prog: str = "python -m serve.app") -> ServeArgs:
     """What a command line describes; exits 2 with one sentence when it describes nothing."""
+    if {"-h", "--help"} & {*argv}:
+        # Who reads it (`less`, `head`) may have seen enough: that ends the process, as any tool.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):

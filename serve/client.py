@@ -22,6 +22,8 @@ import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -241,9 +243,19 @@ def _read(reply: httpx.Response) -> Any:
         kind, message, param = error["type"], error["message"], error.get("param")
     except (ValueError, KeyError, TypeError):
         kind, message, param = "unknown", reply.text[:200] or reply.reason_phrase, None
-    after = reply.headers.get("retry-after", "")
-    wait_s = float(after) if after.isdigit() else None
+    wait_s = _wait_s(reply.headers.get("retry-after", ""))
     raise ServerError(reply.status_code, kind, message, param, wait_s)
+
+
+def _wait_s(after: str) -> float | None:
+    """What `Retry-After` says, seconds or a date (RFC 9110, 10.2.3); None where it is neither."""
+    if after.isdecimal():
+        return float(after)
+    try:
+        then = parsedate_to_datetime(after)
+    except ValueError:
+        return None
+    return max(0.0, (then - datetime.now(UTC)).total_seconds()) if then.tzinfo else None
 
 
 def _results(body: dict[str, Any]) -> Results:

@@ -8,6 +8,7 @@ changed, started or reached over the network.
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -211,4 +212,6 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 if __name__ == "__main__":
+    # A reader that has seen enough (`| head`) ends it, as it ends any tool.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     main()

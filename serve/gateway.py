@@ -157,7 +157,7 @@ class Front:
 
     async def roll_back(self) -> Outcome:
         """Turn to the generation before this one. Raises Unavailable."""
-        return await self._ask_ledger("roll_back")
+        return await self._ask_ledger("roll_back", self._args.load_within_s)
 
     async def generations(self) -> Outcome:
         """What is served. Raises Unavailable."""

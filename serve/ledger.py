@@ -134,16 +134,24 @@ class Ledger:
             return Outcome(self._generations, str(error))
         return await self._turned()
 
-    async def roll_back(self) -> Outcome:
-        """Turn every replica back to the generation before the current one."""
+    async def roll_back(self, within_s: float) -> Outcome:
+        """Turn every replica back to the generation before the current one, once those that have
+        begun since hold it too."""
         await self._hear()
         if self._changing:
             return Outcome(self._generations, "another change is under way", busy=True)
-        previous = self._generations.previous
-        # A replica that began since the change may have found its files gone.
-        problem = None if previous is None else failure(previous.number, self._live())
-        if problem is not None:
-            return Outcome(self._generations, problem)
+        before = self._generations
+        if before.previous is not None:
+            self._changing = True
+            try:
+                until = time.monotonic() + within_s
+                problem = await self._loaded(before.previous.number, until, before.current.number)
+            finally:
+                self._changing = False
+            if problem is not None:
+                return Outcome(self._generations, problem)
+            if self._generations.previous != before.previous:
+                return Outcome(self._generations, "another change was under way", busy=True)
         try:
             self._become(self._generations.roll_back())
         except ValueError as error:
@@ -188,14 +196,20 @@ class Ledger:
         self._seen = {m: seen for m, seen in self._seen.items() if now - seen[0] < LIVE_S}
         return [report for _, report in self._seen.values()]
 
-    async def _loaded(self, number: int, until: float) -> str | None:
-        """Wait until every replica holds the generation; gives why that cannot be."""
+    async def _loaded(self, number: int, until: float, beside: int | None = None) -> str | None:
+        """Wait until every replica holds the generation; gives why that cannot be.
+
+        With `beside`, every one that holds that generation: one that does not may never come up.
+        """
         while True:
-            live = self._live()
+            live, slots = self._live(), self._slots
+            # A replica that began since a change may have found the files before it gone.
             problem = failure(number, live)
             if problem is not None:
                 return problem
-            lacking = not_loaded(number, live, self._slots)
+            if beside is not None:
+                live, slots = [report for report in live if beside in report.holds], ()
+            lacking = not_loaded(number, live, slots)
             if not lacking:
                 return None
             if time.monotonic() > until:

@@ -3,6 +3,8 @@
 import copy
 import hashlib
 import importlib.util
+import json
+import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -111,14 +113,24 @@ def keep_to_positions(model: "BaseModel") -> None:
         model.max_seq_length = most
 
 
+def files_below(directory: Path) -> list[Path]:
+    """All files of a model, also in folders that are links, which `rglob` passes by."""
+    walked = os.walk(directory, followlinks=True)
+    paths = [Path(folder) / name for folder, _, names in walked for name in names]
+    return [path for path in paths if path.is_file()]
+
+
 def encoder_fingerprint(directory: Path) -> str:
-    """Identity of the vectors: weights, tokenizer, pooling, prompts, normalisation, max length."""
+    """Identity of the vectors: weights, tokenizer, pooling, prompts, normalisation, max length.
+
+    That of adapters is of the model below them, too. Raises ValueError as `resolve` where that is
+    not there.
+    """
     digest = hashlib.sha256()
     names = sorted(
         path.relative_to(directory).as_posix()
-        for path in directory.rglob("*")
-        if path.is_file()
-        and path.suffix in _SHAPES_VECTORS
+        for path in files_below(directory)
+        if path.suffix in _SHAPES_VECTORS
         and path.name not in _SHAPES_NOTHING
         and not any(part.startswith(".") for part in path.relative_to(directory).parts)
     )
@@ -126,7 +138,17 @@ def encoder_fingerprint(directory: Path) -> str:
         digest.update(name.encode())
         with open(directory / name, "rb") as handle:
             digest.update(hashlib.file_digest(handle, "sha256").digest())
+        if Path(name).name == "adapter_config.json":
+            base = _adapted(directory / name)
+            if base is not None and not base.samefile(directory):
+                digest.update(encoder_fingerprint(base).encode())
     return digest.hexdigest()[:32]
+
+
+def _adapted(config: Path) -> Path | None:
+    """The model that adapters stand on, as their configuration names it."""
+    base = json.loads(config.read_text()).get("base_model_name_or_path")
+    return resolve(base) if base else None
 
 
 def load_model(start: str, device: str | None = None, seed: int = 0) -> "SentenceTransformer":

@@ -93,20 +93,22 @@ def write_search(directory: Path, search: Search) -> None:
 
 
 def _write_stored(directory: Path, vectors_ND: Vectors, stored: str) -> None:
-    shape = vectors_ND.shape
     npy: Any = np.lib.format
-    out = npy.open_memmap(directory / VECTORS_FILE, "w+", dtype=stored, shape=shape)
+    dtype = np.dtype(stored)
+    header = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": vectors_ND.shape}
     scales = np.zeros(len(vectors_ND) if stored == "int8" else 0, np.float32)
     start = 0
-    for block in _blocks(vectors_ND):
-        end = start + len(block)
-        if stored == "int8":
-            # Each row by its own largest number, so that nothing is clipped.
-            scales[start:end] = np.abs(block).max(axis=1) / 127
-            block = np.rint(block / np.maximum(scales[start:end, None], np.float32(1e-30)))
-        out[start:end] = block
-        start = end
-    out.flush()
+    # Not through a mapped file: where the disk is full that ends the process, without a word.
+    with (directory / VECTORS_FILE).open("wb") as out:
+        npy.write_array_header_1_0(out, header)
+        for block in _blocks(vectors_ND):
+            end = start + len(block)
+            if stored == "int8":
+                # Each row by its own largest number, so that nothing is clipped.
+                scales[start:end] = np.abs(block).max(axis=1) / 127
+                block = np.rint(block / np.maximum(scales[start:end, None], np.float32(1e-30)))
+            out.write(block.astype(dtype).tobytes())
+            start = end
     if stored == "int8":
         np.save(directory / SCALES_FILE, scales)
 

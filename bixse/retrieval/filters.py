@@ -41,6 +41,12 @@ MOST_VALUES = 1000
 DEEPEST = 8
 """The deepest nesting of `not` and `or`."""
 
+_OPERATORS_OF_ALL = ("eq", "in", "gte", "gt", "lte", "lt", "any", "all", "exists")
+_MAY_HOLD = (
+    f"a field has a value or operators ({' '.join(_OPERATORS_OF_ALL)}); fields side by side must "
+    "all hold, and not and or are the only words beside fields"
+)
+
 Scalar = bool | int | float | str
 Mask = npt.NDArray[np.bool_]
 
@@ -70,9 +76,13 @@ def _scalar(value: object) -> Scalar:
 
 
 def _spelt_out(value: object) -> object:
-    # Each unknown operator would be an error of its own.
-    if isinstance(value, dict) and len(value) > len(Condition.model_fields):
-        raise ValueError(f"may hold at most {len(Condition.model_fields)} operators")
+    if isinstance(value, dict):
+        # Alone: each unknown operator would be an error of its own.
+        unknown = next((name for name in value if name not in _OPERATORS_OF_ALL), None)
+        if unknown is not None:
+            raise ValueError(f"must not hold {str(unknown)[:50]!r}: {_MAY_HOLD}")
+    if isinstance(value, list):
+        raise ValueError(f"must not be a list: {_MAY_HOLD}")
     return value if isinstance(value, dict | Condition) else {"eq": value}
 
 
@@ -115,7 +125,7 @@ class Condition(BaseModel):
     @model_validator(mode="after")
     def _says_something(self) -> "Condition":
         if not self.model_dump(exclude_none=True):
-            raise ValueError("a condition needs an operator: eq in gte gt lte lt any all exists")
+            raise ValueError(f"a condition needs an operator: {' '.join(_OPERATORS_OF_ALL)}")
         return self
 
     def operators(self) -> Iterator[tuple[str, Any]]:

@@ -70,6 +70,13 @@ def test_no_judgments_says_which_flag_to_set(tmp_path: Path) -> None:
     assert "judgments" not in finished(tmp_path / "out")
 
 
+def test_a_directory_without_a_model_is_refused_before_ray_starts(tmp_path: Path) -> None:
+    data = write_beir(tmp_path / "data", documents=60)
+    words = ("--data", data, "--encoder", data, "--out", tmp_path / "out")
+    assert f"{data} holds no model" in sentence(run("index", *words))
+    assert "embeddings" not in {path.name for path in (tmp_path / "out").iterdir()}
+
+
 @pytest.mark.slow
 def test_no_such_encoder_and_no_such_split(tmp_path: Path, encoder: str) -> None:
     data = write_beir(tmp_path / "data", documents=60)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bixse.place import Place
 from jobs.command import RECIPES, parse
 from jobs.pipeline import _doc_ids
 from jobs.recipe import Recipe
@@ -121,6 +122,14 @@ def test_ids_to_delete_are_the_lines_of_a_file(tmp_path):
     path.write_bytes("\ufeffd/1\r\n\r\n  d 2 \nñ\u2028x\n".encode())
     assert _doc_ids(str(path)) == {"d/1", "d 2", "ñ\u2028x"}
     assert _doc_ids(None) == frozenset()
+    # As --data and --base-index may be, it may be elsewhere.
+    Place("memory://deletes").write("ids", path.read_bytes())
+    assert _doc_ids("memory://deletes/ids") == {"d/1", "d 2", "ñ\u2028x"}
+    path.write_bytes("d1\n".encode("utf-16"))
+    with pytest.raises(ValueError, match=r"/ids is not UTF-8 text$"):
+        _doc_ids(str(path))
+    with pytest.raises(ValueError, match=r"cannot read .*/absent: No such file"):
+        _doc_ids(str(tmp_path / "absent"))
 
 
 TOLD_TO_END = """

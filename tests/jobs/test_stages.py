@@ -306,6 +306,9 @@ def test_a_generation_leaves_out_what_is_deleted(
     assert made.manifest.files[trained] == base.manifest.files[trained]
     with pytest.raises(ValueError, match="has shards 2, 3 was asked for"):
         generation(Retrieval(shards=3), urls[2])
+    # It was left unsaid that the base's was taken.
+    with pytest.raises(ValueError, match="has nlist 16, 32 was asked for"):
+        generation(Retrieval(nlist=32), urls[2])
 
 
 def test_a_flag_may_be_corrected_while_nothing_is_built(

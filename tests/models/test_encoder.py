@@ -1,5 +1,6 @@
 """Encoders: unit vectors, prompts, fingerprints, and what cannot be loaded."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -92,6 +93,40 @@ def test_the_fingerprint_follows_what_shapes_vectors(directory: Path, tmp_path: 
     assert encoder_fingerprint(copy) != encoder_fingerprint(directory)
     prompts = save_tiny_encoder(tmp_path / "other", prompts={"query": "ask : "})
     assert encoder_fingerprint(prompts) != encoder_fingerprint(directory)
+
+
+def test_folders_that_are_links_shape_vectors_too(directory: Path, tmp_path: Path) -> None:
+    """What stood in them was left out, and all weights may."""
+    linked = tmp_path / "linked"
+    shutil.copytree(directory, linked)
+    before = encoder_fingerprint(linked)
+    (linked / "1_Pooling").rename(tmp_path / "pooling")
+    (linked / "1_Pooling").symlink_to(tmp_path / "pooling")
+    assert encoder_fingerprint(linked) == before
+    config = tmp_path / "pooling" / "config.json"
+    config.write_text(config.read_text().replace("mean", "cls"))
+    assert encoder_fingerprint(linked) != before
+
+
+def test_the_fingerprint_of_adapters_follows_the_model_below_them(
+    directory: Path, tmp_path: Path
+) -> None:
+    """An index went on being served after the base under its encoder's adapters had changed."""
+    base, adapters = tmp_path / "base", tmp_path / "adapters"
+    shutil.copytree(directory, base)
+    adapters.mkdir()
+    config = adapters / "adapter_config.json"
+    config.write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    before = encoder_fingerprint(adapters)
+    (weights,) = base.glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes() + b" ")
+    assert encoder_fingerprint(adapters) != before
+    shutil.rmtree(base)
+    with pytest.raises(ValueError, match="neither a directory nor a model"):
+        encoder_fingerprint(adapters)
+    # Of a model that has its adapters beside it, there is nothing more to follow.
+    config.write_text(json.dumps({"base_model_name_or_path": str(adapters)}))
+    assert encoder_fingerprint(adapters)
 
 
 def test_what_a_directory_lacks_is_drawn_by_the_seed(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from bixse.retrieval.building import build_shard
 from bixse.retrieval.filters import (
     MOST_CONDITIONS,
     MOST_VALUES,
+    Condition,
     Filter,
     FilterError,
     bounded,
@@ -337,6 +338,27 @@ def test_without_metadata_there_is_nothing_to_filter_by() -> None:
 def test_what_is_no_filter_is_refused(said: Any) -> None:
     with pytest.raises(ValidationError):
         Filter.model_validate(said)
+
+
+@pytest.mark.parametrize(
+    ("condition", "wrong"),
+    [([{"brand": "a"}], "a list"), ({"brand": "a"}, "'brand'"), ({"$eq": 1}, "'$eq'")],
+    ids=repr,
+)
+def test_a_word_that_other_filter_languages_have_is_answered_with_ours(
+    condition: Any, wrong: str
+) -> None:
+    with pytest.raises(ValidationError) as refused:
+        Filter.model_validate({"and": condition})
+    (error,) = refused.value.errors()
+    assert wrong in error["msg"]
+    assert "fields side by side must all hold" in error["msg"]
+    assert error["loc"] == ("and",)
+
+
+def test_the_operators_that_are_named_are_those_of_a_condition() -> None:
+    fields = Condition.model_fields.items()
+    assert [field.alias or name for name, field in fields] == list(filters._OPERATORS_OF_ALL)
 
 
 @pytest.mark.parametrize("operator", ["not", "or"])

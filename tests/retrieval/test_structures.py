@@ -1,5 +1,8 @@
 """Every structure: what it finds; sharded equals whole; damage and bad input are refused."""
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -235,3 +238,25 @@ def test_any_flipped_byte_of_a_shard_is_refused(tmp_path: Path, structure: str) 
             load_shard(index.url, index.fingerprint, "shard-00000")
         path.write_bytes(whole_file)
     load_shard(index.url, index.fingerprint, "shard-00000")
+
+
+FULL_DISK = """
+import sys
+from pathlib import Path
+from bixse.retrieval.building import build_shard
+from tests.retrieval.test_structures import DOC_IDS, VECTORS, settings, table
+build_shard(Path(sys.argv[1]), table(DOC_IDS[:1300]), VECTORS[:1300], settings("ivf_pq", nlist=4))
+"""
+
+
+def test_a_full_disk_is_said(tmp_path: Path) -> None:
+    """It ended the process with SIGBUS, which Ray took for a crash and tried again."""
+    mount = f"mount -t tmpfs -o size=128k none {tmp_path}"
+    alone = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+    if shutil.which("unshare") is None or subprocess.run([*alone, mount]).returncode:
+        pytest.skip("no small disk can be had: that takes a namespace of one's own")
+    run = f'{mount} && exec "$0" -c "$1" {tmp_path}'
+    done = subprocess.run(
+        [*alone, run, sys.executable, FULL_DISK], capture_output=True, text=True, timeout=300
+    )
+    assert done.stderr.endswith("OSError: [Errno 28] No space left on device\n")

@@ -2,6 +2,8 @@
 
 import asyncio
 import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
 import httpx
 import numpy as np
@@ -80,6 +82,24 @@ def test_retry_after_is_honoured_and_so_is_the_time_given(ask):
     assert time.monotonic() - start >= 1
     with pytest.raises(ServerError, match="503"):
         ask(Scripted(503, retry_after="9"), retry_for_s=2)
+
+
+@pytest.mark.parametrize(
+    ("after", "least", "most"),
+    [
+        ("7", 7, 7),
+        (format_datetime(datetime.now(UTC) + timedelta(days=9), usegmt=True), 8 * 86400, 9 * 86400),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0),
+        ("soon", None, None),
+    ],
+    ids=["seconds", "later", "past", "neither"],
+)
+def test_a_proxy_may_give_a_date_to_ask_again_at(after, least, most):
+    """It was read as nothing, and the server asked again at once."""
+    with pytest.raises(ServerError) as refused:
+        search(Scripted(503, retry_after=after), retry_for_s=0)
+    told = refused.value.retry_after_s
+    assert told is None if least is None else least <= told <= most
 
 
 def test_a_later_server_may_say_more():

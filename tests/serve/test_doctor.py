@@ -1,6 +1,8 @@
 """What the doctor finds, by level."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +20,18 @@ NOW = {"ray": "2.60.0", "faiss-cpu": "1.15.1", "torch": "2.13.0+cpu"}
 def sentences(level, environment=SAFE, versions=NOW, **flags) -> list[str]:
     args = ServeArgs.model_validate({"index": "i", "encoder": "e", **flags})
     return [f.sentence for f in examine(args, environment, versions) if f.level == level]
+
+
+@pytest.mark.parametrize(
+    "words", ["serve.doctor --index i --encoder e", "serve.app --help", "jobs.index bixse --help"]
+)
+def test_a_reader_that_has_gone_gets_no_traceback(words):
+    reads, writes = os.pipe()
+    os.close(reads)
+    line = [sys.executable, "-m", *words.split()]
+    with os.fdopen(writes) as gone:
+        done = subprocess.run(line, cwd=ROOT, stdout=gone, stderr=subprocess.PIPE, timeout=120)
+    assert (done.returncode, done.stderr) == (-signal.SIGPIPE, b"")
 
 
 def test_the_default_with_keys_has_no_fault_and_names_its_ports():

@@ -223,7 +223,7 @@ def test_a_change_that_nobody_waits_for_any_more_leaves_no_candidate(monkeypatch
         with pytest.raises(asyncio.CancelledError):
             await asked
         assert (await ledger.state()).generations.candidate is None
-        assert not (await ledger.roll_back()).busy
+        assert not (await ledger.roll_back(30.0)).busy
 
     monkeypatch.setattr(ServedIndex, "read", index_named)
     asyncio.run(run())
@@ -274,11 +274,11 @@ def test_a_rollback_to_what_a_replica_could_not_load_is_refused():
         await ledger.sync(report("front", 1, 2, current=2), later, 0.0)
         begun_since = Report("shard-2", "shard", 3, frozenset({2}), {1: "a is missing"})
         await ledger.sync(begun_since, later, 0.0)
-        refused = await ledger.roll_back()
+        refused = await ledger.roll_back(30.0)
         assert (refused.problem, refused.generations.current.number) == ("a is missing", 2)
         # Once that replica holds it, too.
         await ledger.sync(replace(begun_since, holds=frozenset({1, 2}), failed={}), later, 0.0)
-        turning = asyncio.create_task(ledger.roll_back())
+        turning = asyncio.create_task(ledger.roll_back(30.0))
         await asyncio.sleep(0)
         await ledger.sync(report("front", 1, 2, current=1), later, 0.0)
         assert (await turning).generations.current.number == 1
@@ -328,11 +328,38 @@ def test_a_new_ledger_changes_nothing_before_it_is_told_what_held(monkeypatch):
     monkeypatch.setattr(ServedIndex, "read", index_named)
     prepared, _ = asyncio.run(run("prepare", "c", None, None, 30.0))
     assert (prepared.problem, prepared.generations.candidate.number) == (None, 3)
-    turned, _ = asyncio.run(run("roll_back"))
+    turned, _ = asyncio.run(run("roll_back", 30.0))
     assert (turned.problem, turned.generations.current.number) == (None, 1)
     answered, told = asyncio.run(run("drain", 30.0))
     assert answered
     assert told.draining
+
+
+def test_a_rollback_waits_for_a_replica_that_has_begun_since_the_change():
+    """Its shards were lost to every request until it had loaded what others held."""
+
+    async def run() -> None:
+        ledger = Ledger(FIRST, ("front", "shard"))
+        later = FIRST.propose(index_named("b"), "start").promote(2)
+        await ledger.sync(report("front", 1, 2, current=2), later, 0.0)
+        # One that holds nothing is no reason to stay at what it may have died of.
+        await ledger.sync(report("dying"), later, 0.0)
+        begun_since = report("shard", 2)
+        await ledger.sync(begun_since, later, 0.0)
+        late = await ledger.roll_back(0.0)
+        assert (late.problem, late.generations.current.number) == ("not loaded in time by shard", 2)
+        turning = asyncio.create_task(ledger.roll_back(30.0))
+        await asyncio.sleep(0)
+        assert (await ledger.state()).generations.current.number == 2
+        assert (await ledger.roll_back(30.0)).busy
+        await ledger.sync(replace(begun_since, holds=frozenset({1, 2})), later, 0.0)
+        async with asyncio.timeout(30):
+            while (await ledger.state()).generations.current.number != 1:
+                await asyncio.sleep(0.01)
+        await ledger.sync(report("front", 1, 2, current=1), later, 0.0)
+        assert (await turning).problem is None
+
+    asyncio.run(run())
 
 
 def test_a_replica_begins_while_the_ledger_is_replaced():
