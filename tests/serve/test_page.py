@@ -119,7 +119,7 @@ def test_a_search_is_typed_and_answered(served, browser, tmp_path):
 
     for wrong, sentence in (
         ('{"colour": "red"}', "no field 'colour' here: there are animal, number, seen, words"),
-        ('{"animal": {"like": "o"}}', "not permitted"),
+        ('{"animal": {"like": "o"}}', "must not hold 'like'"),
         ('{"animal": ', "The filter is not JSON"),
     ):
         only.clear()
