@@ -99,6 +99,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_judged(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    # A package that is nowhere installed: the real one is, here.
     monkeypatch.setitem(_TRACKERS, "tensorboard", (_TRACKERS["tensorboard"][0], "not_here", "any"))
     data, out = write_beir(tmp_path / "data", documents=8, queries=4), tmp_path / "out"
     with pytest.raises(SystemExit) as exit_:
@@ -121,7 +122,8 @@ def compare(arguments: tuple[Any, ...], rows: pa.Table) -> tuple[pa.Table, list[
 
 
 class Mumbling:
-    """An engine that has next to no probability for either letter."""
+    """An engine that has next to no probability for either letter, as the real one
+    with a model that does not follow the prompt: what is tested is what becomes of that."""
 
     dtype = "float32"
 

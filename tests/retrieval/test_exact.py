@@ -33,6 +33,7 @@ def test_small_parts_are_compared_together(tmp_path, monkeypatch):
     )
     searched, read = [], []
     rankings, part = Shard.rankings, Artifact.part
+    # Counted, and done all the same.
     monkeypatch.setattr(Shard, "rankings", lambda *given: searched.append(0) or rankings(*given))
     monkeypatch.setattr(Artifact, "part", lambda *given: read.append(given[1]) or part(*given))
     assert len(exact.search_exact(embeddings, clustered(2, 8, seed=4), 5)) == 2

@@ -254,6 +254,7 @@ def test_a_full_disk_is_said(tmp_path: Path) -> None:
     mount = f"mount -t tmpfs -o size=128k none {tmp_path}"
     alone = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
     if shutil.which("unshare") is None or subprocess.run([*alone, mount]).returncode:
+        # Some kernels and containers refuse one to whoever is not root.
         pytest.skip("no small disk can be had: that takes a namespace of one's own")
     run = f'{mount} && exec "$0" -c "$1" {tmp_path}'
     done = subprocess.run(
