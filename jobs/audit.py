@@ -337,6 +337,6 @@ def _cell(measure: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    from jobs.verbs import main
+    from jobs.verbs import program
 
-    main("audit")
+    program("audit")

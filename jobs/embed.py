@@ -70,6 +70,6 @@ class EmbedUnit:
 
 
 if __name__ == "__main__":
-    from jobs.verbs import main
+    from jobs.verbs import program
 
-    main("embed")
+    program("embed")

@@ -327,6 +327,6 @@ def _versions() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    from jobs.verbs import main
+    from jobs.verbs import program
 
-    main("evaluate")
+    program("evaluate")

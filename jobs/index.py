@@ -411,6 +411,6 @@ def _hits(rankings: Sequence[Sequence[Sequence[Any]]]) -> list[list[Hit]]:
 
 
 if __name__ == "__main__":
-    from jobs.verbs import main
+    from jobs.verbs import program
 
-    main("index")
+    program("index")

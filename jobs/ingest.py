@@ -216,6 +216,6 @@ def _query(row: Row, seen: set[str]) -> Query | Rejection:
 
 
 if __name__ == "__main__":
-    from jobs.verbs import main
+    from jobs.verbs import program
 
-    main("ingest")
+    program("ingest")

@@ -266,6 +266,6 @@ def _judges(draft: Draft) -> list[str]:
 
 
 if __name__ == "__main__":
-    from jobs.verbs import main
+    from jobs.verbs import program
 
-    main("judge")
+    program("judge")

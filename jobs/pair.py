@@ -146,6 +146,6 @@ class _Candidates:
 
 
 if __name__ == "__main__":
-    from jobs.verbs import main
+    from jobs.verbs import program
 
-    main("pair")
+    program("pair")

@@ -422,6 +422,6 @@ def _encoder(name: str) -> str:
 
 
 if __name__ == "__main__":
-    from jobs.verbs import main
+    from jobs.verbs import program
 
-    main()
+    program()

@@ -143,6 +143,6 @@ class PreferenceUnit:
 
 
 if __name__ == "__main__":
-    from jobs.verbs import main
+    from jobs.verbs import program
 
-    main("prefer")
+    program("prefer")

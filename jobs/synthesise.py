@@ -154,6 +154,6 @@ def _reject_repeated(
 
 
 if __name__ == "__main__":
-    from jobs.verbs import main
+    from jobs.verbs import program
 
-    main("synthesise")
+    program("synthesise")

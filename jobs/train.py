@@ -321,6 +321,6 @@ def _of_set(curve: list[dict[str, float]], number: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    from jobs.verbs import main
+    from jobs.verbs import program
 
-    main("train")
+    program("train")

@@ -9,12 +9,19 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from bixse.models.settings import Reranking
+from jobs.cluster import ending
 from jobs.command import RECIPES, parse, refuse, show
 from jobs.following import Ended
 from jobs.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from bixse.artifacts import Artifact
+
+
+def program(verb: str = "pipeline") -> None:
+    """`main` as a process of its own, whose status is what was done."""
+    with ending():
+        main(verb)
 
 
 def main(verb: str = "pipeline", argv: list[str] | None = None) -> None:
