@@ -1,11 +1,10 @@
 """The Ray that stages run on: a cluster's, or one on this machine that ends with the process."""
 
-import atexit
 import logging
 import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import signal
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,48 +28,16 @@ def start_ray() -> None:
         log_to_driver=False,
         logging_level=logging.ERROR,
     )
+    if threading.current_thread() is threading.main_thread():
+        # Ray's own, in place of the one that its C++ puts before it: that writes out a stack, and
+        # aborts what has not ended three seconds later.
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
     import ray.data
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-
-
-@contextmanager
-def ending() -> Iterator[None]:
-    """Around what a program does, so that it ends with its own status if it starts Ray.
-
-    Threads of Ray's outlive its shutdown, and C++ may abort a process that destroys one as it
-    leaves: status 134 in 6 of 8 runs on a loaded machine (LOG.md, 2026-11-28), after all was done.
-    Such a program is left without destroying anything, once every exit function has run.
-    """
-    begun, statuses = _in_ray(), list[int]()
-    # Exit functions run last registered first, and Ray registers its own when it is imported.
-    atexit.register(_leave, statuses)
-    status: int | None = None
-    try:
-        yield
-        status = 0
-    except SystemExit as stop:
-        status = stop.code if isinstance(stop.code, int) else None
-        raise
-    finally:
-        if status is not None and _in_ray() and not begun:
-            statuses.append(status)
-
-
-def _in_ray() -> bool:
-    ray = sys.modules.get("ray")
-    return ray is not None and ray.is_initialized()
-
-
-def _leave(statuses: list[int]) -> None:
-    if statuses:
-        logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(statuses[0])
 
 
 def refuse_unmet(workers: int, cpus: float, gpus: float) -> None:

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from bixse.leaving import own_status
 from bixse.models.settings import Reranking
-from jobs.cluster import ending
 from jobs.command import RECIPES, parse, refuse, show
 from jobs.following import Ended
 from jobs.pipeline import Pipeline
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def program(verb: str = "pipeline") -> None:
     """`main` as a process of its own, whose status is what was done."""
-    with ending():
+    with own_status():
         main(verb)
 
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, NoReturn, TextIO
 
 import tyro
 
+from bixse.leaving import own_status
 from bixse.settings import plain_refusal
 from serve.access import check_binding, load_keys
 from serve.request_log import made
@@ -236,4 +237,5 @@ def _one_sentence(box: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with own_status():
+        main()

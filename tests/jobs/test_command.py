@@ -155,13 +155,13 @@ verbs.program("embed")
 
 @pytest.mark.parametrize(("told", "status"), [(False, 0), (True, 143)])
 def test_a_job_ends_with_its_own_status(told: bool, status: int) -> None:
-    """Ray's own handler of SIGTERM ended it with status 15 and without a word, and threads of
-    Ray's, on a loaded machine, with an abort after either."""
+    """Ray's own handler of SIGTERM ended it with status 15 and without a word. On a loaded machine
+    it was aborted: three seconds after SIGTERM, or by threads of Ray's as it left."""
     line = [sys.executable, "-c", STARTS_RAY, *(["told"] if told else [])]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == status, done.stderr
     said = "error: terminated: the same command goes on from the finished parts"
-    assert (said in done.stderr.splitlines()) == told
+    assert done.stderr.splitlines() == ([said] if told else [])
     assert done.stdout == ("" if told else '{"verb": "embed"}\n')
 
 
