@@ -15,7 +15,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
-from bixse.records import Document, Query, Rejection, text_hash
+from bixse.records import UNSPACED, Document, Query, Rejection, text_hash
 from bixse.synthesis.settings import Cloze
 
 # What is said of a document stands at its head: no more is looked at, whatever its length.
@@ -37,6 +37,8 @@ _MARKUP = (
     (re.compile(r"(?<=\w)\(\)"), ""),
     (re.compile(r"\s+"), " "),
 )
+# Of a script that puts no space between words two characters are about a word.
+_WORD = re.compile(rf"[{UNSPACED}]{{1,2}}|[^\s{UNSPACED}]+")
 _TRUE_IF = re.compile(r"(?i)returns? true (?:if|iff|when)\b")
 _ORDER = re.compile(r"([A-Za-z]+)\s+(?=\w)")
 _VERBS = """
@@ -78,10 +80,15 @@ def cloze(document: Document, settings: Cloze) -> Query | Rejection:
     text = _asked(sentence) if chances[16] % 2 else sentence
     return Query(
         query_id=f"cloze:{document.doc_id}",
-        text=" ".join(text.split()[: settings.max_words]),
+        text=_first_words(text, settings.max_words),
         origin="synthetic",
         seed_doc_id=document.doc_id,
     )
+
+
+def _first_words(text: str, count: int) -> str:
+    found = list(_WORD.finditer(text))
+    return text if len(found) <= count else text[: found[count - 1].end()]
 
 
 def sentences(document: Document, min_words: int) -> Iterator[str]:
@@ -125,12 +132,14 @@ def _without_call(paragraph: str) -> str:
 def _plain(sentence: str) -> str:
     for pattern, replacement in _MARKUP:
         sentence = pattern.sub(replacement, sentence)
-    return sentence.strip(" \t.,:;!-—()[]{}'\u0964\u3002")
+    return sentence.strip(" \t.,:;!-—()[]{}'\u0964\u3002\uff01")
 
 
 def _without_name(sentence: str, doc_id: str) -> str:
     """The sentence without the name it is filed under, where that is a name and not a word."""
     own = doc_id.partition(":")[2] or doc_id
+    if not any(c.isalpha() for c in own):
+        return sentence  # A number counts other things too.
     last = own.rpartition(".")[2]
     names = {own} if "." in own else set()
     if re.search(r"[_\d]|[a-z][A-Z]", last):
@@ -144,7 +153,7 @@ def _without_name(sentence: str, doc_id: str) -> str:
 
 def _stands(sentence: str, min_words: int) -> bool:
     """Whether it reads as a sentence of words, and as more than an aside or a line of grammar."""
-    words = sum(1 for word in sentence.split() if any(c.isalpha() for c in word))
+    words = sum(1 for word in _WORD.findall(sentence) if any(c.isalpha() for c in word))
     letters = sum(1 for c in sentence if _is_letter(c) or c.isspace() or not c.isprintable())
     return (
         words >= min_words

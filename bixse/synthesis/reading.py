@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from bixse.records import text_hash, words
+from bixse.records import count_words, text_hash, words
 from bixse.synthesis.prompts import WRITTEN, key_of
 
 MAX_QUERY_CHARACTERS = 400
@@ -96,7 +96,7 @@ def is_copy(query: str, document: str) -> bool:
     asked, said = words(query), words(document)
     if asked == said:
         return True
-    return len(asked) >= COPIED_WORDS and f" {' '.join(asked)} " in f" {' '.join(said)} "
+    return count_words(asked) >= COPIED_WORDS and f" {' '.join(asked)} " in f" {' '.join(said)} "
 
 
 def read_passages(response: str, query: str) -> dict[int, str]:
@@ -111,13 +111,14 @@ def read_passages(response: str, query: str) -> dict[int, str]:
     found = {grade: " ".join(getattr(answer, key_of(grade)).split()) for grade in _GRADES}
     if len({text_hash(text) for text in found.values()}) < len(found):
         raise Unreadable("two grades have the same passage")
-    asked = f" {' '.join(words(query))} "
+    asked = words(query)
+    whole = f" {' '.join(asked)} "
     for grade, text in found.items():
         if not any(c.isalnum() for c in text):
             raise Unreadable(f"a passage has no word: grade {grade}")
         if _GRADE_NAMED.search(text):
             raise Unreadable(f"a passage names its grade: grade {grade}")
-        if asked.count(" ") >= 4 and asked in f" {' '.join(words(text))} ":
+        if count_words(asked) >= 3 and whole in f" {' '.join(words(text))} ":
             raise Unreadable(f"a passage repeats the query: grade {grade}")
     return found
 

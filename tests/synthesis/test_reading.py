@@ -82,6 +82,13 @@ def test_fewer_than_six_words_in_a_row_are_no_copy_but_a_whole_document_is() -> 
     assert is_copy("le thé dès l'été près des forêts", nfd)
 
 
+def test_a_copy_is_seen_where_no_space_parts_words() -> None:
+    document = "茶是用茶树的干叶冲泡而成的饮料、最早在中国饮用。"
+    assert is_copy("用茶树的干叶冲泡而成的饮料", document)
+    assert not is_copy("茶树的干叶", document)
+    assert not is_copy("用茶树的鲜叶冲泡而成的饮料", document)
+
+
 def passages(**changes: str) -> str:
     found = {
         "grade_3": "Steep the leaves in hot water for three minutes.",
@@ -118,6 +125,13 @@ def test_every_grade_has_its_passage() -> None:
 def test_passages_that_break_a_rule_are_none(response: str, reason: str) -> None:
     with pytest.raises(Unreadable, match=f"^{reason}"):
         read_passages(response, "how do I brew black tea")
+
+
+def test_a_short_query_may_stand_in_a_passage_where_no_space_parts_words() -> None:
+    said = passages(grade_3="北京历史很长、有三千年。")
+    assert read_passages(said, "北京历史")[3] == "北京历史很长、有三千年。"
+    with pytest.raises(Unreadable, match="repeats the query"):
+        read_passages(said, "北京历史很长、有三千年")
 
 
 def test_a_comparison_is_one_of_two_words() -> None:
