@@ -25,7 +25,7 @@ _HEAD_SENTENCES = 8
 _BULLET = re.compile(r"^(?:[*+•-]|\d+[.)])\s+")
 _CALL = re.compile(r"^[\w.]+\s?\([^()]*(?:\([^()]*\)[^()]*)*\)\s*(?:->|--|:|—)?\s*")
 _RESULT = re.compile(r"^[^.]{0,60}?\s--\s+")
-_END = re.compile(r"(?<=[.!?])\s+(?=[\"'(`*]?[A-Z0-9])|(?<=[\u0964\u3002\uff01\uff1f])")
+_END = re.compile(r"(?<=[.!?\u061f\u06d4])\s+(?=[\"'(`*]?([^\W_]))|(?<=[\u0964\u3002\uff01\uff1f])")
 _ASIDE = re.compile(
     r"(?i)(?:changed|new|added|deprecated|removed)\b.{0,12}\b(?:version|since)\b|see\b|note\b|"
     r"for example|e\.g\.|example|usage|warning|deprecated|copyright"
@@ -95,13 +95,23 @@ def sentences(document: Document, min_words: int) -> Iterator[str]:
     """The first sentences of a document that can stand alone, cleaned, in order, each once."""
     seen = {text_hash(document.title)}
     for paragraph in _paragraphs(document.text[:_HEAD_CHARACTERS]):
-        for raw in _END.split(paragraph):
+        for raw in _apart(paragraph):
             sentence = _without_name(_plain(raw), document.doc_id)
             if _stands(sentence, min_words) and (key := text_hash(sentence)) not in seen:
                 seen.add(key)
                 yield sentence
                 if len(seen) > _HEAD_SENTENCES:
                     return
+
+
+def _apart(paragraph: str) -> Iterator[str]:
+    """Its sentences. After a full stop a small letter goes on; a script may have none."""
+    start = 0
+    for end in _END.finditer(paragraph):
+        if not (end[1] or "").islower():
+            yield paragraph[start : end.start()]
+            start = end.end()
+    yield paragraph[start:]
 
 
 def _paragraphs(text: str) -> Iterator[str]:

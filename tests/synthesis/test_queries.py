@@ -64,6 +64,29 @@ def test_vowel_signs_are_letters_and_a_danda_ends_a_sentence() -> None:
     assert list(found) == ["पानी सौ डिग्री पर उबलता है", "चाय की पत्ती असम में उगाई जाती है"]
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (
+            "Ist das ein Test von uns? Österreich liegt bzw. ruht mitten in Europa.",
+            ["Ist das ein Test von uns?", "Österreich liegt bzw. ruht mitten in Europa"],
+        ),
+        (
+            "Москва является столицей большой страны, ул. длинные. Она стоит на длинной улице.",
+            ["Москва является столицей большой страны, ул. длинные", "Она стоит на длинной улице"],
+        ),
+        (
+            "서울은 대한민국의 큰 수도이다. 한강을 끼고 사람이 산다.",
+            ["서울은 대한민국의 큰 수도이다", "한강을 끼고 사람이 산다"],
+        ),
+    ],
+)
+def test_a_sentence_begins_with_a_capital_or_in_a_script_without(
+    text: str, found: list[str]
+) -> None:
+    assert list(sentences(Document("d", "", text), 4)) == found
+
+
 def test_a_script_without_spaces_has_sentences_too() -> None:
     text = "北京是中国的首都、也是政治中心。人很多。每年有许多游客来这里参观博物馆。"
     document = Document("d", "", text)
