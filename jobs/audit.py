@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 TRAIN = "train"
 
+_COLUMNS, _RANGES = 10, 5
+"""A scale of more grades than the first is shown in so many ranges."""
+
 
 def audit(
     corpus: Artifact,
@@ -326,10 +329,16 @@ def _grade_table(grades: Mapping[str, Any]) -> "Table":
         None: "grades: not counted, the judges are on several scales and no grade is given",
     }
     scale = [f"{value:g}" for value in grades["scale"]]
-    table = Table("judgments by", *scale, title=titles[grades.get("scale_of", "judgments")])
+    # The steps of one from 0 to 100 are more than a console has columns.
+    size = 1 if len(scale) <= _COLUMNS else -(-len(scale) // _RANGES)
+    starts = range(0, len(scale), size)
+    ranges = [dict.fromkeys((scale[n], scale[n : n + size][-1])) for n in starts]
+    names = [" to ".join(ends) for ends in ranges]
+    table = Table("judgments by", *names, title=titles[grades.get("scale_of", "judgments")])
     for by in ("judge", "source"):
         for name, counts in grades.get(by, {}).items():
-            table.add_row(f"{by} {name[:16]}", *(f"{count:,}" for count in counts))
+            of_ranges = (f"{sum(counts[n : n + size]):,}" for n in starts)
+            table.add_row(f"{by} {name[:16]}", *of_ranges)
     return table
 
 

@@ -13,7 +13,7 @@ from bixse.artifacts import Artifact
 from bixse.candidates.settings import Stratified
 from bixse.judging.settings import Audit
 from bixse.records import DOCUMENTS, PAIRS, Pair
-from jobs.audit import audit
+from jobs.audit import audit, tables
 from jobs.calibration import refuse_in_sample
 from jobs.cascade import merge
 from jobs.ingest import ingest
@@ -249,6 +249,19 @@ def test_written_documents_are_known_though_the_corpus_lacks_them(
     made = audit(*given, Audit(), 0.5, str(tmp_path / "audit"), documents)
     assert made.manifest.extra["checks"]["judgments of an unknown document"] == 0
     assert made.manifest.inputs["documents"] == documents.fingerprint
+
+
+def test_grades_of_a_long_scale_are_shown_in_ranges(data: Path, tmp_path: Path) -> None:
+    line = ["bixse", "--data", str(data), "--out", str(tmp_path), "--audit.bootstrap", "20"]
+    main("audit", [*line, "--ingest.grade-max", "100"])
+    found = Artifact.open(str(tmp_path / "audit"), "audit")
+    (grades,) = (shown for shown in tables(found) if shown.title == "grades")
+    assert [column.header for column in grades.columns] == [
+        "judgments by", "0 to 20", "21 to 41", "42 to 62", "63 to 83", "84 to 100",
+    ]  # fmt: skip
+    assert [list(column.cells) for column in grades.columns] == [
+        ["judge given"], ["48"], ["0"], ["0"], ["0"], ["0"],
+    ]  # fmt: skip
 
 
 def contrasted(data: Path, out: Path) -> Artifact:
