@@ -300,4 +300,7 @@ def test_the_real_engine_answers_in_the_form_of_the_schema(tiny_llm: str) -> Non
     assert len({completion.text for completion in ended}) == len(ended)
     assert [c.text for c in writer(chats[:12], list(range(12)))] == [c.text for c in found[:12]]
     assert writer([], []) == []
+    # More than the engine reads at a step, which on a CPU is 4,096 tokens.
+    many = [[{"role": "user", "content": f"{n} " + "tea leaf " * 40}] for n in range(60)]
+    assert not any("too long" in completion.problem for completion in writer(many, range(60)))
     assert writer.cut("tea leaf water " * 400) != "tea leaf water " * 400
