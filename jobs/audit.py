@@ -14,6 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 TRAIN = "train"
 
+_COLUMNS, _RANGES = 10, 5
+"""A scale of more grades than the first is shown in so many ranges."""
+
 
 def audit(
     corpus: Artifact,
@@ -47,14 +51,16 @@ def audit(
     settings: Audit,
     relevant_from: float,
     out: str,
+    documents: Artifact | None = None,
 ) -> Artifact:
-    """The audit of `judgments`; `pairs` are those that were judged, where candidates were drawn.
+    """The audit of `judgments`; `pairs` are those that were judged, where candidates were drawn,
+    `documents` those that were written and judged beside the corpus.
 
     Raises ValueError when the map is of another judge or scale, and when `rejudged` shares no pair
     with the judgments or is on another scale.
     """
     given = {"corpus": corpus, "qrels": qrels, "judgments": judgments, "pairs": pairs}
-    given |= {"rejudged": rejudged, "calibration": calibration}
+    given |= {"rejudged": rejudged, "calibration": calibration, "documents": documents}
     given |= {f"queries-{n}": artifact for n, artifact in enumerate(queries)}
     read = {name: artifact for name, artifact in given.items() if artifact is not None}
     inputs = fingerprints(**read)
@@ -65,7 +71,8 @@ def audit(
         return draft
     table = judgments.table(JUDGMENTS.names)
     texts = [row for artifact in queries for row in artifact.rows("query_id", "text")]
-    hashes, lengths = _documents(corpus, set(table["doc_id"].to_pylist()))
+    both = [corpus] if documents is None else [corpus, documents]
+    hashes, lengths = _documents(both, set(table["doc_id"].to_pylist()))
     limit = settings.examples
     report = {
         "judgments": _described(judgments, table),
@@ -96,12 +103,13 @@ def audit(
     return draft.finish(rows=table.num_rows, extra={"checks": checks(json.loads(found))})
 
 
-def _documents(corpus: Artifact, judged: set[str]) -> tuple[pa.Table, dict[str, int]]:
+def _documents(parts: Sequence[Artifact], judged: set[str]) -> tuple[pa.Table, dict[str, int]]:
     """(doc_id, hash) of every document, and the characters of the judged ones."""
     doc_ids, hashes, lengths = [], [], {}
-    with progress("audit", corpus.manifest.rows) as advance:
-        for batch in corpus.batches(["doc_id", "title", "text"]):
-            rows = (batch[name].to_pylist() for name in ("doc_id", "title", "text"))
+    columns = ["doc_id", "title", "text"]
+    with progress("audit", sum(part.manifest.rows for part in parts)) as advance:
+        for batch in chain.from_iterable(part.batches(columns) for part in parts):
+            rows = (batch[name].to_pylist() for name in columns)
             found = []
             for doc_id, title, text in zip(*rows, strict=True):
                 whole = document_text(title, text)
@@ -321,10 +329,16 @@ def _grade_table(grades: Mapping[str, Any]) -> "Table":
         None: "grades: not counted, the judges are on several scales and no grade is given",
     }
     scale = [f"{value:g}" for value in grades["scale"]]
-    table = Table("judgments by", *scale, title=titles[grades.get("scale_of", "judgments")])
+    # The steps of one from 0 to 100 are more than a console has columns.
+    size = 1 if len(scale) <= _COLUMNS else -(-len(scale) // _RANGES)
+    starts = range(0, len(scale), size)
+    ranges = [dict.fromkeys((scale[n], scale[n : n + size][-1])) for n in starts]
+    names = [" to ".join(ends) for ends in ranges]
+    table = Table("judgments by", *names, title=titles[grades.get("scale_of", "judgments")])
     for by in ("judge", "source"):
         for name, counts in grades.get(by, {}).items():
-            table.add_row(f"{by} {name[:16]}", *(f"{count:,}" for count in counts))
+            of_ranges = (f"{sum(counts[n : n + size]):,}" for n in starts)
+            table.add_row(f"{by} {name[:16]}", *of_ranges)
     return table
 
 

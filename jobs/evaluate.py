@@ -41,6 +41,7 @@ from bixse.training.seen import CURVE, DEV_CURVE
 from jobs.held_out import kept_apart
 from jobs.measuring import DEV, chosen_on
 from jobs.parts import progress
+from jobs.qrels import why_rejected
 from jobs.rankings import (
     Encoders,
     after_feedback,
@@ -124,6 +125,11 @@ def evaluate(
         },
         "n_documents": corpus.manifest.rows,
         "n_judgments": sum(map(len, judged.values())),
+        # Of a document that is no longer there, for one: nobody can find it, nor be measured by it.
+        "qrels": {
+            "rejected": qrels.manifest.rejected,
+            "rejected_for": qrels.manifest.extra.get("rejected_for", {}),
+        },
         "seconds": dict(seconds),
         "config": config,
         "fingerprints": inputs,
@@ -173,10 +179,12 @@ def table(report: Artifact) -> "Table":
 
     found = json.loads(report.place.read("report.json"))
     measures = [name for name in found["ci95"] if name not in _ON_THE_PAGE_ONLY]
+    # An older report says neither this nor what it was chosen on.
+    rejected = found.get("qrels", {}).get("rejected")
     shown = Table(
         title=f"{found['recipe']}, {found['split']} split: {found['n_queries']:,} queries, "
         f"{found['n_documents']:,} documents (95 % intervals)"
-        # An older report does not say.
+        + (f"; {rejected:,} lines of the qrels were rejected" if rejected else "")
         + (FLATTERED if found.get("chosen_on_split") else ""),
         box=box.SIMPLE_HEAD,
         show_edge=False,
@@ -227,7 +235,7 @@ def judged_documents(qrels: Artifact, split: str) -> dict[str, dict[str, float]]
             judged.setdefault(query_id, {})[doc_id] = value
     if not judged:
         there = f"there are {', '.join(sorted(splits))}" if splits else "there are none at all"
-        raise ValueError(f"no judgments for split {split}: {there}")
+        raise ValueError(f"no judgments for split {split}: {there}{why_rejected(qrels)}")
     return dict(sorted(judged.items()))
 
 

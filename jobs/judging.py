@@ -315,5 +315,6 @@ def audited(pipeline: "Pipeline") -> "Artifact":
             settings,
             recipe.evaluation.relevant_from,
             pipeline.path("audit"),
+            None if brought else pipeline.documents(),
         ),
     )

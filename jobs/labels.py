@@ -46,7 +46,7 @@ def label(queries: Artifact | None, documents: Artifact | None, out: str) -> Art
     if not artifact.manifest.rows:
         raise ValueError(
             f"no written text is left to train on: {artifact.url} has {artifact.manifest.rejected} "
-            f"rejections, see rejected/ there ({_why(artifact)})"
+            f"rejections, see rejected/ there ({commonest_rejection(artifact)})"
         )
     draft = begin(
         out, "judgments", config={"judge": "written"}, inputs=fingerprints(written=artifact)
@@ -261,7 +261,7 @@ def _judge(artifact: Artifact) -> str:
     return f"written:{artifact.manifest.extra.get('generator', artifact.manifest.kind)}"
 
 
-def _why(artifact: Artifact) -> str:
+def commonest_rejection(artifact: Artifact) -> str:
     """The commonest reason of its rejections."""
     rejected = artifact.rejected()
     reasons = [] if rejected is None else rejected["reason"].to_pylist()

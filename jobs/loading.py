@@ -42,6 +42,10 @@ def load_llm(settings: Pointwise | CrossEncoder | Generator, wanted_by: str, **m
     cpu = current_platform.is_cpu()
     if cpu:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(CPU_KV_CACHE_GIB))
+    if cpu and isinstance(settings, Generator):
+        # Of a prompt that is read in pieces vLLM 0.29 turns the random numbers back, which a CPU's
+        # cannot be: prompts of more than 4,096 tokens together ended the job.
+        more["enable_chunked_prefill"] = False
     try:
         return LLM(
             model=settings.model,

@@ -18,6 +18,7 @@ from bixse.records import PAIRS, Hit, Pair, document_text, ids_hash, text_hash
 from bixse.retrieval.exact import refuse_other_encoder, search_exact
 from bixse.retrieval.lexical import LexicalIndex
 from bixse.retrieval.settings import Lexical
+from jobs.labels import commonest_rejection
 from jobs.parts import part_rows, progress, rows_of
 
 PART_QUERIES = 1000
@@ -58,7 +59,8 @@ def pair(
     ]
     if not rows:
         raise ValueError(
-            "no query to train on: put queries beside the corpus, or choose the recipe bixse_cloze"
+            f"no query to train on{_why_none(queries)}: put queries of the train split beside the "
+            "corpus, or choose a recipe that makes some (bixse_cloze)"
         )
     asked = {row["query_id"]: row["text"] for row in rows}
     source = _Candidates(corpus, embeddings, encoder, pools, lexical, asked)
@@ -81,6 +83,19 @@ def pair(
             "--candidates.dense or --candidates.random, or another --lexical.language"
         )
     return draft.finish(extra={"queries": len(rows)})
+
+
+def _why_none(queries: Sequence[Artifact]) -> str:
+    """What became of the queries, where none is left to train on."""
+    held_out = sum(artifact.manifest.rows for artifact in queries)
+    why = [f"{held_out} are of dev or test, or have the text of one"] if held_out else []
+    why += [
+        f"{artifact.manifest.rejected} were rejected, see {artifact.url}/rejected "
+        f"({commonest_rejection(artifact)})"
+        for artifact in queries
+        if artifact.manifest.rejected
+    ]
+    return f", since {' and '.join(why)}" if why else ""
 
 
 class _Candidates:

@@ -18,6 +18,7 @@ interrupted adds up what all its sessions took.
 import json
 import os
 import sys
+import traceback
 import uuid
 import warnings
 from collections import Counter
@@ -168,9 +169,9 @@ def run_units(
     called so must bear it. `note` is what the progress line says beside rate and time left.
     Returns how many units were left `Unfinished`.
 
-    Raises ValueError as `refuse_unmet`, RuntimeError when a part does not account for every row of
-    its unit, or workers keep dying, and whatever `work` raises: a stage fails loudly and a rerun
-    goes on from the finished parts.
+    Raises ValueError as `refuse_unmet` and where `work` raised one, RuntimeError when `work` raised
+    something else, a part does not account for every row of its unit, or workers keep dying: a
+    stage fails loudly and a rerun goes on from the finished parts.
     """
     done = draft.parts_done()
     todo = [unit for unit in units if unit.number not in done]
@@ -189,6 +190,10 @@ def run_units(
             for result in _results(todo, writer, actors, cpus, gpus, in_flight):
                 if result["refusal"]:
                     raise ValueError(result["refusal"])
+                if result["failure"]:
+                    print(result["failure"], file=sys.stderr)
+                    what = result["failure"].strip().splitlines()[-1]
+                    raise RuntimeError(f"{label} failed: {what}")
                 if result["unfinished"]:
                     unfinished += 1
                     continue
@@ -299,6 +304,9 @@ class _PartWriter:
         except (ValueError, OSError) as error:
             # Ray Data keeps no cause: the sentence for the user travels as a value.
             return _result(unit, 0, 0, refusal=str(error))
+        except Exception:  # noqa: BLE001
+            # Nor does it keep what a bug of ours, or an engine that has no room, has said.
+            return _result(unit, 0, 0, failure=traceback.format_exc())
         return _result(unit, table.num_rows, len(rejections))
 
     def _count(self, name: str, took: Counts) -> None:
@@ -345,10 +353,16 @@ def usage(draft: Draft) -> Counter[str]:
 
 
 def _result(
-    unit: Unit, rows: int, rejected: int, *, refusal: str = "", unfinished: bool = False
+    unit: Unit,
+    rows: int,
+    rejected: int,
+    *,
+    refusal: str = "",
+    failure: str = "",
+    unfinished: bool = False,
 ) -> dict[str, list[Any]]:
     counts = {"number": unit.number, "rows_in": unit.rows, "rows": rows, "rejected": rejected}
-    said = {**counts, "refusal": refusal, "unfinished": unfinished}
+    said = {**counts, "refusal": refusal, "failure": failure, "unfinished": unfinished}
     return {name: [value] for name, value in said.items()}
 
 

@@ -272,6 +272,7 @@ class Pipeline:
 
         data, recipe = self.data(), self.recipe
         judged_documents(data.qrels, self.run.split)  # First: without any, nothing is embedded.
+        self.refuse_trained_split()
         reranker: tuple[str, int] | None = None
         systems = {"base": (self.start, self.embeddings("base", self.start))}
         if recipe.reranking is not None:
@@ -298,6 +299,19 @@ class Pipeline:
                 reranker=reranker,
             ),
         )
+
+    def refuse_trained_split(self) -> None:
+        """Raises ValueError when the queries to evaluate are those that this run trains on: the
+        report would be refused for it, after the training."""
+        learnt = self.recipe.judging.judge not in ("given", "written", "neighbours")
+        learnt |= getattr(self.recipe.synthesis, "with_given", False)
+        if self.run.encoder is not None or self.run.split != "train" or not learnt:
+            return
+        if self.data().qrels.manifest.extra["splits"].get("train"):
+            raise ValueError(
+                "--split train evaluates on the queries that are trained on here: name dev or "
+                "test, or with --encoder the encoder to measure"
+            )
 
     def index(self) -> "Artifact":
         from jobs.index import index

@@ -183,6 +183,7 @@ def _index(pipeline: Pipeline) -> dict[str, Any]:
 
 
 def _pipeline(pipeline: Pipeline) -> dict[str, Any]:
+    pipeline.refuse_trained_split()
     if pipeline.recipe.reranking is not None:
         return _reranking(pipeline, pipeline.recipe.reranking)
     encoder = pipeline.encoder()

@@ -28,10 +28,12 @@ from bixse.synthesis.requests import (
 from bixse.synthesis.settings import (
     AsksDocuments,
     FewShot,
+    Generator,
     GradedDocuments,
     GradedQueries,
     Styled,
 )
+from bixse.synthesis.tokens import ChatTokenizer
 from bixse.synthesis.writing import (
     query_chat,
     write_documents,
@@ -51,6 +53,9 @@ from jobs.texts import DocumentTexts
 
 TRAIN = "train"
 
+_LEAST_SHOWN = 16
+"""Tokens of an example's document: of less it cannot be told what its query asks for (ours)."""
+
 _ELSEWHERE = {"near_duplicate", "round_trip", "tolerance", "log_queries", "with_given"}
 """Settings that shape what is made before the texts, or of them."""
 
@@ -68,11 +73,11 @@ def ask_documents(
     """Queries written for drawn documents of the corpus, each with its `seed_doc_id`.
 
     Examples come from the train split of `qrels`, none of a query of `skip_query_ids`. Raises
-    ValueError when few-shot writing has no given pair to show, or as `pin_generator`.
+    ValueError when few-shot writing has no given pair to show, or as `_fitted` and `pin_generator`.
     """
     generator, name = pin_generator(settings.generator, placement)
     pairs = _given_pairs(qrels, settings, skip_query_ids)
-    examples = _examples(pairs, given, corpus)
+    examples = _fitted(_examples(pairs, given, corpus), settings, generator)
     schema = WrittenQuery.model_json_schema()
     shown = query_prompt_hash(settings, examples)
     draft = begin(
@@ -162,8 +167,8 @@ class QueryUnit:
     ) -> None:
         self._texts = DocumentTexts(corpus)
         self._settings = settings
+        self._examples = examples
         self._writer = writer(settings.generator, schema)
-        self._examples = [replace(e, document=self._writer.cut(e.document)) for e in examples]
 
     def __call__(self, rows: pa.Table) -> tuple[pa.Table, list[Rejection]]:
         requests = [Request(**row) for row in rows.to_pylist()]
@@ -237,6 +242,33 @@ def _examples(pairs: Sequence[GivenPair], given: Artifact, corpus: Artifact) -> 
         example_of(pair, queries[pair.query_id], document)
         for pair, document in zip(pairs, documents, strict=True)
     ]
+
+
+def _fitted(
+    examples: Sequence[Example], settings: AsksDocuments, generator: Generator
+) -> Sequence[Example]:
+    """The examples, their documents cut to what leaves room for the document that is asked about:
+    eight of its length do not.
+
+    Raises ValueError when they are too long without their documents.
+    """
+    if not examples:
+        return examples
+    tokens, room = ChatTokenizer.load(generator), generator.max_model_len - generator.max_tokens
+    room -= generator.document_tokens or room // 2
+    longest = generator.document_tokens or room
+    request = Request("", target_grade=GRADES[0])
+    while longest >= _LEAST_SHOWN:
+        shown = [replace(e, document=tokens.cut(e.document, longest)) for e in examples]
+        (prompt,) = tokens.encode([query_chat(settings, request, shown, "")])
+        if len(prompt) <= room:
+            return shown
+        longest //= 2
+    raise ValueError(
+        f"{len(examples)} given pairs and a document are more than "
+        f"{generator.max_model_len - generator.max_tokens} tokens: lower --synthesis.examples or "
+        "--synthesis.generator.document-tokens, or raise --synthesis.generator.max-model-len"
+    )
 
 
 def _config(settings: AsksDocuments | GradedDocuments, generator: bool = True) -> dict[str, Any]:

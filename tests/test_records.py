@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bixse.records import document_text, split_of, text_hash, words
+from bixse.records import count_words, document_text, split_of, text_hash, words
 
 
 def test_text_hash_folds_case_space_and_unicode_form() -> None:
@@ -27,6 +27,12 @@ def test_a_mark_beside_a_letter_parts_no_word() -> None:
     assert words("Tea, x=1.5; a_b DON'T") == ["tea", "x", "1", "5", "a_b", "don", "t"]
     assert words("पानी कैसे उबलता है।") == ["पानी", "कैसे", "उबलता", "है"]
     assert words("l'e\u0301te\u0301") == words("L'\u00c9T\u00c9") == ["l", "\u00e9t\u00e9"]
+
+
+def test_two_characters_side_by_side_are_a_word_where_no_space_parts_words() -> None:
+    assert words("深度学习 model、天气A茶") == ["深度", "度学", "学习", "model", "天气", "a茶"]
+    assert words("ชาร้อน") == ["ชา", "าร", "ร้", "้อ", "อน"]
+    assert count_words(words("深度学习的模型 is new")) == 5.0
 
 
 def test_document_text_is_beirs() -> None:

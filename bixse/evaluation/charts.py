@@ -6,6 +6,8 @@ from html import escape
 
 _WIDTH, _WIDE = 640, 960
 _LABEL = 76
+_CHARACTER = 8
+"""About as wide as one of a system's name: a longer name takes room from the chart."""
 _RIGHT = 56
 
 
@@ -16,10 +18,11 @@ def dots(
     row, top = 34, 8
     height = top + row * len(means) + 26
     limit = _round_up(max(high for _, high in intervals.values()))
-    span = _WIDTH - _LABEL - _RIGHT
+    label = max(_LABEL, 10 + _CHARACTER * max(map(len, means)))
+    span = _WIDTH - label - _RIGHT
 
     def x(value: float) -> float:
-        return _LABEL + span * value / limit
+        return label + span * value / limit
 
     drawn = []
     for tick in _ticks(limit):
@@ -29,7 +32,7 @@ def dots(
         y = top + row * (number + 0.5)
         low, high = intervals[system]
         colour = colours[system]
-        drawn.append(_text(_LABEL - 10, y + 5, system, "name", "end"))
+        drawn.append(_text(label - 10, y + 5, system, "name", "end"))
         drawn.append(
             f'<rect x="{x(low):.1f}" y="{y - 5:.1f}" width="{max(x(high) - x(low), 1):.1f}" '
             f'height="10" rx="5" fill="{colour}" opacity=".28"/>'

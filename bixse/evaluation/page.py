@@ -211,10 +211,21 @@ def _method(report: Mapping[str, Any]) -> str:
         "Documents without a judgment have gain 0; Judged@10 is the share of the first ten that "
         f"have one (unjudged: {escape(unjudged)}).</p>"
         f"<p>Every judged query counts. {empty['no_gain']:,} have no document with a gain and "
-        f"{empty['none_relevant']:,} none that is relevant: they count 0 for every system.{own}</p>"
+        f"{empty['none_relevant']:,} none that is relevant: they count 0 for every system.{own}"
+        f"{_rejected(report.get('qrels', {}))}</p>"
         f"<p>Intervals: percentile bootstrap over queries, {settings['bootstrap']:,} resamples, "
         "the same ones for all systems. p: paired randomisation test, two-sided, not corrected "
         "for the number of comparisons.</p>"
+    )
+
+
+def _rejected(qrels: Mapping[str, Any]) -> str:
+    if not qrels.get("rejected"):
+        return ""
+    reasons = ", ".join(f"{why} ({count:,})" for why, count in qrels["rejected_for"].items())
+    return (
+        f" {qrels['rejected']:,} lines of the qrels, of all splits, were rejected and measure "
+        f"nothing: {escape(reasons)}."
     )
 
 

@@ -24,15 +24,16 @@ MAIN = "ndcg@10"
 RERANKED = "+reranker"
 HYBRID = "+bm25"
 FEEDBACK = "+feedback"
+# What was trained comes first: the page begins with the first pair that there is.
 COMPARED = (
     ("trained", "base"),
     ("trained", "bm25"),
+    (f"base{RERANKED}", "base"),
+    (f"bm25{RERANKED}", "bm25"),
     (f"trained{HYBRID}", "trained"),
     (f"base{HYBRID}", "base"),
     (f"trained{FEEDBACK}", "trained"),
     (f"base{FEEDBACK}", "base"),
-    (f"base{RERANKED}", "base"),
-    (f"bm25{RERANKED}", "bm25"),
     ("base", "bm25"),
 )
 

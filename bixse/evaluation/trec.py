@@ -82,10 +82,13 @@ def read_qrels(data: bytes) -> dict[str, dict[str, float]]:
 
 
 def gains_on_scale(qrels: Qrels, scale: tuple[float, ...]) -> Mapping[str, Mapping[str, float]]:
-    """Relevance as grade above the minimum of its scale: whole again where the grades were."""
+    """Relevance as grade above the minimum of its scale: whole again where the grades were.
+
+    In the six digits that are sure of float32, whatever the width of the scale.
+    """
     width = scale[-1] - scale[0]
     return {
-        query_id: {doc_id: round(value * width, 6) for doc_id, value in judged.items()}
+        query_id: {doc_id: float(f"{value * width:.6g}") for doc_id, value in judged.items()}
         for query_id, judged in qrels.items()
     }
 

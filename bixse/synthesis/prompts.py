@@ -57,7 +57,9 @@ TASKS: dict[TaskName, Task] = {
     ),
     "counterargument": Task(
         source="ArguAna, as Promptagator reads it",
-        instruction="Write an argument that the passage is the best counterargument to.",
+        # Longer ones would be cut off.
+        instruction="Write an argument of two or three sentences that the passage is the best "
+        "counterargument to.",
         document="Counterargument",
         query="Argument",
     ),

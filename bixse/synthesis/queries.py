@@ -15,7 +15,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
-from bixse.records import Document, Query, Rejection, text_hash
+from bixse.records import UNSPACED, Document, Query, Rejection, text_hash
 from bixse.synthesis.settings import Cloze
 
 # What is said of a document stands at its head: no more is looked at, whatever its length.
@@ -25,7 +25,7 @@ _HEAD_SENTENCES = 8
 _BULLET = re.compile(r"^(?:[*+•-]|\d+[.)])\s+")
 _CALL = re.compile(r"^[\w.]+\s?\([^()]*(?:\([^()]*\)[^()]*)*\)\s*(?:->|--|:|—)?\s*")
 _RESULT = re.compile(r"^[^.]{0,60}?\s--\s+")
-_END = re.compile(r"(?<=[.!?])\s+(?=[\"'(`*]?[A-Z0-9])|(?<=[\u0964\u3002\uff01\uff1f])")
+_END = re.compile(r"(?<=[.!?\u061f\u06d4])\s+(?=[\"'(`*]?([^\W_]))|(?<=[\u0964\u3002\uff01\uff1f])")
 _ASIDE = re.compile(
     r"(?i)(?:changed|new|added|deprecated|removed)\b.{0,12}\b(?:version|since)\b|see\b|note\b|"
     r"for example|e\.g\.|example|usage|warning|deprecated|copyright"
@@ -37,6 +37,8 @@ _MARKUP = (
     (re.compile(r"(?<=\w)\(\)"), ""),
     (re.compile(r"\s+"), " "),
 )
+# Of a script that puts no space between words two characters are about a word.
+_WORD = re.compile(rf"[{UNSPACED}]{{1,2}}|[^\s{UNSPACED}]+")
 _TRUE_IF = re.compile(r"(?i)returns? true (?:if|iff|when)\b")
 _ORDER = re.compile(r"([A-Za-z]+)\s+(?=\w)")
 _VERBS = """
@@ -78,23 +80,38 @@ def cloze(document: Document, settings: Cloze) -> Query | Rejection:
     text = _asked(sentence) if chances[16] % 2 else sentence
     return Query(
         query_id=f"cloze:{document.doc_id}",
-        text=" ".join(text.split()[: settings.max_words]),
+        text=_first_words(text, settings.max_words),
         origin="synthetic",
         seed_doc_id=document.doc_id,
     )
+
+
+def _first_words(text: str, count: int) -> str:
+    found = list(_WORD.finditer(text))
+    return text if len(found) <= count else text[: found[count - 1].end()]
 
 
 def sentences(document: Document, min_words: int) -> Iterator[str]:
     """The first sentences of a document that can stand alone, cleaned, in order, each once."""
     seen = {text_hash(document.title)}
     for paragraph in _paragraphs(document.text[:_HEAD_CHARACTERS]):
-        for raw in _END.split(paragraph):
+        for raw in _apart(paragraph):
             sentence = _without_name(_plain(raw), document.doc_id)
             if _stands(sentence, min_words) and (key := text_hash(sentence)) not in seen:
                 seen.add(key)
                 yield sentence
                 if len(seen) > _HEAD_SENTENCES:
                     return
+
+
+def _apart(paragraph: str) -> Iterator[str]:
+    """Its sentences. After a full stop a small letter goes on; a script may have none."""
+    start = 0
+    for end in _END.finditer(paragraph):
+        if not (end[1] or "").islower():
+            yield paragraph[start : end.start()]
+            start = end.end()
+    yield paragraph[start:]
 
 
 def _paragraphs(text: str) -> Iterator[str]:
@@ -125,12 +142,14 @@ def _without_call(paragraph: str) -> str:
 def _plain(sentence: str) -> str:
     for pattern, replacement in _MARKUP:
         sentence = pattern.sub(replacement, sentence)
-    return sentence.strip(" \t.,:;!-—()[]{}'\u0964\u3002")
+    return sentence.strip(" \t.,:;!-—()[]{}'\u0964\u3002\uff01")
 
 
 def _without_name(sentence: str, doc_id: str) -> str:
     """The sentence without the name it is filed under, where that is a name and not a word."""
     own = doc_id.partition(":")[2] or doc_id
+    if not any(c.isalpha() for c in own):
+        return sentence  # A number counts other things too.
     last = own.rpartition(".")[2]
     names = {own} if "." in own else set()
     if re.search(r"[_\d]|[a-z][A-Z]", last):
@@ -144,7 +163,7 @@ def _without_name(sentence: str, doc_id: str) -> str:
 
 def _stands(sentence: str, min_words: int) -> bool:
     """Whether it reads as a sentence of words, and as more than an aside or a line of grammar."""
-    words = sum(1 for word in sentence.split() if any(c.isalpha() for c in word))
+    words = sum(1 for word in _WORD.findall(sentence) if any(c.isalpha() for c in word))
     letters = sum(1 for c in sentence if _is_letter(c) or c.isspace() or not c.isprintable())
     return (
         words >= min_words

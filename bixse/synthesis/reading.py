@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from bixse.records import text_hash, words
+from bixse.records import count_words, text_hash, words
 from bixse.synthesis.prompts import WRITTEN, key_of
 
 MAX_QUERY_CHARACTERS = 400
@@ -45,8 +45,8 @@ WrittenPassages = create_model(
 
 # What models put before the words of the query though nobody asked for it.
 _PREFIX = re.compile(
-    r"(?i)^(?:\W*(?:search )?(?:query|question|claim|title|keywords|argument)\s*:|"
-    r"(?:[-*•]|\d+[.)])\s)"
+    r"(?i)^(?:\W*(?:search )?(?:query|question|claim|title|keywords|argument)\s*[:\uff1a]\**|"
+    r"(?:[-*•]|\d{1,2}[.)])\s)"
 )
 _QUOTES = "\"'`\u201c\u201d\u2018\u2019\u00ab\u00bb"
 _GRADE_NAMED = re.compile(
@@ -58,17 +58,27 @@ _GRADE_NAMED = re.compile(
 def read_query(response: str, document: str) -> str:
     """The query of an answer, freed of prefixes and quotes.
 
-    Raises Unreadable when the answer is not the JSON that was asked for, when nothing with a letter
-    or digit is left, or when the query is a copy of `document` or of a stretch of it.
+    Raises Unreadable when the answer is not the JSON that was asked for or was cut off, when
+    nothing with a letter or digit is left, or when the query is a copy of `document` or of a
+    stretch of it.
     """
     text = _read(WrittenQuery, response).query
+    _refuse_cut("the query", text, MAX_QUERY_CHARACTERS)
     text = " ".join(text.split())
-    text = _unquoted(_PREFIX.sub("", text, count=1).strip())
+    while (freed := _PREFIX.sub("", _unquoted(text)).strip()) != text:
+        text = freed
     if not any(c.isalnum() for c in text):
         raise Unreadable("the query has no word")
     if is_copy(text, document):
         raise Unreadable("the query is copied from the document")
     return text
+
+
+def _refuse_cut(what: str, text: str, most: int) -> None:
+    """Raises Unreadable for a text as long as may be: the engine, which holds an answer to the
+    schema, closes a string there and goes on, in the middle of a word or not."""
+    if len(text) >= most:
+        raise Unreadable(f"{what} was cut off: {most} characters")
 
 
 def _unquoted(text: str) -> str:
@@ -86,26 +96,29 @@ def is_copy(query: str, document: str) -> bool:
     asked, said = words(query), words(document)
     if asked == said:
         return True
-    return len(asked) >= COPIED_WORDS and f" {' '.join(asked)} " in f" {' '.join(said)} "
+    return count_words(asked) >= COPIED_WORDS and f" {' '.join(asked)} " in f" {' '.join(said)} "
 
 
 def read_passages(response: str, query: str) -> dict[int, str]:
     """grade -> passage, every grade of `WRITTEN` once.
 
-    Raises Unreadable when the answer is not the JSON that was asked for, or when a passage is
-    empty, equals another, holds the whole query or names its grade.
+    Raises Unreadable when the answer is not the JSON that was asked for, or when a passage was cut
+    off, is empty, equals another, holds the whole query or names its grade.
     """
     answer = _read(WrittenPassages, response)
+    for grade in _GRADES:
+        _refuse_cut("a passage", getattr(answer, key_of(grade)), MAX_PASSAGE_CHARACTERS)
     found = {grade: " ".join(getattr(answer, key_of(grade)).split()) for grade in _GRADES}
     if len({text_hash(text) for text in found.values()}) < len(found):
         raise Unreadable("two grades have the same passage")
-    asked = f" {' '.join(words(query))} "
+    asked = words(query)
+    whole = f" {' '.join(asked)} "
     for grade, text in found.items():
         if not any(c.isalnum() for c in text):
             raise Unreadable(f"a passage has no word: grade {grade}")
         if _GRADE_NAMED.search(text):
             raise Unreadable(f"a passage names its grade: grade {grade}")
-        if asked.count(" ") >= 4 and asked in f" {' '.join(words(text))} ":
+        if count_words(asked) >= 3 and whole in f" {' '.join(words(text))} ":
             raise Unreadable(f"a passage repeats the query: grade {grade}")
     return found
 

@@ -70,7 +70,8 @@ class FewShot(Settings):
     task: TaskName = "search"
     """What makes a document relevant to a query here; see `bixse.synthesis.prompts.TASKS`."""
     examples: int = Field(default=8, ge=0, le=16)
-    """Best given pairs shown (train split, one a query and document); the paper has at most 8."""
+    """Best given pairs shown (train split, one a query and document); the paper has at most 8.
+    Their documents are cut to what leaves room for the one that is asked about."""
     documents: int = Field(default=10_000, ge=1)
     """Documents asked, drawn over the corpus by a hash of `doc_id`."""
     queries_per_document: int = Field(default=8, ge=1)

@@ -1,8 +1,12 @@
 """What the page says of a difference."""
 
+import re
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 
+from bixse.evaluation.charts import dots
 from bixse.evaluation.page import page
 from bixse.evaluation.report import Measured, summarise
 from bixse.evaluation.settings import Evaluation
@@ -13,11 +17,13 @@ SETTINGS = Evaluation(bootstrap=1000)
 def headline(*gains: float) -> str:
     """Of an encoder that gains so much over its base on each query."""
     base = np.full(len(gains), 0.4)
-    values = {
-        "base": {"ndcg@10": base},
-        "trained": {"ndcg@10": base + gains},
-    }
-    queries = {f"q{number}": "a query" for number in range(len(gains))}
+    return headline_of({"base": base, "trained": base + gains})
+
+
+def headline_of(ndcg: dict[str, npt.NDArray[np.float64]]) -> str:
+    """Of systems with these nDCGs of each query."""
+    values = {system: {"ndcg@10": found} for system, found in ndcg.items()}
+    queries = {f"q{number}": "a query" for number in range(len(ndcg["base"]))}
     report = {
         "recipe": "a recipe",
         "split": "test",
@@ -47,3 +53,19 @@ def test_a_change_is_proven_where_interval_and_test_agree() -> None:
     assert 'class="bad"' in headline(*[-0.1, -0.2] * 10)
     assert "the interval holds 0, so this is no proof" in headline(*[-0.1, 0.1] * 10)
     assert "no proof" not in headline(*[0.1, 0.2] * 10)
+
+
+def test_the_page_of_a_reranker_begins_with_the_reranker() -> None:
+    """Whatever else was measured beside it."""
+    names = ("bm25", "base", "bm25+reranker", "base+reranker", "base+feedback", "base+bm25")
+    said = headline_of({name: np.full(5, n / 10) for n, name in enumerate(names)})
+    assert said.startswith('<p class="head">nDCG@10 of base+reranker against base')
+
+
+@pytest.mark.parametrize("name", ["base", "trained+feedback"])
+def test_the_name_of_a_system_has_room_on_the_chart(name: str) -> None:
+    drawn = dots({name: 0.4}, {name: (0.3, 0.5)}, {name: "red"})
+    found = re.search(r'class="name" x="([\d.]+)" y="[\d.]+" text-anchor="end"', drawn)
+    assert found is not None
+    # Letters of 14 pixels are seldom wider than half of that.
+    assert float(found[1]) >= 7 * len(name)

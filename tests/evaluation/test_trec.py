@@ -113,3 +113,9 @@ def test_relevance_becomes_whole_grades_again():
         "q": {"a": 1.0, "b": 3.0}
     }
     assert gains_on_scale({"q": {"a": third}}, (1.0, 2.0, 3.0, 4.0)) == {"q": {"a": 1.0}}
+
+
+def test_every_grade_of_a_wide_scale_is_whole_again():
+    relevance = {str(n): float(np.float32(n / 1000)) for n in range(1001)}
+    gains = gains_on_scale({"q": relevance}, (0.0, 1000.0))["q"]
+    assert gains == {str(n): float(n) for n in range(1001)}

@@ -11,13 +11,17 @@ import pytest
 from benchmarks.judge_agreement import EXPECTED, YEARS, agreement_of, rotation, sets
 from bixse.artifacts import Artifact
 from bixse.candidates.settings import Stratified
-from bixse.records import PAIRS, Pair
+from bixse.judging.settings import Audit
+from bixse.records import DOCUMENTS, PAIRS, Pair
+from jobs.audit import audit, tables
 from jobs.calibration import refuse_in_sample
 from jobs.cascade import merge
-from jobs.labels import contrast, sample
+from jobs.ingest import ingest
+from jobs.labels import contrast, label, sample
 from jobs.parts import rows_of
+from jobs.recipe import Ingest
 from jobs.verbs import main
-from tests.artifacts import drafted
+from tests.artifacts import artifact, drafted
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -229,6 +233,35 @@ def test_human_grades_are_not_measured_against_themselves(data: Path, tmp_path: 
     found = json.loads((tmp_path / "audit" / "report.json").read_text())
     assert found["agreement"] is None
     assert found["leakage"]["by_id"]["queries"] == 0
+
+
+def test_written_documents_are_known_though_the_corpus_lacks_them(
+    data: Path, tmp_path: Path
+) -> None:
+    found = ingest(str(data), Ingest(), str(tmp_path / "in"))
+    rows = [
+        {"doc_id": f"written:q00:{n}", "title": "", "text": f"text {n}", "query_id": "q00",
+         "target_grade": n} for n in range(4)
+    ]  # fmt: skip
+    documents = artifact(tmp_path / "documents", "documents", rows, DOCUMENTS)
+    judged = label(None, documents, str(tmp_path / "judgments"))
+    given = (found.corpus, [found.queries], found.qrels, judged, None, None, None)
+    made = audit(*given, Audit(), 0.5, str(tmp_path / "audit"), documents)
+    assert made.manifest.extra["checks"]["judgments of an unknown document"] == 0
+    assert made.manifest.inputs["documents"] == documents.fingerprint
+
+
+def test_grades_of_a_long_scale_are_shown_in_ranges(data: Path, tmp_path: Path) -> None:
+    line = ["bixse", "--data", str(data), "--out", str(tmp_path), "--audit.bootstrap", "20"]
+    main("audit", [*line, "--ingest.grade-max", "100"])
+    found = Artifact.open(str(tmp_path / "audit"), "audit")
+    (grades,) = (shown for shown in tables(found) if shown.title == "grades")
+    assert [column.header for column in grades.columns] == [
+        "judgments by", "0 to 20", "21 to 41", "42 to 62", "63 to 83", "84 to 100",
+    ]  # fmt: skip
+    assert [list(column.cells) for column in grades.columns] == [
+        ["judge given"], ["48"], ["0"], ["0"], ["0"], ["0"],
+    ]  # fmt: skip
 
 
 def contrasted(data: Path, out: Path) -> Artifact:

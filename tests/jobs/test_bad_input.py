@@ -77,6 +77,16 @@ def test_a_directory_without_a_model_is_refused_before_ray_starts(tmp_path: Path
     assert "embeddings" not in {path.name for path in (tmp_path / "out").iterdir()}
 
 
+@pytest.mark.parametrize("verb", ["pipeline", "evaluate"])
+def test_a_split_that_is_trained_on_is_refused_before_the_training(
+    tmp_path: Path, verb: str
+) -> None:
+    data = write_beir(tmp_path / "data", documents=60)
+    done = run(verb, "--data", data, "--out", tmp_path / "out", "--split", "train")
+    assert "--split train evaluates on the queries that are trained on" in sentence(done)
+    assert finished(tmp_path / "out") == ["corpus", "qrels", "queries"]
+
+
 @pytest.mark.slow
 def test_no_such_encoder_and_no_such_split(tmp_path: Path, encoder: str) -> None:
     data = write_beir(tmp_path / "data", documents=60)

@@ -19,8 +19,10 @@ from bixse.models.encoder import Encoder
 from bixse.models.settings import PACKAGED
 from bixse.records import CORPUS, document_text
 from bixse.training.gather import World as Ranks
-from jobs.evaluate import table
+from jobs.evaluate import judged_documents, table
+from jobs.ingest import ingest
 from jobs.measuring import dev_ndcg, dev_split
+from jobs.recipe import Ingest
 from tests.artifacts import artifact
 from tests.encoders import save_tiny_cross_encoder, save_tiny_encoder, texts
 from tests.jobs.evaluated import (
@@ -298,6 +300,25 @@ def test_a_report_on_what_chose_the_encoder_says_so(world, tmp_path):
         shown = ["flatters" in text for text in (console.export_text(), page)]
         said.append([numbers(report)["chosen_on_split"], *shown])
     assert said == [[True] * 3, [False] * 3]
+
+
+def test_a_report_says_how_many_grades_it_lacks(world, tmp_path):
+    lines = [f'{{"_id": "{d}", "text": "{text}"}}\n' for d, text in DOCUMENTS.items()]
+    (tmp_path / "corpus.jsonl").write_text("".join(lines))
+    (tmp_path / "queries.jsonl").write_text('{"_id": "q", "text": "tea"}\n')
+    (tmp_path / "qrels").mkdir()
+    grades = f"q\t{next(iter(DOCUMENTS))}\t1\nq\tdeleted\t1\nq\tgone\t1\nq\td\tx\n"
+    (tmp_path / "qrels" / "test.tsv").write_text(grades)
+    found = ingest(str(tmp_path), Ingest(), str(tmp_path / "out"))
+    given = {"corpus": found.corpus, "queries": found.queries, "qrels": found.qrels}
+    report = run(world, tmp_path / "report", **given, encoders={}, trained_on=[])
+    reasons = {"unknown doc_id": 2, "the grade is not a number": 1}
+    assert numbers(report)["qrels"] == {"rejected": 3, "rejected_for": reasons}
+    page = report.place.read("report.html").decode()
+    assert "nothing: unknown doc_id (2), the grade is not a number (1).</p>" in page
+    assert "; 3 lines of the qrels were rejected" in table(report).title
+    with pytest.raises(ValueError, match=r"for split dev: there are test; 3 lines .*: unknown doc"):
+        judged_documents(found.qrels, "dev")
 
 
 def test_bm25_alone_is_compared_with_nothing(world, tmp_path):

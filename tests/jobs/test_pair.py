@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 
 from bixse.candidates.settings import Pools
+from bixse.records import QUERIES, Rejection
 from bixse.retrieval.settings import Lexical
 from jobs.embed import embed
 from jobs.ingest import ingest
 from jobs.pair import pair
+from jobs.parts import rejected_table
 from jobs.recipe import Ingest, Placement
+from tests.artifacts import drafted
 from tests.encoders import save_tiny_encoder, texts
 
 
@@ -25,6 +28,20 @@ def test_candidates_that_bm25_alone_does_not_find_are_refused(tmp_path: Path) ->
         pair(*arguments, alone, Lexical(), out)
     made = pair(*arguments, alone.replace(random=1), Lexical(), out)
     assert made.table()["source"].to_pylist() == ["random"]
+
+
+def test_no_query_to_train_on_is_refused_with_what_became_of_them(tmp_path: Path) -> None:
+    (tmp_path / "corpus.jsonl").write_text('{"_id": "d", "text": "tea leaves"}\n')
+    (tmp_path / "queries.jsonl").write_text('{"_id": "q", "text": "tea"}\n{"_id": "r"}\n')
+    found, out = ingest(str(tmp_path), Ingest(), str(tmp_path / "out")), str(tmp_path / "pairs")
+    short = Rejection("no sentence of 4 or more words", doc_id="d")
+    draft = drafted(tmp_path / "synthetic", "queries")
+    draft.write_part(0, QUERIES.empty_table(), rejected_table([short]))
+    queries = [found.queries, draft.finish()]
+    with pytest.raises(ValueError, match="no query to train on, since 1 are of dev or test") as why:
+        pair(queries, found.corpus, None, "", Pools(dense=0), Lexical(), out, frozenset("q"))
+    assert "/out/queries/rejected (empty query) and 1 were rejected, see" in str(why.value)
+    assert "/synthetic/rejected (no sentence of 4 or more words): put queries" in str(why.value)
 
 
 def test_a_query_that_is_a_document_is_no_candidate_of_its_own(tmp_path: Path) -> None:

@@ -70,6 +70,24 @@ def test_a_part_that_lost_a_row_does_not_stand_for_its_unit(tmp_path: Path) -> N
         assert out.parts_done() == set()
 
 
+class Breaks:
+    """Work with a bug, or whose engine has run out of memory."""
+
+    def __call__(self, rows: pa.Table) -> tuple[pa.Table, list[Rejection]]:
+        raise RuntimeError("no room for the batch")
+
+
+def test_what_work_failed_of_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Ray Data says that a function failed, and neither where nor of what."""
+    row = {"doc_id": "d", "title": "", "text": "x"}
+    units = row_units(artifact(tmp_path / "texts", "corpus", [row], CORPUS), 1)
+    out = drafted(tmp_path / "out", "corpus")
+    with pytest.raises(RuntimeError, match=r"^t failed: RuntimeError: no room for the batch$"):
+        run_units(out, units, Breaks, (), label="t", actors=1, cpus=1, gpus=0)
+    assert "test_parts.py" in capfd.readouterr().err
+    assert out.parts_done() == set()
+
+
 def test_work_that_a_machine_has_no_room_for_is_refused(tmp_path: Path) -> None:
     row = {"doc_id": "d", "title": "", "text": "x"}
     units = row_units(artifact(tmp_path / "texts", "corpus", [row], CORPUS), 1)

@@ -138,6 +138,9 @@ def test_sycl(data: Path, encoder: str, generator: Generator, tmp_path: Path) ->
     grades = {row["doc_id"]: row["target_grade"] for row in rows}
     judged = Artifact.open(str(tmp_path / "judgments")).table().to_pylist()
     assert {row["doc_id"]: pytest.approx(row["relevance"] * 3) for row in judged} == grades
+    _, pipeline = run(recipe, encoder, data, tmp_path)
+    checks = pipeline.audit().manifest.extra["checks"]
+    assert checks["judgments of an unknown document"] == 0
 
 
 def test_ssra(

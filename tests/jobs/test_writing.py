@@ -19,8 +19,10 @@ from bixse.artifacts import MANIFEST, Artifact, ArtifactError, part_name
 from bixse.candidates.settings import Pools
 from bixse.records import JUDGMENTS, QUERIES, Query, text_hash
 from bixse.retrieval.settings import Lexical
+from bixse.synthesis.prompts import TASKS, Example, few_shot
 from bixse.synthesis.reading import WrittenQuery
 from bixse.synthesis.settings import FewShot, Generator, RoundTrip, Styled
+from bixse.synthesis.tokens import ChatTokenizer
 from jobs.ingest import Ingested, ingest
 from jobs.labels import label
 from jobs.pair import pair
@@ -28,7 +30,7 @@ from jobs.parts import rows_of
 from jobs.recipe import Ingest, Placement
 from jobs.sifting import drop_repeats, keep_returned
 from jobs.verbs import main
-from jobs.writing import ask_documents
+from jobs.writing import _fitted, ask_documents
 from tests.artifacts import drafted
 from tests.synthesis.stubs import StubWriter
 
@@ -112,6 +114,23 @@ def test_the_examples_are_of_the_train_split_and_not_held_out(
     with pytest.raises(ValueError, match=r"shows given pairs and there is none: .*examples 0"):
         write(data, FEW_SHOT, model, tmp_path / "none", skip_query_ids=everyone)
     assert not (tmp_path / "none").exists()
+
+
+def test_long_examples_leave_room_for_the_document(tiny_writer: str) -> None:
+    """Eight documents of 512 tokens do not fit into 4,096."""
+    generator = Generator(model=tiny_writer)
+    tokens, settings = ChatTokenizer.load(generator), FewShot(generator=generator)
+    documents = [f"{number}" * 2000 for number in range(9)]
+    examples = [Example("q", document) for document in documents[:8]]
+    shown = _fitted(examples, settings, generator)
+    (asked,) = tokens.encode([few_shot(TASKS["search"], shown, documents[8][:512])])
+    assert 3000 < len(asked) <= 4096 - 256
+    assert [example.query for example in shown] == ["q"] * 8
+    assert all(e.document == d[: len(e.document)] for e, d in zip(shown, documents, strict=False))
+    # A few that fit are cut no further than the document that is asked about.
+    assert [len(e.document) for e in _fitted(examples[:3], settings, generator)] == [512] * 3
+    with pytest.raises(ValueError, match=r"8 given pairs and a document .*lower --synthesis\.exam"):
+        _fitted([Example("q" * 600, "d")] * 8, settings, generator)
 
 
 def test_a_rerun_writes_only_what_is_missing(
@@ -281,4 +300,7 @@ def test_the_real_engine_answers_in_the_form_of_the_schema(tiny_llm: str) -> Non
     assert len({completion.text for completion in ended}) == len(ended)
     assert [c.text for c in writer(chats[:12], list(range(12)))] == [c.text for c in found[:12]]
     assert writer([], []) == []
+    # More than the engine reads at a step, which on a CPU is 4,096 tokens.
+    many = [[{"role": "user", "content": f"{n} " + "tea leaf " * 40}] for n in range(60)]
+    assert not any("too long" in completion.problem for completion in writer(many, range(60)))
     assert writer.cut("tea leaf water " * 400) != "tea leaf water " * 400

@@ -64,6 +64,39 @@ def test_vowel_signs_are_letters_and_a_danda_ends_a_sentence() -> None:
     assert list(found) == ["पानी सौ डिग्री पर उबलता है", "चाय की पत्ती असम में उगाई जाती है"]
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (
+            "Ist das ein Test von uns? Österreich liegt bzw. ruht mitten in Europa.",
+            ["Ist das ein Test von uns?", "Österreich liegt bzw. ruht mitten in Europa"],
+        ),
+        (
+            "Москва является столицей большой страны, ул. длинные. Она стоит на длинной улице.",
+            ["Москва является столицей большой страны, ул. длинные", "Она стоит на длинной улице"],
+        ),
+        (
+            "서울은 대한민국의 큰 수도이다. 한강을 끼고 사람이 산다.",
+            ["서울은 대한민국의 큰 수도이다", "한강을 끼고 사람이 산다"],
+        ),
+    ],
+)
+def test_a_sentence_begins_with_a_capital_or_in_a_script_without(
+    text: str, found: list[str]
+) -> None:
+    assert list(sentences(Document("d", "", text), 4)) == found
+
+
+def test_a_script_without_spaces_has_sentences_too() -> None:
+    text = "北京是中国的首都、也是政治中心。人很多。每年有许多游客来这里参观博物馆。"
+    document = Document("d", "", text)
+    assert list(sentences(document, 4)) == [
+        "北京是中国的首都、也是政治中心",
+        "每年有许多游客来这里参观博物馆",
+    ]
+    assert every_text(document, max_words=3) == {"北京是中国的", "每年有许多游"}
+
+
 def test_what_is_no_order_is_not_asked_as_one() -> None:
     text = "The capital of France lies on the Seine."
     assert every_text(Document("d", "", text)) == {"The capital of France lies on the Seine"}
@@ -72,6 +105,12 @@ def test_what_is_no_order_is_not_asked_as_one() -> None:
 def test_the_documents_own_name_does_not_stand_in_its_query() -> None:
     document = Document("os.get_blocking", "", "os.get_blocking() tells if reading fd may block.")
     assert every_text(document) == {"tells if reading fd may block"}
+
+
+@pytest.mark.parametrize("doc_id", ["12", "1.2", "s:12"])
+def test_a_number_that_is_an_id_counts_other_things_in_the_text(doc_id: str) -> None:
+    document = Document(doc_id, "", "Take 12 tablets of version 1.2 with some water.")
+    assert every_text(document) >= {"Take 12 tablets of version 1.2 with some water"}
 
 
 def test_a_title_repeated_in_the_text_is_no_query() -> None:

@@ -31,6 +31,11 @@ DOCUMENT = "Tea is brewed from the dried leaves of Camellia sinensis. It was fir
         ('"Camellia" or "Thea"', '"Camellia" or "Thea"'),
         ("- how is tea made", "how is tea made"),
         ("1. how is tea made", "how is tea made"),
+        ("1. Query: how is tea made", "how is tea made"),
+        ('"Query: how is tea made"', "how is tea made"),
+        ("**Query:** how is tea made", "how is tea made"),
+        ("Query: - \u201chow is tea made\u201d", "how is tea made"),
+        ("1984. how is tea made", "1984. how is tea made"),
         ("3 ways to brew tea", "3 ways to brew tea"),
         ("Camellia sinensis", "Camellia sinensis"),
         ("お茶", "お茶"),
@@ -53,6 +58,7 @@ def test_a_query_is_freed_of_what_nobody_asked_for(written: str, read: str) -> N
         ('{"query": ""}', "not the JSON that was asked for: query"),
         ('```json\n{"query": "how"}\n```', "not the JSON that was asked for"),
         (json.dumps({"query": "x" * 401}), "not the JSON that was asked for: query"),
+        (json.dumps({"query": "x" * 400}), "the query was cut off: 400 characters"),
         ('{"query": "\\"?!\\""}', "the query has no word"),
         (
             '{"query": "BREWED from the dried leaves, of Camellia"}',
@@ -74,6 +80,13 @@ def test_fewer_than_six_words_in_a_row_are_no_copy_but_a_whole_document_is() -> 
     # Documents come with accents of their own, models write them with their letter.
     nfd = unicodedata.normalize("NFD", "On récolte le thé dès l'été près des forêts.")
     assert is_copy("le thé dès l'été près des forêts", nfd)
+
+
+def test_a_copy_is_seen_where_no_space_parts_words() -> None:
+    document = "茶是用茶树的干叶冲泡而成的饮料、最早在中国饮用。"
+    assert is_copy("用茶树的干叶冲泡而成的饮料", document)
+    assert not is_copy("茶树的干叶", document)
+    assert not is_copy("用茶树的鲜叶冲泡而成的饮料", document)
 
 
 def passages(**changes: str) -> str:
@@ -99,6 +112,7 @@ def test_every_grade_has_its_passage() -> None:
         (passages(grade_4="d"), "not the JSON that was asked for"),
         (passages(grade_2="Coffee beans  are ROASTED."), "two grades have the same passage"),
         (passages(grade_2="..."), "a passage has no word: grade 2"),
+        (passages(grade_1="x" * 2000), "a passage was cut off: 2000 characters"),
         (passages(grade_3="A perfectly relevant text."), "a passage names its grade: grade 3"),
         (passages(grade_1="This is of grade 1."), "a passage names its grade: grade 1"),
         (passages(grade_0="An irrelevant passage."), "a passage names its grade: grade 0"),
@@ -111,6 +125,13 @@ def test_every_grade_has_its_passage() -> None:
 def test_passages_that_break_a_rule_are_none(response: str, reason: str) -> None:
     with pytest.raises(Unreadable, match=f"^{reason}"):
         read_passages(response, "how do I brew black tea")
+
+
+def test_a_short_query_may_stand_in_a_passage_where_no_space_parts_words() -> None:
+    said = passages(grade_3="北京历史很长、有三千年。")
+    assert read_passages(said, "北京历史")[3] == "北京历史很长、有三千年。"
+    with pytest.raises(Unreadable, match="repeats the query"):
+        read_passages(said, "北京历史很长、有三千年")
 
 
 def test_a_comparison_is_one_of_two_words() -> None:
