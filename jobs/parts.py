@@ -168,9 +168,9 @@ def run_units(
     called so must bear it. `note` is what the progress line says beside rate and time left.
     Returns how many units were left `Unfinished`.
 
-    Raises ValueError as `refuse_unmet`, RuntimeError when a part does not account for every row of
-    its unit, or workers keep dying, and whatever `work` raises: a stage fails loudly and a rerun
-    goes on from the finished parts.
+    Raises ValueError as `refuse_unmet` and for `_TOLD` of `work`, RuntimeError when a part does not
+    account for every row of its unit, or workers keep dying, and whatever else `work` raises: a
+    stage fails loudly and a rerun goes on from the finished parts.
     """
     done = draft.parts_done()
     todo = [unit for unit in units if unit.number not in done]
@@ -266,6 +266,15 @@ def _threads(actors: int, gpus: float) -> dict[str, Any] | None:
     return {"env_vars": {"OMP_NUM_THREADS": str(threads)}}
 
 
+_TOLD = (ValueError, OSError, RuntimeError)
+
+
+def _told(error: Exception) -> str:
+    """What a person is to hear; of torch's or vLLM's own errors also that they are none of ours."""
+    known = isinstance(error, ValueError | OSError)
+    return str(error) if known else f"{type(error).__name__}: {error}"
+
+
 class _PartWriter:
     """Reads: a unit. Adds: nothing; writes the unit's part and returns its counts."""
 
@@ -274,9 +283,9 @@ class _PartWriter:
         self._refusal = ""
         try:
             self._work = work(*arguments)
-        except (ValueError, OSError) as error:
+        except _TOLD as error:
             # Said by the first unit: of an actor that does not begin Ray Data logs a traceback.
-            self._refusal = str(error)
+            self._refusal = _told(error)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         unit = Unit(**{key: _plain(values[0]) for key, values in batch.items()})
@@ -296,9 +305,9 @@ class _PartWriter:
             if isinstance(stop, Refusal):
                 return _result(unit, 0, 0, refusal=str(stop))
             return _result(unit, 0, 0, unfinished=True)
-        except (ValueError, OSError) as error:
+        except _TOLD as error:
             # Ray Data keeps no cause: the sentence for the user travels as a value.
-            return _result(unit, 0, 0, refusal=str(error))
+            return _result(unit, 0, 0, refusal=_told(error))
         return _result(unit, table.num_rows, len(rejections))
 
     def _count(self, name: str, took: Counts) -> None:

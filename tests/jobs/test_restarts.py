@@ -64,6 +64,27 @@ def test_a_refusal_crosses_from_the_worker_as_its_sentence(tmp_path: Path) -> No
     assert not draft.parts_done()
 
 
+class Failing:
+    """Meets what torch or an engine cannot do."""
+
+    def __init__(self, at_once: bool) -> None:
+        if at_once:
+            self(pa.table({}))
+
+    def __call__(self, rows: pa.Table) -> tuple[pa.Table, list[Rejection]]:
+        raise RuntimeError("no kernel for this processor")
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_failure_below_our_code_names_its_cause(at_once: bool, tmp_path: Path) -> None:
+    """Ray Data's own sentence is of retries, and does not."""
+    given = pairs(tmp_path / "pairs", 1)
+    draft = drafted(tmp_path / "out", "pairs")
+    work = row_units(given, 1), Failing, (at_once,)
+    with pytest.raises(ValueError, match=r"^RuntimeError: no kernel for this processor$"):
+        run_units(draft, *work, label="judge", actors=1, cpus=1, gpus=0)
+
+
 class Counting:
     """Says how many threads its mathematics has."""
 
