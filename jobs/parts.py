@@ -271,22 +271,29 @@ def _threads(actors: int, gpus: float) -> dict[str, Any] | None:
     return {"env_vars": {"OMP_NUM_THREADS": str(threads)}}
 
 
+def _said(error: Exception) -> dict[str, str]:
+    """The sentence of a refusal; of a bug of ours, or an engine that has no room, where it was."""
+    if isinstance(error, ValueError | OSError):
+        return {"refusal": str(error)}
+    return {"failure": "".join(traceback.format_exception(error))}
+
+
 class _PartWriter:
     """Reads: a unit. Adds: nothing; writes the unit's part and returns its counts."""
 
     def __init__(self, draft: Draft, work: Callable[..., Work], arguments: tuple[Any, ...]) -> None:
         self._draft = draft
-        self._refusal = ""
+        self._unmade: dict[str, str] = {}
         try:
             self._work = work(*arguments)
-        except (ValueError, OSError) as error:
+        except Exception as error:  # noqa: BLE001
             # Said by the first unit: of an actor that does not begin Ray Data logs a traceback.
-            self._refusal = str(error)
+            self._unmade = _said(error)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         unit = Unit(**{key: _plain(values[0]) for key, values in batch.items()})
-        if self._refusal:
-            return _result(unit, 0, 0, refusal=self._refusal)
+        if self._unmade:
+            return _result(unit, 0, 0, **self._unmade)
         try:
             table, rejections, *counts = self._work(unit.read())
             for took in counts:
@@ -301,12 +308,9 @@ class _PartWriter:
             if isinstance(stop, Refusal):
                 return _result(unit, 0, 0, refusal=str(stop))
             return _result(unit, 0, 0, unfinished=True)
-        except (ValueError, OSError) as error:
-            # Ray Data keeps no cause: the sentence for the user travels as a value.
-            return _result(unit, 0, 0, refusal=str(error))
-        except Exception:  # noqa: BLE001
-            # Nor does it keep what a bug of ours, or an engine that has no room, has said.
-            return _result(unit, 0, 0, failure=traceback.format_exc())
+        except Exception as error:  # noqa: BLE001
+            # Ray Data keeps no cause: what is to be said of it travels as a value.
+            return _result(unit, 0, 0, **_said(error))
         return _result(unit, table.num_rows, len(rejections))
 
     def _count(self, name: str, took: Counts) -> None:

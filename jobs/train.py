@@ -7,9 +7,9 @@ The artefact is a sentence-transformers directory, with `training.jsonl` (one li
 and, of an encoder, `scale_bias.json` (scale alpha and bias beta; ranking does not need them). Its
 weights are float32, whatever type `start` is stored in: what was trained, and on dev measured.
 Rounded to bfloat16 a short training's small steps would be lost again. Only under adapters do
-weights keep their type. With `training.evaluate_every` it is the best encoder on the dev split, and
-`dev.jsonl` has one line an evaluation. With `training.mix` each step is of one run's judgments,
-which its line names by number.
+weights keep their type (but float16 on a CPU). With `training.evaluate_every` it is the best
+encoder on the dev split, and `dev.jsonl` has one line an evaluation. With `training.mix` each step
+is of one run's judgments, which its line names by number.
 
 While it is being made, `<out>-checkpoints` holds what an interrupted run goes on from, and the
 texts that all workers map (`bixse.training.texts`). Checkpoints are our own file and not Ray's, so

@@ -36,7 +36,7 @@ _WINDOW = 1024
 are tokenised while the model reads these."""
 
 _SAY_WHAT_IT_IS = ("modules.json", "config.json", "adapter_config.json")
-_SHAPES_VECTORS = (".safetensors", ".bin", ".json", ".txt", ".model")
+_SHAPES_VECTORS = (".safetensors", ".bin", ".json", ".txt", ".model", ".jinja")
 _SHAPES_NOTHING = ("manifest.json", "begun.json", "scale_bias.json")
 
 
@@ -121,7 +121,8 @@ def files_below(directory: Path) -> list[Path]:
 
 
 def encoder_fingerprint(directory: Path) -> str:
-    """Identity of the vectors: weights, tokenizer, pooling, prompts, normalisation, max length.
+    """Identity of the vectors: weights, tokenizer, chat template, pooling, prompts, normalisation,
+    max length.
 
     That of adapters is of the model below them, too. Raises ValueError as `resolve` where that is
     not there.

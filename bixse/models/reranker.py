@@ -35,8 +35,8 @@ def load_reranker(
     token through a pooler that an encoder's training has not touched: it learns far more slowly,
     and is what vLLM can serve.
 
-    Raises ValueError as `resolve` and `refuse_wordless`, or when the directory holds no model that
-    gives one score a pair.
+    Raises ValueError as `resolve`, `refuse_wordless` and `_tell_padding`, or when the directory
+    holds no model that gives one score a pair.
     """
     import torch
     from sentence_transformers import CrossEncoder
@@ -58,7 +58,26 @@ def load_reranker(
         raise ValueError(f"{start} is no reranker with one score a pair: {reason}") from None
     refuse_wordless(model.tokenizer, start)
     keep_to_positions(model)
+    _tell_padding(model, start)
     return model
+
+
+def _tell_padding(model: "CrossEncoder", start: str) -> None:
+    """A decoder's head reads the last token that is no padding, and no two pairs at once where the
+    configuration names none: as of many a base model. That of the tokenizer is meant.
+
+    Raises ValueError when texts end in that token: which of them is padding, no head could say.
+    """
+    config = getattr(getattr(model[0], "model", None), "config", None)
+    padding = getattr(model.tokenizer, "pad_token_id", None)
+    if config is None or padding is None or config.get_text_config().pad_token_id is not None:
+        return
+    if model.tokenizer("a")["input_ids"][-1:] == [padding]:
+        raise ValueError(
+            f"{start} pads with the token that its texts end in, and its configuration names no "
+            "pad_token_id: give it a padding token of its own"
+        )
+    config.get_text_config().pad_token_id = padding
 
 
 def _pools(directory: Path) -> bool:

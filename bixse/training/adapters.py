@@ -40,13 +40,17 @@ def refuse_adapted(model: "BaseModel") -> None:
 def adapt(model: "BaseModel", lora: LoRA, seed: int) -> Callable[[], object]:
     """Freeze `model` but for adapters on its transformer and a reranker's head, in place.
 
-    Returns what merges the adapters into the weights and removes them. Raises ValueError as
-    `adapt_transformer`, when `peft` is not installed or the model has no transformer.
+    Its weights keep their type, but float16 becomes float32 on a CPU. Returns what merges the
+    adapters into the weights and removes them. Raises ValueError as `adapt_transformer`, when
+    `peft` is not installed or the model has no transformer.
     """
     refuse_missing(lora)
     transformer = getattr(model[0], "model", None)
     if not isinstance(transformer, nn.Module):
         raise ValueError("training.lora is for transformers: this model has none")
+    if model.device.type == "cpu" and any(p.dtype == torch.float16 for p in model.parameters()):
+        # A CPU's norms take no float16 beside what was multiplied in bfloat16.
+        model.float()
     model.requires_grad_(False)
     merge = adapt_transformer(transformer, lora, seed)
     for module in model:

@@ -253,3 +253,11 @@ def test_the_network_policy_covers_the_pods_and_opens_the_ports_that_the_service
     for rule in spec["ingress"]:
         assert rule["from"]
         assert {port["port"] for port in rule.get("ports", [])} <= {8265, served}
+
+
+def test_the_network_policy_lets_the_pod_in_that_submits_the_job(read):
+    """By a label that it has: KubeRay puts its own on the Job alone."""
+    rules = read("networkpolicy.yaml")["spec"]["ingress"]
+    label = {"job-name": read("rayjob.yaml")["metadata"]["name"]}
+    submits = {"podSelector": {"matchLabels": label}}
+    assert {"from": [submits], "ports": [{"port": 8265, "protocol": "TCP"}]} in rules

@@ -71,19 +71,26 @@ def test_a_part_that_lost_a_row_does_not_stand_for_its_unit(tmp_path: Path) -> N
 
 
 class Breaks:
-    """Work with a bug, or whose engine has run out of memory."""
+    """Work with a bug, or whose engine has no room or no kernel."""
+
+    def __init__(self, at_once: bool) -> None:
+        if at_once:
+            self(pa.table({}))
 
     def __call__(self, rows: pa.Table) -> tuple[pa.Table, list[Rejection]]:
         raise RuntimeError("no room for the batch")
 
 
-def test_what_work_failed_of_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("at_once", [True, False])
+def test_what_work_failed_of_is_said(
+    at_once: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Ray Data says that a function failed, and neither where nor of what."""
     row = {"doc_id": "d", "title": "", "text": "x"}
     units = row_units(artifact(tmp_path / "texts", "corpus", [row], CORPUS), 1)
     out = drafted(tmp_path / "out", "corpus")
     with pytest.raises(RuntimeError, match=r"^t failed: RuntimeError: no room for the batch$"):
-        run_units(out, units, Breaks, (), label="t", actors=1, cpus=1, gpus=0)
+        run_units(out, units, Breaks, (at_once,), label="t", actors=1, cpus=1, gpus=0)
     assert "test_parts.py" in capfd.readouterr().err
     assert out.parts_done() == set()
 

@@ -92,7 +92,11 @@ def test_the_fingerprint_follows_what_shapes_vectors(directory: Path, tmp_path: 
     weights.write_bytes(data)
     assert encoder_fingerprint(copy) != encoder_fingerprint(directory)
     prompts = save_tiny_encoder(tmp_path / "other", prompts={"query": "ask : "})
-    assert encoder_fingerprint(prompts) != encoder_fingerprint(directory)
+    before = encoder_fingerprint(prompts)
+    assert before != encoder_fingerprint(directory)
+    # A causal language model that scores pairs reads them through it.
+    (prompts / "chat_template.jinja").write_text("{{ messages }}")
+    assert encoder_fingerprint(prompts) != before
 
 
 def test_folders_that_are_links_shape_vectors_too(directory: Path, tmp_path: Path) -> None:

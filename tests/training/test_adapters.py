@@ -131,6 +131,17 @@ def test_adapters_of_rounded_weights_are_not_rounded(tmp_path: Path) -> None:
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
 
+def test_adapters_learn_over_float16_whose_products_are_bfloat16(tmp_path: Path) -> None:
+    model = load_model(str(save_tiny_encoder(tmp_path)), "cpu").half()
+    merge = adapt(model, LoRA(rank=4), 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        made = model(model.preprocess(texts(3, seed=1)))["sentence_embedding"]
+    made.sum().backward()
+    assert torch.isfinite(made).all()
+    merge()
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
 def test_what_adapters_cannot_stand_on_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from transformers import AutoConfig, AutoTokenizer
 
 from bixse.models.encoder import load_model
 from bixse.models.reranker import Reranker, load_reranker, reranked
@@ -16,7 +17,12 @@ from bixse.training.gradients import batch_gradients
 from bixse.training.objective_settings import LCE, Combined, GradedBCE, PairBCE
 from bixse.training.scoring import RerankerScoring
 from bixse.training.settings import Training
-from tests.encoders import save_tiny_cross_encoder, save_tiny_encoder, texts
+from tests.encoders import (
+    save_tiny_cross_encoder,
+    save_tiny_decoder,
+    save_tiny_encoder,
+    texts,
+)
 from tests.training import ranks
 from tests.training.rank_process import Ranks
 
@@ -136,6 +142,22 @@ def test_a_head_is_drawn_by_the_seed(pooled: bool, tmp_path: Path) -> None:
     assert not torch.equal(heads[0], heads[2])
     body = weight(load_model(start, "cpu"), "word_embeddings.weight")
     assert torch.equal(weight(models[0], "word_embeddings.weight"), body)
+
+
+def test_a_decoder_takes_the_padding_that_its_tokenizer_knows(tmp_path: Path) -> None:
+    start = save_tiny_decoder(tmp_path, "right")
+    assert AutoConfig.from_pretrained(start).pad_token_id is None
+    load_reranker(str(start), "cpu", pooled=False).save_pretrained(str(tmp_path / "reranker"))
+    reranker = Reranker.load(str(tmp_path / "reranker"), "cpu")
+    pairs = [("bal", text) for text in texts(6, seed=1)]
+    alone = np.concatenate([reranker.logits([pair]) for pair in pairs])
+    np.testing.assert_allclose(reranker.logits(pairs), alone, atol=1e-5)
+
+    tokenizer = AutoTokenizer.from_pretrained(start)
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(start)
+    with pytest.raises(ValueError, match="give it a padding token of its own"):
+        load_reranker(str(start), "cpu", pooled=False)
 
 
 def test_reranked_hits_stand_by_score_and_the_others_below() -> None:
