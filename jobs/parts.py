@@ -271,29 +271,22 @@ def _threads(actors: int, gpus: float) -> dict[str, Any] | None:
     return {"env_vars": {"OMP_NUM_THREADS": str(threads)}}
 
 
-def _said(error: Exception) -> dict[str, str]:
-    """The sentence of a refusal; of a bug of ours, or an engine that has no room, where it was."""
-    if isinstance(error, ValueError | OSError):
-        return {"refusal": str(error)}
-    return {"failure": "".join(traceback.format_exception(error))}
-
-
 class _PartWriter:
     """Reads: a unit. Adds: nothing; writes the unit's part and returns its counts."""
 
     def __init__(self, draft: Draft, work: Callable[..., Work], arguments: tuple[Any, ...]) -> None:
         self._draft = draft
-        self._unmade: dict[str, str] = {}
+        self._unmade: Exception | None = None
         try:
             self._work = work(*arguments)
         except Exception as error:  # noqa: BLE001
             # Said by the first unit: of an actor that does not begin Ray Data logs a traceback.
-            self._unmade = _said(error)
+            self._unmade = error
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         unit = Unit(**{key: _plain(values[0]) for key, values in batch.items()})
-        if self._unmade:
-            return _result(unit, 0, 0, **self._unmade)
+        if self._unmade is not None:
+            return _failed(unit, self._unmade)
         try:
             table, rejections, *counts = self._work(unit.read())
             for took in counts:
@@ -310,7 +303,7 @@ class _PartWriter:
             return _result(unit, 0, 0, unfinished=True)
         except Exception as error:  # noqa: BLE001
             # Ray Data keeps no cause: what is to be said of it travels as a value.
-            return _result(unit, 0, 0, **_said(error))
+            return _failed(unit, error)
         return _result(unit, table.num_rows, len(rejections))
 
     def _count(self, name: str, took: Counts) -> None:
@@ -354,6 +347,13 @@ def usage(draft: Draft) -> Counter[str]:
     for data in several(place.read, place.names()):
         total.update(json.loads(data))
     return total
+
+
+def _failed(unit: Unit, error: Exception) -> dict[str, list[Any]]:
+    """The sentence of a refusal; of a bug of ours, or an engine that has no room, where it was."""
+    if isinstance(error, ValueError | OSError):
+        return _result(unit, 0, 0, refusal=str(error))
+    return _result(unit, 0, 0, failure="".join(traceback.format_exception(error)))
 
 
 def _result(
