@@ -67,3 +67,23 @@ def beside_driver(noun: Callable[..., Any], *arguments: Any) -> Any:
 
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     return ray.remote(num_cpus=0, label_selector=here)(noun).remote(*arguments)
+
+
+def tokenise_on_cores() -> None:
+    """Let the tokenizer of this worker have its GPUs' share of the node's cores, which have nothing
+    else to do; before it is first asked.
+
+    One core tokenises fewer texts than a GPU encodes. Without a GPU the model needs all cores, and
+    a tokenizer that took some would only stand in its way: there it has one.
+    """
+    import ray
+
+    context = ray.get_runtime_context()
+    # Ray leaves both without types.
+    mine: dict[str, float] = context.get_assigned_resources()  # type: ignore[no-untyped-call]
+    if not mine.get("GPU"):
+        return
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    (node,) = (n["Resources"] for n in nodes if n["NodeID"] == context.get_node_id())
+    cores = max(1, int(node["CPU"] * mine["GPU"] / node["GPU"]))
+    os.environ |= {"TOKENIZERS_PARALLELISM": "true", "RAYON_NUM_THREADS": str(cores)}

@@ -8,6 +8,7 @@ import pyarrow as pa
 from bixse.artifacts import Artifact, begin
 from bixse.models.encoder import Encoder, encoder_fingerprint, refuse_no_model, resolve
 from bixse.records import Rejection, document_text, embeddings_schema
+from jobs.cluster import tokenise_on_cores
 from jobs.parts import row_units, run_units
 from jobs.recipe import Placement
 
@@ -50,6 +51,7 @@ class EmbedUnit:
 
         # Ray gives an actor one thread for each CPU it reserves; the cores are there for all.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // placement.embed_actors))
+        tokenise_on_cores()
         self._encoder = Encoder.load(encoder, placement.device)
         if self._encoder.fingerprint != fingerprint:
             raise ValueError(

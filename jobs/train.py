@@ -38,6 +38,7 @@ from bixse.models.reranker import load_reranker
 from bixse.place import Place
 from bixse.training.seen import CURVE, DEV_CURVE
 from bixse.training.settings import Training
+from jobs.cluster import tokenise_on_cores
 from jobs.command import absolute
 from jobs.following import Note, follow
 from jobs.measuring import DevSplit, dev_ndcg, refuse_trained
@@ -209,6 +210,7 @@ def _work(dev: DevSplit | None, encode_tokens: int | None, job: Job) -> dict[str
     from bixse.training.gather import World
     from bixse.training.loop import Stopped, train_loop
 
+    tokenise_on_cores()
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size())
     device = ray.train.torch.get_device()
