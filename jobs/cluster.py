@@ -85,5 +85,5 @@ def tokenise_on_cores() -> None:
         return
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     (node,) = (n["Resources"] for n in nodes if n["NodeID"] == context.get_node_id())
-    cores = max(1, int(node["CPU"] * mine["GPU"] / node["GPU"]))
+    cores = max(1, int(node.get("CPU", 0) * mine["GPU"] / node["GPU"]))
     os.environ |= {"TOKENIZERS_PARALLELISM": "true", "RAYON_NUM_THREADS": str(cores)}
