@@ -35,6 +35,8 @@ import tenacity
 _RETRIED = (429, 503)
 _FIRST_WAIT_S = 0.1
 _LONGEST_WAIT_S = 5.0
+_ON_THE_WAY_S = 5.0
+"""What an answer may come later than the `timeout_ms` that the server was given for it."""
 
 
 class ServerError(Exception):
@@ -111,9 +113,8 @@ class Client:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._retry_for_s = retry_for_s
-        self._http = httpx.Client(
-            base_url=url, headers=_headers(key), timeout=timeout_s, transport=transport
-        )
+        self._timeout_s = timeout_s
+        self._http = httpx.Client(base_url=url, headers=_headers(key), transport=transport)
 
     def search(self, query: str, k: int = 10, **more: Any) -> Results:
         """The best `k` documents; `more` as in `POST /search`. Raises ServerError, httpx errors."""
@@ -133,9 +134,10 @@ class Client:
         return _vectors(self._post("/v1/embeddings", _embed(texts, input_type, model)))
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
+        within_s = _within_s(self._timeout_s, body)
         for attempt in tenacity.Retrying(**_policy(self._retry_for_s)):
             with attempt:
-                return _read(self._http.post(path, json=body))
+                return _read(self._http.post(path, json=body, timeout=within_s))
         raise AssertionError("tenacity returns or raises")
 
     def close(self) -> None:
@@ -166,9 +168,8 @@ class AsyncClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._retry_for_s = retry_for_s
-        self._http = httpx.AsyncClient(
-            base_url=url, headers=_headers(key), timeout=timeout_s, transport=transport
-        )
+        self._timeout_s = timeout_s
+        self._http = httpx.AsyncClient(base_url=url, headers=_headers(key), transport=transport)
 
     async def search(self, query: str, k: int = 10, **more: Any) -> Results:
         """As `Client.search`."""
@@ -189,9 +190,10 @@ class AsyncClient:
         return _vectors(await self._post("/v1/embeddings", _embed(texts, input_type, model)))
 
     async def _post(self, path: str, body: dict[str, Any]) -> Any:
+        within_s = _within_s(self._timeout_s, body)
         async for attempt in tenacity.AsyncRetrying(**_policy(self._retry_for_s)):
             with attempt:
-                return _read(await self._http.post(path, json=body))
+                return _read(await self._http.post(path, json=body, timeout=within_s))
         raise AssertionError("tenacity returns or raises")
 
     async def aclose(self) -> None:
@@ -227,6 +229,14 @@ def _policy(retry_for_s: float) -> dict[str, Any]:
         return time.monotonic() - start + wait_s(state) > retry_for_s
 
     return {"retry": again, "wait": wait_s, "stop": enough, "reraise": True}
+
+
+def _within_s(timeout_s: float, body: dict[str, Any]) -> float:
+    """How long to wait for an answer: no shorter than the server was told that it may take."""
+    asked_ms = body.get("timeout_ms")
+    if not isinstance(asked_ms, int | float):
+        return timeout_s
+    return max(timeout_s, asked_ms / 1000 + _ON_THE_WAY_S)
 
 
 def _headers(key: str | None) -> dict[str, str]:

@@ -111,6 +111,23 @@ def test_a_later_server_may_say_more():
     assert (hit.doc_id, hit.title) == ("a", "A")
 
 
+@pytest.mark.parametrize(
+    ("more", "waits_s"), [({}, 30), ({"timeout_ms": 2000}, 30), ({"timeout_ms": 60_000}, 65)]
+)
+def test_a_server_that_is_given_a_minute_is_waited_for(more, waits_s):
+    def server(request: httpx.Request) -> httpx.Response:
+        assert request.extensions["timeout"]["read"] == waits_s
+        return httpx.Response(200, json=ANSWER)
+
+    async def run() -> object:
+        async with AsyncClient("http://test", transport=transport) as client:
+            return await client.search("x", **more)
+
+    transport = httpx.MockTransport(server)
+    with Client("http://test", transport=transport) as client:
+        assert client.search("x", **more) == asyncio.run(run())
+
+
 def test_one_text_is_not_taken_for_many():
     """Each of its letters was searched for, or encoded."""
     server = Scripted(200)
