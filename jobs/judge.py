@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from bixse.artifacts import MANIFEST, Artifact, Draft, begin, fingerprints, part_name, parts_made
+from bixse.judging.asked import Usage
 from bixse.judging.given import given
 from bixse.judging.labels import Labels
 from bixse.judging.settings import Judging, config
@@ -83,11 +84,12 @@ def judge(
     trying = trying_place(draft)
     with spending(draft, placement, judging.price_per_gpu_hour) as spent, unblamed(trying):
         budget = _budget(judging, draft, spent)
+        prices = None if judging.max_cost is None else judging.token_prices
         unfinished = run_units(
             draft,
             _from_anywhere(row_units(pairs, judging.unit_pairs)),
             JudgeUnit,
-            (list(queries), corpus, chosen, judging.store, budget, trying.url),
+            (list(queries), corpus, chosen, judging.store, budget, trying.url, prices),
             label="judge",
             actors=placement.judge_actors,
             cpus=placement.cpus_per_actor,
@@ -95,7 +97,7 @@ def judge(
             in_flight=chosen.in_flight,
             note=spent.note,
         )
-    took = summary(usage(draft), pairs.manifest.rows, judging.price_per_gpu_hour)
+    took = summary(usage(draft), pairs.manifest.rows, judging)
     if unfinished:
         raise Stopped(_stopped(draft, pairs.manifest.rows, took, judging))
     trying.clear()
@@ -125,12 +127,13 @@ def _shaping(judging: Judging, chosen: Judge, grouped: str) -> dict[str, Any]:
     return shaping if grouped == "query" else {**shaping, "grouped": grouped}
 
 
-def summary(counts: Counter[str], pairs: int, price: float | None) -> dict[str, float]:
+def summary(counts: Counter[str], pairs: int, judging: Judging) -> dict[str, float]:
     """What judging took, of all its sessions: the `usage` of the manifest.
 
     `new` were asked; `known` were answered from the label store, or stood twice in a unit.
     `pairs_s` and `prefill_tokens_s` are per engine, of the time that it was at work; `peak_share`
     is how much of the arithmetic that its GPUs could have done then the prefill was, where known.
+    `cost` is of tokens where the judge is paid by the token, else of the workers.
     """
     new, prompt_tokens = int(counts["new"]), int(counts["prompt_tokens"])
     took: dict[str, float] = {
@@ -148,9 +151,16 @@ def summary(counts: Counter[str], pairs: int, price: float | None) -> dict[str, 
         took["prefill_tokens_s"] = round((prompt_tokens - counts["cached_tokens"]) / seconds, 1)
     if counts["peak_flops"]:
         took["peak_share"] = round(counts["flops"] / counts["peak_flops"], 4)
-    if price is not None:
-        took["cost"] = round(counts["device_seconds"] / 3600 * price, 4)
+    if judging.token_prices is not None:
+        took["cost"] = round(_of_tokens(counts, judging.token_prices), 4)
+    elif judging.price_per_gpu_hour is not None:
+        took["cost"] = round(counts["device_seconds"] / 3600 * judging.price_per_gpu_hour, 4)
     return took
+
+
+def _of_tokens(counts: Counter[str], prices: tuple[float, float]) -> float:
+    tokens = int(counts["prompt_tokens"]), int(counts["output_tokens"])
+    return Usage(prompt_tokens=tokens[0], output_tokens=tokens[1]).cost(prices)
 
 
 def _from_anywhere(units: list[Unit]) -> list[Unit]:
@@ -165,14 +175,16 @@ def _budget(judging: Judging, draft: Draft, spent: Spending) -> Any:
     """The actor that grants pairs, less what earlier sessions took; None without a limit."""
     if judging.max_pairs is None and judging.max_cost is None:
         return None
-    pairs, seconds = None, None
+    pairs, seconds, money = None, None, None
     if judging.max_pairs is not None:
         pairs = judging.max_pairs - int(usage(draft)["new"])
-    if judging.max_cost is not None and judging.price_per_gpu_hour:
+    if judging.max_cost is not None and judging.token_prices is not None:
+        money = judging.max_cost - _of_tokens(usage(draft), judging.token_prices)
+    elif judging.max_cost is not None and judging.price_per_gpu_hour:
         held = judging.max_cost / judging.price_per_gpu_hour * 3600 - spent.earlier
         seconds = held / spent.devices
     start_ray()
-    return shared(Budget(pairs, seconds))
+    return shared(Budget(pairs, seconds, money))
 
 
 def _stopped(draft: Draft, pairs: int, took: dict[str, float], judging: Judging) -> str:

@@ -151,11 +151,13 @@ def _judged_by(
 
 def unspent(settings: "Judging", judged: "Sequence[Artifact]") -> float | None:
     """What `judged` have left of `max_cost`; None where there is no limit."""
-    if settings.max_cost is None or settings.price_per_gpu_hour is None:
-        return settings.max_cost
-    usages = [one.manifest.extra.get("usage", {}) for one in judged]
-    hours: float = sum(usage.get("device_seconds", 0.0) for usage in usages) / 3600
-    return max(0.0, settings.max_cost - hours * settings.price_per_gpu_hour)
+    if settings.max_cost is None:
+        return None
+    left, price = settings.max_cost, settings.price_per_gpu_hour or 0.0
+    for usage in (one.manifest.extra.get("usage", {}) for one in judged):
+        hours = usage.get("device_seconds", 0.0) / 3600
+        left -= usage.get("cost", hours * price)
+    return max(0.0, left)
 
 
 def _judge_vectors(pipeline: "Pipeline", judge: str) -> "Artifact | None":

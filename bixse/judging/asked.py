@@ -42,6 +42,10 @@ class Usage:
     peak_flops: float = 0.0
     """Operations that the hardware could have done in these seconds."""
 
+    def cost(self, prices: tuple[float, float]) -> float:
+        """Of its tokens, at the prices of a prompt token and of an output token."""
+        return self.prompt_tokens * prices[0] + self.output_tokens * prices[1]
+
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(
             self.requests + other.requests,

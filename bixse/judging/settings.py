@@ -87,6 +87,18 @@ class ChatEndpoint(Settings):
     """Repetitions after a reply that came, and cannot be read; then its pair is rejected."""
     max_wait_s: float = Field(default=120.0, gt=0)
     """Longest wait before a repetition, where Retry-After names none that is longer."""
+    price_per_million_prompt_tokens: float | None = Field(default=None, ge=0)
+    """What is charged for so many, in your currency; cached ones count in full."""
+    price_per_million_output_tokens: float | None = Field(default=None, ge=0)
+    """What is charged for so many that the model answers with."""
+
+    @property
+    def token_prices(self) -> tuple[float, float] | None:
+        """Of a prompt token and of an output token; None where neither price is known."""
+        prompt, output = self.price_per_million_prompt_tokens, self.price_per_million_output_tokens
+        if not prompt and not output:
+            return None
+        return (prompt or 0.0) / 1e6, (output or 0.0) / 1e6
 
     @property
     def extra_body(self) -> dict[str, Any]:
@@ -201,7 +213,8 @@ class Judging(Settings):
     max_pairs: int | None = Field(default=None, ge=0)
     """Stop once this many pairs have been asked for these judgments, known ones aside."""
     max_cost: float | None = Field(default=None, ge=0)
-    """Stop before the workers have cost this much, by price_per_gpu_hour: all judges of a run."""
+    """Stop before the workers (price_per_gpu_hour), or of an endpoint the tokens that it counts
+    (its own prices), have cost this much: all judges of a run."""
     price_per_gpu_hour: float | None = Field(default=None, ge=0)
     """Price of one GPU for an hour (of one worker, where there are no GPUs), in your currency."""
     vllm: Pointwise = Pointwise()
@@ -219,9 +232,23 @@ class Judging(Settings):
 
     @model_validator(mode="after")
     def _priced(self) -> "Judging":
-        if self.max_cost is not None and not self.price_per_gpu_hour:
+        if self.max_cost is None:
+            return self
+        both = {self.cascade.cheap, self.cascade.strong}
+        asked = both if self.judge == "cascade" else {self.judge}
+        if "openai" in asked and self.openai.token_prices is None:
+            raise ValueError(
+                "judging.max_cost needs judging.openai.price_per_million_prompt_tokens, "
+                "or of output tokens"
+            )
+        if asked != {"openai"} and not self.price_per_gpu_hour:
             raise ValueError("judging.max_cost needs judging.price_per_gpu_hour")
         return self
+
+    @property
+    def token_prices(self) -> tuple[float, float] | None:
+        """Of the judge that is asked, where it is paid by the token (`ChatEndpoint`)."""
+        return self.openai.token_prices if self.judge == "openai" else None
 
     @model_validator(mode="after")
     def _in_both_orders(self) -> "Judging":
@@ -289,6 +316,7 @@ def config(settings: Judging) -> dict[str, object]:
     if settings.judge == "openai":
         patience = {"api_key_env", "concurrency", "timeout_s"}
         patience |= {"give_up_after_s", "max_retries", "max_wait_s"}
+        patience |= {"price_per_million_prompt_tokens", "price_per_million_output_tokens"}
         shaping["openai"] = settings.openai.model_dump(mode="json", exclude=patience)
     if settings.judge == "cross_encoder":
         elsewhere = {"model", "revision", "gpu_memory_utilization"}

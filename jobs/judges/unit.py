@@ -18,6 +18,11 @@ from jobs.judges.trying import Trying
 from jobs.parts import Refusal, Unfinished, sorted_out
 from jobs.texts import DocumentTexts, QueryTexts
 
+_UNTOLD = (
+    "the endpoint does not say how many tokens it has read, and nothing would stop at "
+    "--judging.max-cost: --judging.max-pairs limits what is asked"
+)
+
 REFRESH_SHARE = 0.1
 """The most of a worker's time that goes into looking for labels that other jobs have added."""
 
@@ -38,15 +43,17 @@ class JudgeUnit:
         store: str | None,
         budget: Any = None,
         trying: str | None = None,
+        prices: tuple[float, float] | None = None,
     ) -> None:
         """`budget` is an actor (`jobs.judges.budget`); None asks without end. At `trying` stands
-        what workers died of (`jobs.judges.trying`); None keeps no such notes.
+        what workers died of (`jobs.judges.trying`); None keeps no such notes. `prices` are those of
+        a prompt token and an output token, where the budget is of money for them.
         """
         self._queries = QueryTexts(queries)
         self._texts = DocumentTexts(corpus)
         self._signature = judge.signature or {}
         notes = None if trying is None else Trying(trying)
-        self._ask = _Budgeted(_Once(judge.build, judge.arguments), budget, notes)
+        self._ask = _Budgeted(_Once(judge.build, judge.arguments), budget, notes, prices)
         self._known = None
         if store is not None and judge.signature is not None:
             self._known = _Known(Labels(store, judge.signature))
@@ -153,8 +160,14 @@ class _Budgeted:
     Pairs that a worker has died of, or the judge has failed on, are asked one at a time.
     """
 
-    def __init__(self, judge: _Once, budget: Any, trying: Trying | None) -> None:
-        self._judge, self._budget, self._trying = judge, budget, trying
+    def __init__(
+        self,
+        judge: _Once,
+        budget: Any,
+        trying: Trying | None,
+        prices: tuple[float, float] | None,
+    ) -> None:
+        self._judge, self._budget, self._trying, self._prices = judge, budget, trying, prices
 
     def __call__(self, asked: Sequence[Asked]) -> Answers:
         if self._trying is None or not asked:
@@ -235,14 +248,22 @@ class _Budgeted:
                 break
             try:
                 answers = ask(rest[:allowed])
+                cost = self._cost(answers)
             except ValueError as error:
                 raise _after(dict(enumerate(verdicts)), usage, error) from None
             verdicts += answers.verdicts
             usage += answers.usage
             unreadable += answers.unreadable
             if self._budget is not None:
-                self._budget.settle.remote(allowed)
+                self._budget.settle.remote(allowed, cost)
         return Answers(verdicts, usage, unreadable)
+
+    def _cost(self, answers: Answers) -> float:
+        if self._prices is None:
+            return 0.0
+        if not answers.usage.prompt_tokens and len(answers.unreadable) < len(answers.verdicts):
+            raise Refused(_UNTOLD, dict(enumerate(answers.verdicts)), answers.usage)
+        return answers.usage.cost(self._prices)
 
     def _take(self, wanted: int) -> int:
         if self._budget is None:

@@ -93,7 +93,7 @@ def answer(handler: Handler, grade: int, body: dict[str, Any]) -> None:
     time.sleep(0.02)
     with server.lock:  # Before the reply: afterwards the client may be faster than we are.
         server.in_flight -= 1
-    handler.reply(json.dumps(honest(grade, body)).encode())
+    handler.reply(json.dumps({**honest(grade, body), "usage": server.usage}).encode())
 
 
 def changed(change: Callable[[dict[str, Any]], Any]) -> Behaviour:
@@ -202,7 +202,7 @@ BEHAVIOURS: dict[str, Behaviour] = {
 
 
 class Hostile(ThreadingHTTPServer):
-    """Counts what it is asked."""
+    """Counts what it is asked, and says `usage` of each honest answer."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -214,6 +214,7 @@ class Hostile(ThreadingHTTPServer):
         self.times: dict[str, list[float]] = {}
         self.quota = math.inf
         self.beyond = "429-years"
+        self.usage: dict[str, int] | None = None
         self.in_flight = 0
         self.most_in_flight = 0
         self.over = threading.Event()

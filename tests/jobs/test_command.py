@@ -58,6 +58,10 @@ def test_a_flag_changes_its_value_and_nothing_else() -> None:
         (["bixse", "--out", "x", "--truncate", "0"], "error: --truncate: Input should be greater"),
         (["bixse", "--out", "x", "--judging.judge", "neighbours"], "and theirs alone\n"),
         (["bixse", "--out", "x", "--judging.max-cost", "1"], "needs judging.price_per_gpu_hour\n"),
+        (
+            ["bixse", "--out", "x", "--judging.max-cost", "1", "--judging.judge", "openai"],
+            "needs judging.openai.price_per_million_prompt_tokens, or of output tokens\n",
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence_and_status_2(

@@ -18,7 +18,9 @@ from bixse.records import CORPUS, PAIRS, QUERIES, Judgment, Rejection
 from bixse.retrieval.settings import Lexical
 from jobs.endpoint import PING, Endpoint, check_endpoint, check_key, retry_after
 from jobs.judge import judge
+from jobs.judges.budget import FIRST
 from jobs.judges.chat import chat
+from jobs.parts import Stopped
 from jobs.recipe import Placement
 from tests.artifacts import artifact
 from tests.jobs.hostile import KEY, Hostile, hostile, probs
@@ -89,6 +91,7 @@ def run(
     at: Path,
     unit_pairs: int = 512,
     store: str | None = None,
+    max_cost: float | None = None,
 ) -> Artifact:
     """The job on one query and these documents, through Ray Data."""
     rows = [{"doc_id": f"d{n:03d}", "title": "", "text": p} for n, p in enumerate(passages)]
@@ -102,7 +105,7 @@ def run(
         [artifact(at / "queries", "queries", query, QUERIES)],
         artifact(at / "corpus", "corpus", rows, CORPUS),
         None,
-        Judging(judge="openai", openai=chat, unit_pairs=unit_pairs, store=store),
+        Judging(judge="openai", openai=chat, unit_pairs=unit_pairs, store=store, max_cost=max_cost),
         Lexical(),
         None,
         Placement(),
@@ -287,6 +290,33 @@ def test_what_was_answered_before_the_money_ran_out_is_not_asked_again(
     assert (made.manifest.rows, made.manifest.rejected) == (21, 0)
     assert made.manifest.extra["usage"]["new"] == 21
     assert sum(server.requests.values()) == 21 + 1
+
+
+def test_an_endpoint_is_asked_as_far_as_the_money_goes(server: Hostile, tmp_path: Path) -> None:
+    """A request costs a cent: of 100 pairs in two orders 120 cents buy 60, and the rest later."""
+    passages = [f"honest {n % 4} for {n}" for n in range(100)]
+    prices = {"price_per_million_prompt_tokens": 80.0, "price_per_million_output_tokens": 2000.0}
+    chat, store = settings(server, api_key_env="", timeout_s=30, **prices), str(tmp_path / "labels")
+    server.usage = {"prompt_tokens": 100, "completion_tokens": 1}
+    with pytest.raises(Stopped, match=r"stopped at --judging\.max-cost: 60 pairs asked for 1\.20,"):
+        run(passages, chat, tmp_path, 50, store, max_cost=1.2)
+    assert sum(server.requests.values()) == 120
+    with pytest.raises(Stopped, match=r"60 pairs asked for 1\.20,"):
+        run(passages, chat, tmp_path, 50, store, max_cost=1.2)
+    made = run(passages, chat, tmp_path, 50, store, max_cost=5.0)
+    assert (made.manifest.rows, made.manifest.extra["usage"]["cost"]) == (100, 2.0)
+    assert set(server.requests.values()) == {1}
+
+
+def test_an_endpoint_that_counts_no_tokens_is_not_asked_for_ever(
+    server: Hostile, tmp_path: Path
+) -> None:
+    chat = settings(server, api_key_env="", timeout_s=30, price_per_million_prompt_tokens=1.0)
+    passages = [f"honest {n % 4} for {n}" for n in range(100)]
+    with pytest.raises(ValueError, match="does not say how many tokens it has read"):
+        run(passages, chat, tmp_path, max_cost=1.0)
+    assert sum(server.requests.values()) == 2 * FIRST
+    assert run(passages[:1], chat, tmp_path / "free").manifest.rows == 1
 
 
 def test_removed_judgments_leave_no_counts_behind(server: Hostile, tmp_path: Path) -> None:

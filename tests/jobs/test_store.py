@@ -328,7 +328,25 @@ def test_a_budget_of_time_ends_before_it_is_overdrawn() -> None:
     assert budget.take(1) == 0
 
 
+def test_a_budget_of_money_buys_what_it_can() -> None:
+    """Pairs of 1 and 3 cents in turn, two workers: of 10 in all, at most one grant too many."""
+    budget, asked, spent = Budget(money=10.0), 0, 0.0
+    grants = [budget.take(8), budget.take(8)]
+    while grants:
+        pairs = grants.pop(0)
+        cost = sum(0.01 if (asked + n) % 2 else 0.03 for n in range(pairs))
+        asked, spent = asked + pairs, spent + cost
+        budget.settle(pairs, cost)
+        if allowed := budget.take(8):
+            grants.append(allowed)
+    assert 490 <= asked <= 500
+    assert 9.8 <= spent <= 10.02
+    assert budget.take(1) == 0
+
+
 def test_before_the_rate_is_known_little_is_granted() -> None:
+    assert Budget(money=1.0).take(10_000) == FIRST
+    assert Budget(money=0.0).take(1) == 0
     budget = Budget(seconds=100, clock=Clock())
     assert budget.take(10_000) == FIRST
     assert Budget(pairs=7).take(10_000) == 7
