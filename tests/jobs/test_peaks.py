@@ -4,6 +4,7 @@ from collections import Counter
 
 import pytest
 
+from bixse.judging.settings import Judging
 from jobs.judge import summary
 from jobs.peaks import peak_flops, token_flops
 
@@ -45,6 +46,6 @@ def test_operations_of_a_token_by_hand() -> None:
 
 def test_the_share_is_of_the_time_at_work_and_absent_where_nothing_is_known() -> None:
     counts = Counter({"new": 10, "prompt_tokens": 3000, "engine_seconds": 2.0})
-    assert "peak_share" not in summary(counts, 10, None)
+    assert "peak_share" not in summary(counts, 10, Judging())
     known = counts + Counter({"flops": 3e12, "peak_flops": 2 * 4e12})
-    assert summary(known, 10, None)["peak_share"] == 0.375
+    assert summary(known, 10, Judging())["peak_share"] == 0.375
