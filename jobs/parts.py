@@ -280,7 +280,8 @@ class _PartWriter:
         try:
             self._work = work(*arguments)
         except Exception as error:  # noqa: BLE001
-            # Said by the first unit: of an actor that does not begin Ray Data logs a traceback.
+            # Whatever it is (an engine may raise anything), the first unit says it: of an actor
+            # that does not begin Ray Data logs a traceback.
             self._unmade = error
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
@@ -302,7 +303,8 @@ class _PartWriter:
                 return _result(unit, 0, 0, refusal=str(stop))
             return _result(unit, 0, 0, unfinished=True)
         except Exception as error:  # noqa: BLE001
-            # Ray Data keeps no cause: what is to be said of it travels as a value.
+            # Not swallowed: the driver raises it. Ray Data keeps no cause, so that it travels as a
+            # value, whatever it is.
             return _failed(unit, error)
         return _result(unit, table.num_rows, len(rejections))
 
