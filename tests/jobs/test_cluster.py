@@ -33,7 +33,10 @@ print(json.dumps([ray.get(threads.options(num_gpus=gpus).remote()) for gpus in (
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="/proc, where Linux lists a process's threads, is not there")
+@pytest.mark.skipif(
+    not Path("/proc/self/task").exists(),
+    reason="/proc, where Linux lists a process's threads, is not there",
+)
 def test_the_cores_beside_a_gpu_tokenise() -> None:
     """One core tokenised what a GPU was to encode, and the others did nothing."""
     line = [sys.executable, "-c", WITH_GPUS]
