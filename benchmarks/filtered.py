@@ -28,7 +28,7 @@ import pyarrow as pa
 import tyro
 
 from bixse.records import CORPUS
-from bixse.retrieval import shard as shard_module
+from bixse.retrieval import finder as finder_module
 from bixse.retrieval.building import build_shard
 from bixse.retrieval.library import faiss, use_threads
 from bixse.retrieval.metadata import Kept
@@ -115,20 +115,20 @@ def _measured(
     loaded: Shard, vectors_ND: Vectors, queries_QD: Vectors, mask_N: Any, way: str
 ) -> dict[str, float]:
     kept = Kept.of(mask_N)
-    width = loaded.width
+    width = loaded.finder.width
 
     def rows_of(query_1D: Vectors) -> Any:
         if way != "faiss":
             return loaded.search_rows(query_1D, K, width, kept)[0]
-        params = parameters(loaded.index, width, K, K)
+        params = parameters(loaded.finder.index, width, K, K)
         known: Any = faiss  # faiss' type stubs lack it.
         params.sel = known.IDSelectorBitmap(kept.bits)
-        return loaded.index.search(query_1D, K, params=params)[1]
+        return loaded.finder.index.search(query_1D, K, params=params)[1]
 
     scores_QN = np.where(mask_N, queries_QD @ vectors_ND.T, -np.inf)
     found, milliseconds = 0, []
     # What is served where neighbours never suffice: every row kept is compared.
-    never = mock.patch.object(shard_module, "neighbour_counts", return_value=[])
+    never = mock.patch.object(finder_module, "neighbour_counts", return_value=[])
     with never if way == "all" else nullcontext():
         for query, scores_N in zip(queries_QD, scores_QN, strict=True):
             true = set(np.argpartition(-scores_N, K)[:K].tolist())

@@ -133,8 +133,10 @@ def compare(
         ThreadPoolExecutor(threads, initializer=use_threads, initargs=(1,)) as pool,
     ):
         one = _one_index(settings, template, vectors_ND, flat)
-        shards = _shards(Path(folder), settings, template, vectors_ND, options.shards)
-        group = ShardGroup(shards)
+        places = _built(Path(folder), settings, template, vectors_ND, options.shards)
+        # The tuner measures each shard alone, as `jobs.index` does; a group takes its shards.
+        shards = [Shard.load(place) for place in places]
+        group = ShardGroup([Shard.load(place) for place in places])
         columns = grid(settings, len(vectors_ND), K)
 
         def asks_one(search: Search, installed: bool = False) -> Ask:
@@ -183,10 +185,10 @@ def _one_index(
     return faiss.IndexRefine(index, flat) if settings.structure in CODED else index
 
 
-def _shards(
+def _built(
     folder: Path, settings: Retrieval, template: faiss.Index, vectors_ND: Vectors, count: int
-) -> list[Shard]:
-    shards = []
+) -> list[Path]:
+    places = []
     for number in range(count):
         place = folder / str(number)
         place.mkdir()
@@ -196,8 +198,8 @@ def _shards(
         build_shard(
             place, documents, vectors_ND[number::count], settings, faiss.clone_index(template)
         )
-        shards.append(Shard.load(place))
-    return shards
+        places.append(place)
+    return places
 
 
 def _ask_one(

@@ -118,6 +118,7 @@ def _found(
     dev: DevSplit, encoder: "Encoder", world: "World", tokens: int | None
 ) -> list[list[Hit]]:
     """The best of this rank's share of the corpus, for each query."""
+    from bixse.retrieval.finder import Finder
     from bixse.retrieval.library import faiss
     from bixse.retrieval.merge import merge
     from bixse.retrieval.shard import Shard
@@ -137,6 +138,6 @@ def _found(
         index.add(vectors_NE)
         ids = pa.Table.from_batches([part.select(["doc_id"])])
         # One more, for a query that is a document itself.
-        found = Shard(index, ids).search(vectors_QE, K + 1)
+        found = Shard(Finder(index), ids).search(vectors_QE, K + 1)
         best = [merge(both, K + 1) for both in zip(best, found, strict=True)]
     return best

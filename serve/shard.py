@@ -16,10 +16,9 @@ from bixse.artifacts import Artifact, ArtifactError
 from bixse.place import Place
 from bixse.records import Hit
 from bixse.retrieval.device import Device, find
-from bixse.retrieval.group import ShardGroup
+from bixse.retrieval.group import KeptOfShards, ShardGroup
 from bixse.retrieval.lexical_shard import LEXICAL_DIR, LEXICAL_FILE, LexicalShard
 from bixse.retrieval.library import use_threads
-from bixse.retrieval.metadata import Kept
 from bixse.retrieval.shard import Ranking, Shard
 from serve.generation import Generation
 from serve.ledger import Follower
@@ -80,7 +79,7 @@ class _Loaded:
     lexical: list[LexicalShard]
     """Of every shard or, where the index holds no words, of none."""
     probes: list[tuple[Vectors, list[list[Hit]]]]
-    """Of each shard a vector that it holds, and what that found when loaded."""
+    """A vector of each shard, and what it found when loaded."""
 
 
 class ShardStore:
@@ -108,16 +107,19 @@ class ShardStore:
         # Of this generation alone: another is searched, or forgotten, on another thread meanwhile.
         device = _gpu() if self._on_gpu else None
         loaded = [load_shard(index.url, index.fingerprint, name, device) for name in names]
-        stay = [name for name, (shard, _) in zip(names, loaded, strict=True) if shard.copy is None]
+        stay = [
+            name
+            for name, (shard, _) in zip(names, loaded, strict=True)
+            if shard.finder.copy is None
+        ]
         if device is not None and stay:
-            kind = type(loaded[0][0].index).__name__
+            kind = type(loaded[0][0].finder.index).__name__
             _logger.warning("%s on the CPU: FAISS searches no %s on a GPU", ", ".join(stay), kind)
-        probes = []
-        for shard, _ in loaded:
-            probe_1D = shard.vectors(np.zeros(1, np.int64))
-            probes.append((probe_1D, self._thread.submit(shard.search, probe_1D, 1).result()))
         lexical = [words for _, words in loaded if words is not None]
-        group = ShardGroup([shard for shard, _ in loaded])
+        group, probes = ShardGroup([shard for shard, _ in loaded]), []
+        for shard in group.shards:
+            probe_1D = shard.vectors(np.zeros(1, np.int64))
+            probes.append((probe_1D, self._thread.submit(group.search, probe_1D, 1).result()))
         self._held[generation.number] = _Loaded(group, lexical, probes)
 
     def drop(self, number: int) -> None:
@@ -161,8 +163,8 @@ class ShardStore:
         """Raises RuntimeError when a stored vector no longer finds what it found when loaded."""
         loop = asyncio.get_running_loop()
         for held in list(self._held.values()):
-            for shard, (probe_1D, then) in zip(held.group.shards, held.probes, strict=True):
-                if await loop.run_in_executor(self._thread, shard.search, probe_1D, 1) != then:
+            for probe_1D, then in held.probes:
+                if await loop.run_in_executor(self._thread, held.group.search, probe_1D, 1) != then:
                     raise RuntimeError(
                         "a shard no longer gives the answer that it gave when loaded"
                     )
@@ -206,7 +208,7 @@ def _gpu() -> Device:
 
 
 def _search(group: ShardGroup, vectors_QD: Vectors, wanted: Sequence[Wanted]) -> list[FoundInSlot]:
-    def rank(some: list[int], kept: list[Kept] | None) -> list[Ranking]:
+    def rank(some: list[int], kept: KeptOfShards | None) -> list[Ranking]:
         ks = [wanted[i].k for i in some]
         return group.rankings(vectors_QD[some], ks, kept=kept)
 
@@ -216,11 +218,11 @@ def _search(group: ShardGroup, vectors_QD: Vectors, wanted: Sequence[Wanted]) ->
 def _search_words(
     held: _Loaded, queries: Sequence[str], wanted: Sequence[Wanted]
 ) -> list[FoundInSlot]:
-    def rank(some: list[int], kept: list[Kept] | None) -> list[Ranking]:
+    def rank(some: list[int], kept: KeptOfShards | None) -> list[Ranking]:
         ks = [wanted[i].k for i in some]
         asked = [queries[i] for i in some]
         found = [
-            lexical.rankings(asked, ks, shard, None if kept is None else kept[number])
+            lexical.rankings(asked, ks, shard, None if kept is None else kept.of_shards[number])
             for number, (lexical, shard) in enumerate(
                 zip(held.lexical, held.group.shards, strict=True)
             )
@@ -233,7 +235,7 @@ def _search_words(
 def _found(
     group: ShardGroup,
     wanted: Sequence[Wanted],
-    rank: Callable[[list[int], list[Kept] | None], list[Ranking]],
+    rank: Callable[[list[int], KeptOfShards | None], list[Ranking]],
 ) -> list[FoundInSlot]:
     """What `rank` finds for the queries of a batch, asked once for each filter among them."""
     by_filter: dict[str | None, list[int]] = {}

@@ -16,7 +16,8 @@ from bixse.retrieval.library import faiss
 from bixse.retrieval.metadata import write_metadata
 from bixse.retrieval.scoring import Vectors
 from bixse.retrieval.settings import Retrieval, Search
-from bixse.retrieval.shard import DOCUMENTS_FILE, INDEX_FILE, SCALES_FILE, SEARCH_FILE, VECTORS_FILE
+from bixse.retrieval.shard import DOCUMENTS_FILE, INDEX_FILE, SEARCH_FILE
+from bixse.retrieval.stored import SCALES_FILE, VECTORS_FILE
 from bixse.retrieval.structures import CODED, TRAINED, asked_search, fill, resolve, trained
 
 _BLOCK = 8192

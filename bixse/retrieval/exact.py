@@ -13,6 +13,7 @@ import pyarrow as pa
 from bixse.artifacts import Artifact
 from bixse.records import Hit
 from bixse.retrieval.feedback import rocchio
+from bixse.retrieval.finder import Finder
 from bixse.retrieval.library import faiss
 from bixse.retrieval.scoring import Vectors
 from bixse.retrieval.shard import Ranking, Shard
@@ -46,7 +47,7 @@ def search_exact(embeddings: Artifact, vectors_QD: Vectors, k: int) -> list[list
         vectors_ND = vectors_of(block)
         index = faiss.IndexFlatIP(vectors_ND.shape[1])
         index.add(vectors_ND)
-        shard = Shard(index, block.select(["doc_id"]))
+        shard = Shard(Finder(index), block.select(["doc_id"]))
         for start in range(0, len(vectors_QD), _QUERIES):
             some = slice(start, start + _QUERIES)
             asked = vectors_QD[some]

@@ -1,28 +1,48 @@
 """Shards of one index in one process, asked as one.
 
-What depends on the number of shards is done once for all of them: the centroids of inverted files
-are compared with the queries once, and only what may be among the best of all shards is scored in
-float64 and looked up. The ranking is that of each shard's own `search`, merged.
+What depends on the number of shards is done once for all of them. Lists of codes become one index:
+FAISS takes as long over half a list as over a whole one where lists are short, and codes are in
+memory anyhow. Of other inverted files, which stay mapped, the centroids are compared with the
+queries once. Only what may be among the best of all shards is scored in float64 and looked up.
+
+The ranking is that of each shard's own `search`, merged. Of codes it is that of one index that
+scores as many candidates again as the shards together.
 
 Shapes as in `retrieval/shard.py`; S shards. Rows are numbered through all shards, in their order.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import count
 
 import numpy as np
 
 from bixse.records import Document, Hit
-from bixse.retrieval.metadata import Kept
+from bixse.retrieval.finder import Finder
+from bixse.retrieval.metadata import Kept, Remembered
 from bixse.retrieval.scoring import Rows, Vectors, best, joined, near
 from bixse.retrieval.settings import Search
 from bixse.retrieval.shard import Ranking, Shard, checked, rankings_of
 from bixse.retrieval.structures import Scan, share_centroids
 
 
+@dataclass(frozen=True)
+class KeptOfShards:
+    """The rows that meet a filter."""
+
+    of_shards: tuple[Kept, ...]
+
+    @cached_property
+    def together(self) -> Kept:
+        """Numbered through all shards."""
+        return Kept.of(np.concatenate([kept.mask for kept in self.of_shards]))
+
+
 class ShardGroup:
     """One shard or more; safe for one search at a time.
 
+    It takes the shards: where they hold codes, only the group answers from then on.
     Raises ValueError for no shard at all, or for shards of different dimensions.
     """
 
@@ -33,17 +53,20 @@ class ShardGroup:
         sizes = [shard.size for shard in shards]
         self._starts = np.cumsum([0, *sizes[:-1]])
         self.size, self.dim = sum(sizes), shards[0].dim
+        finders = [shard.finder for shard in shards]
+        self._together = Finder.together(finders) if len(finders) > 1 else None
         # A GPU compares the centroids anew sooner than they would come from here.
-        self._one_scan = share_centroids([shard.index for shard in shards]) and all(
-            shard.width == shards[0].width and shard.copy is None for shard in shards
+        self._one_scan = share_centroids([one.index for one in finders]) and all(
+            one.width == finders[0].width and one.copy is None for one in finders
         )
+        self._kept: Remembered[KeptOfShards] = Remembered()
 
     def search(
         self,
         vectors_QD: Vectors,
         k: int,
         width: Search | None = None,
-        kept: Sequence[Kept] | None = None,
+        kept: KeptOfShards | None = None,
     ) -> list[list[Hit]]:
         """As `Shard.search`, over all shards."""
         found = self.rankings(vectors_QD, [k] * len(vectors_QD), width, kept)
@@ -54,9 +77,9 @@ class ShardGroup:
         vectors_QD: Vectors,
         ks: Sequence[int],
         width: Search | None = None,
-        kept: Sequence[Kept] | None = None,
+        kept: KeptOfShards | None = None,
     ) -> list[Ranking]:
-        """As `Shard.rankings`, over all shards; of each, `kept` says which rows may be found."""
+        """As `Shard.rankings`, over all shards."""
         k = max(ks, default=1)
         vectors = checked(vectors_QD, self.dim, k)
         rows_QC = self._candidates(vectors, k, width, kept)
@@ -78,9 +101,9 @@ class ShardGroup:
             found.append(Ranking(rows, doc_ids, [-negative for negative, _, _ in scored]))
         return found
 
-    def kept(self, text: str) -> list[Kept]:
-        """The rows of each shard that meet a filter, as `Shard.kept`."""
-        return [shard.kept(text) for shard in self.shards]
+    def kept(self, text: str) -> KeptOfShards:
+        """The rows that meet a filter, as `Shard.kept`."""
+        return self._kept.get(text, self._kept_of_shards)
 
     def doc_ids(self, rows: Rows) -> list[str]:
         found = np.empty(len(rows), object)
@@ -113,20 +136,26 @@ class ShardGroup:
         return found
 
     def _candidates(
-        self, vectors_QD: Vectors, k: int, width: Search | None, kept: Sequence[Kept] | None
+        self, vectors_QD: Vectors, k: int, width: Search | None, kept: KeptOfShards | None
     ) -> Rows:
         """Rows [Q, C] that hold the best `k` of all shards."""
+        if self._together is not None:
+            own = None if kept is None else kept.together
+            return near(*self._together.candidates(vectors_QD, k, width, own), k)
         scan = None
         # A filter widens each shard's search by what it keeps there.
         if self._one_scan and kept is None:
-            first = self.shards[0]
+            first = self.shards[0].finder
             scan = Scan.begin(first.index, vectors_QD, width or first.width, k)
         found = []
         for number, shard in enumerate(self.shards):
-            own = None if kept is None else kept[number]
-            scores_QF, rows_QF = shard.candidates(vectors_QD, k, width, own, scan)
+            own = None if kept is None else kept.of_shards[number]
+            scores_QF, rows_QF = shard.finder.candidates(vectors_QD, k, width, own, scan)
             found.append((scores_QF, np.where(rows_QF < 0, -1, rows_QF + self._starts[number])))
         return near(*joined(found), k)
+
+    def _kept_of_shards(self, text: str) -> KeptOfShards:
+        return KeptOfShards(tuple(shard.kept(text) for shard in self.shards))
 
     def _by_doc_id(self, rows_QC: Rows, scores_QC: Vectors, k: int) -> None:
         """Put rows of equal scores into the order of `doc_id`, for queries that have such.

@@ -15,12 +15,12 @@ Shapes: N documents.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,10 +29,12 @@ import pyarrow as pa
 from bixse.records import EXACT_INTEGERS, Kind, Metadata
 from bixse.retrieval.filters import Filter, Mask, matches
 
+T = TypeVar("T")
+
 METADATA_FILE = "metadata.arrow"
 
 _KEPT = 64
-"""Filters whose rows a shard remembers, at a bit a document each."""
+"""Filters whose rows are remembered, at a bit a document each."""
 
 FEW = 20_000
 """Up to so many rows that a filter keeps, all are compared with every query, so that nothing can be
@@ -118,13 +120,29 @@ def _words(values: Sequence[str | None]) -> pa.DictionaryArray:
     return pa.DictionaryArray.from_arrays(pa.array(places, pa.int32()), pa.array(words, _WORD))
 
 
+class Remembered(Generic[T]):
+    """What was found for the last filters, given by their canonical text."""
+
+    def __init__(self) -> None:
+        self._found: OrderedDict[str, T] = OrderedDict()
+
+    def get(self, text: str, find: Callable[[str], T]) -> T:
+        found = self._found.pop(text, None)
+        if found is None:
+            found = find(text)
+        self._found[text] = found
+        if len(self._found) > _KEPT:
+            self._found.popitem(last=False)
+        return found
+
+
 class Fields:
     """The loaded metadata of a shard; safe for one search at a time."""
 
     def __init__(self, batch: pa.RecordBatch) -> None:
         self._columns = dict(zip(batch.schema.names, batch.columns, strict=True))
         self._rows = int(batch.num_rows)
-        self._kept: OrderedDict[str, Kept] = OrderedDict()
+        self._kept: Remembered[Kept] = Remembered()
 
     def __len__(self) -> int:
         """Documents of the shard."""
@@ -138,18 +156,15 @@ class Fields:
 
     def kept(self, text: str) -> Kept:
         """The rows that meet a filter, given by its canonical text; it must have been checked."""
-        found = self._kept.pop(text, None)
-        if found is None:
-            found = Kept.of(matches(Filter.of(text), self._columns))
-        self._kept[text] = found
-        if len(self._kept) > _KEPT:
-            self._kept.popitem(last=False)
-        return found
+        return self._kept.get(text, self._matching)
 
     def at(self, row: int) -> Metadata:
         """What the document in this row has, nothing where it has none."""
         values = ((field, column[row].as_py()) for field, column in self._columns.items())
         return {field: _shown(value) for field, value in values if value is not None}
+
+    def _matching(self, text: str) -> Kept:
+        return Kept.of(matches(Filter.of(text), self._columns))
 
 
 def _shown(value: Any) -> Any:

@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bixse.retrieval.library import faiss
-
 Rows = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.float32]
 
@@ -43,29 +41,9 @@ def best(
 
     `read` gives the stored vectors of rows. There are fewer than `k` columns where C is less.
     """
-    scores_QC = _products(vectors_QD.astype(np.float64), rows_QC, read)
+    scores_QC = products(vectors_QD.astype(np.float64), rows_QC, read)
     order_QK = np.lexsort((rows_QC, -scores_QC), axis=-1)[:, :k]
     return _along(rows_QC, order_QK), _along(scores_QC, order_QK)
-
-
-def falling(
-    vectors_QD: Vectors,
-    rows_QF: Rows,
-    stored_ND: npt.NDArray[np.generic],
-    read: Callable[[Rows], Vectors],
-) -> tuple[Vectors, Rows]:
-    """Float32 scores and rows of [Q, F] rows in any order, the highest score first.
-
-    Of float32 vectors FAISS reads each where it stands in `stored_ND`; others must be converted.
-    """
-    if stored_ND.dtype == np.float32:
-        scores_QF = np.empty(rows_QF.shape, np.float32)
-        pointers = map(faiss.swig_ptr, (scores_QF, vectors_QD, stored_ND, rows_QF))
-        known: Any = faiss  # faiss' type stubs lack it.
-        known.fvec_inner_products_by_idx(*pointers, vectors_QD.shape[1], *rows_QF.shape)
-    else:
-        scores_QF = _products(vectors_QD, rows_QF, read)
-    return joined([(scores_QF, rows_QF)])
 
 
 def joined(found: Sequence[tuple[Vectors, Rows]]) -> tuple[Vectors, Rows]:
@@ -81,7 +59,7 @@ def _along(values_QC: Any, places_QK: Rows) -> Any:
     return values_QC[np.arange(len(values_QC))[:, None], places_QK]
 
 
-def _products(
+def products(
     queries_QD: npt.NDArray[Any], rows_QC: Rows, read: Callable[[Rows], Vectors]
 ) -> Vectors:
     """Inner products in the precision of the queries, some candidates of each at a time."""

@@ -37,6 +37,7 @@ from bixse.records import (
 from bixse.retrieval.building import write_documents
 from bixse.retrieval.device import Device
 from bixse.retrieval.exact import vectors_of
+from bixse.retrieval.finder import Finder
 from bixse.retrieval.library import faiss
 from bixse.retrieval.merge import merge
 from bixse.retrieval.metadata import write_metadata
@@ -220,7 +221,7 @@ def exact_hits(
         index = faiss.IndexFlatIP(gathered.vectors_ND.shape[1])
         index.add(np.ascontiguousarray(gathered.vectors_ND[part]))
         ids = pa.table({"doc_id": gathered.doc_ids[part]})
-        found = Shard(index, ids, device=device).search(vectors_QD, k)
+        found = Shard(Finder(index, device=device), ids).search(vectors_QD, k)
         best = [merge(both, k) for both in zip(best, found, strict=True)]
     return best
 

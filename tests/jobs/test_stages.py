@@ -240,7 +240,7 @@ def test_codes_are_trained_once_tuned_and_built_once(
     chosen = [row for row in extra["tuning"] if row["search"] == extra["search"]]
     assert [row["work"] for row in chosen] == [cheapest]
     shards = [Shard.load(out / name) for name in extra["shards"]]
-    assert {shard.width.nprobe for shard in shards} == {extra["search"]["nprobe"]}
+    assert {shard.finder.width.nprobe for shard in shards} == {extra["search"]["nprobe"]}
     # A killed run: what is whole stays, what is missing is made, and it is the same index.
     for name in ("manifest.json", "shard-00001/built.json", "shard-00001/index.faiss"):
         (out / name).unlink()

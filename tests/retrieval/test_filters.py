@@ -23,6 +23,7 @@ from bixse.retrieval.filters import (
     bounded,
     check,
 )
+from bixse.retrieval.finder import Finder
 from bixse.retrieval.lexical import LexicalIndex
 from bixse.retrieval.lexical_shard import LexicalShard, Statistics, build_lexical
 from bixse.retrieval.merge import merge, ranked
@@ -185,7 +186,8 @@ def test_metadata_comes_back_as_it_was(tmp_path: Path) -> None:
     fields = Fields.load(tmp_path)
     assert [fields.at(row) for row in range(4)] == [document or {} for document in documents]
     assert json.dumps(fields.at(0)["price"]) == "5"
-    shard = Shard(*_one_row(tmp_path), fields=None)
+    index, documents = _one_row(tmp_path)
+    shard = Shard(Finder(index), documents)
     with pytest.raises(ValueError, match="without metadata"):
         shard.kept("{}")
 

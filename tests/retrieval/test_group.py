@@ -1,12 +1,15 @@
 """Shards asked together answer as each does alone and merged, whatever the structure."""
 
+import operator
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from bixse.records import Metadata
+from bixse.records import Hit, Metadata
+from bixse.retrieval import metadata
 from bixse.retrieval.building import build_shard
 from bixse.retrieval.filters import Filter
 from bixse.retrieval.group import ShardGroup
@@ -56,7 +59,21 @@ def shards(
     return found
 
 
-@pytest.mark.parametrize("structure", SETTINGS)
+def alone_and_merged(
+    each: list[Shard],
+    queries: np.ndarray,
+    k: int,
+    width: Search | None = None,
+    kept: str | None = None,
+) -> list[list[Hit]]:
+    found = [
+        shard.search(queries, k, width, None if kept is None else shard.kept(kept))
+        for shard in each
+    ]
+    return [merge(of_query, k) for of_query in zip(*found, strict=True)]
+
+
+@pytest.mark.parametrize("structure", ["exact", "hnsw", "ivf_flat"])
 @pytest.mark.parametrize("count", [1, 2, 5])
 @pytest.mark.parametrize("k", [1, 10, 150])
 def test_together_is_each_alone_and_merged(
@@ -65,19 +82,17 @@ def test_together_is_each_alone_and_merged(
     doc_ids, vectors = made()
     each = shards(tmp_path, SETTINGS[structure], doc_ids, vectors, count)
     queries = np.concatenate([vectors[:3], clustered(30, DIM, seed=8)])
-    alone = [shard.search(queries, k) for shard in each]
-    expected = [merge(of_query, k) for of_query in zip(*alone, strict=True)]
     group = ShardGroup(each)
+    expected = alone_and_merged(each, queries, k)
     assert group.search(queries, k) == expected
     one_by_one = [group.search(query[None], k)[0] for query in queries]
     assert one_by_one == expected, "does not depend on the batch"
     wide = Search(ef_search=60, nprobe=9, refine_factor=7)
-    alone = [shard.search(queries, k, wide) for shard in each]
-    assert group.search(queries, k, wide) == [merge(q, k) for q in zip(*alone, strict=True)]
+    assert group.search(queries, k, wide) == alone_and_merged(each, queries, k, wide)
 
 
-@pytest.mark.parametrize("structure", SETTINGS)
-def test_with_a_filter(structure: Structure, tmp_path: Path, monkeypatch: object) -> None:
+@pytest.mark.parametrize("structure", ["exact", "hnsw", "ivf_flat"])
+def test_with_a_filter(structure: Structure, tmp_path: Path) -> None:
     doc_ids, vectors = made()
     colours: dict[str, Metadata] = {
         doc_id: {"colour": "red" if n % 3 else "blue"} for n, doc_id in enumerate(doc_ids)
@@ -85,10 +100,9 @@ def test_with_a_filter(structure: Structure, tmp_path: Path, monkeypatch: object
     each = shards(tmp_path, SETTINGS[structure], doc_ids, vectors, 3, colours)
     red = Filter.of('{"colour": "red"}').text
     queries = np.concatenate([vectors[:2], clustered(9, DIM, seed=8)])
-    alone = [shard.search(queries, 10, kept=shard.kept(red)) for shard in each]
     group = ShardGroup(each)
     found = group.search(queries, 10, kept=group.kept(red))
-    assert found == [merge(of_query, 10) for of_query in zip(*alone, strict=True)]
+    assert found == alone_and_merged(each, queries, 10, kept=red)
 
 
 def test_a_k_for_each_query_and_fields_of_rows(tmp_path: Path) -> None:
@@ -113,17 +127,16 @@ def test_centroids_are_shared_only_where_they_are_the_same(
         (tmp_path / name).mkdir()
     one, two = shards(tmp_path / "one", SETTINGS[structure], doc_ids, vectors, 2)
     other, _ = shards(tmp_path / "other", SETTINGS[structure], doc_ids, vectors[::-1].copy(), 2)
-    assert share_centroids([one.index, two.index])
-    assert not share_centroids([one.index, other.index])
+    assert share_centroids([one.finder.index, two.finder.index])
+    assert not share_centroids([one.finder.index, other.finder.index])
     queries = clustered(9, DIM, seed=8)
-    alone = [shard.search(queries, 10) for shard in (one, other)]
     found = ShardGroup([one, other]).search(queries, 10)
-    assert found == [merge(of_query, 10) for of_query in zip(*alone, strict=True)]
+    assert found == alone_and_merged([one, other], queries, 10)
 
 
 def test_what_has_no_lists_shares_none(tmp_path: Path) -> None:
     each = shards(tmp_path, SETTINGS["hnsw"], *made(), 2)
-    assert not share_centroids([shard.index for shard in each])
+    assert not share_centroids([shard.finder.index for shard in each])
 
 
 def test_lists_are_scanned_once_a_shard(tmp_path: Path) -> None:
@@ -145,3 +158,89 @@ def test_a_group_of_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected vectors"):
         group.search(np.ones((1, 3), np.float32), 1)
     assert group.search(np.zeros((0, DIM), np.float32), 3) == []
+
+
+CODES = ["ivf_pq", "ivf_rabitq"]
+
+
+def as_one(width: Search, count: int) -> Search:
+    """One index that scores as many candidates again as so many shards."""
+    return width.replace(refine_factor=width.refine_factor * count)
+
+
+@pytest.mark.parametrize("structure", CODES)
+@pytest.mark.parametrize("stored", ["float32", "int8"])
+@pytest.mark.parametrize("count", [2, 5])
+@pytest.mark.parametrize("k", [1, 10, 150])
+def test_codes_of_several_shards_are_asked_as_one_index(
+    structure: Structure, stored: str, count: int, k: int, tmp_path: Path
+) -> None:
+    """Hits, scores and the order of equal ones are those of an index that was never cut, but where
+    codes of two rows are equally far and only one of them may be scored again."""
+    doc_ids, vectors = made()
+    settings = SETTINGS[structure].replace(stored=stored)
+    for name in ("one", "cut"):
+        (tmp_path / name).mkdir()
+    (one,) = shards(tmp_path / "one", settings, doc_ids, vectors, 1)
+    group = ShardGroup(shards(tmp_path / "cut", settings, doc_ids, vectors, count))
+    queries = clustered(100, DIM, seed=8)
+    narrow = Search(nprobe=4, refine_factor=4)
+    expected = one.search(queries, k, as_one(narrow, count))
+    found = group.search(queries, k, narrow)
+    assert sum(map(operator.eq, found, expected)) >= 95
+    assert [group.search(query[None], k, narrow)[0] for query in queries] == found
+    all_lists = Search(nprobe=32, refine_factor=2400)
+    assert group.search(vectors[:3], k, all_lists) == one.search(vectors[:3], k, all_lists)
+
+
+@pytest.mark.parametrize("structure", CODES)
+@pytest.mark.parametrize("few", [50, 20_000])
+def test_codes_of_several_shards_with_a_filter(
+    structure: Structure, few: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether neighbours suffice, all kept rows are asked of codes, or are compared exactly."""
+    monkeypatch.setattr(metadata, "FEW", few)
+    doc_ids, vectors = made()
+    colours: dict[str, Metadata] = {
+        doc_id: {"colour": "red" if n % 3 else "blue" if n % 30 else "green"}
+        for n, doc_id in enumerate(doc_ids)
+    }
+    for name in ("one", "cut"):
+        (tmp_path / name).mkdir()
+    (one,) = shards(tmp_path / "one", SETTINGS[structure], doc_ids, vectors, 1, colours)
+    group = ShardGroup(shards(tmp_path / "cut", SETTINGS[structure], doc_ids, vectors, 3, colours))
+    queries, narrow = clustered(40, DIM, seed=8), Search(nprobe=4, refine_factor=4)
+    for colour in ("red", "blue", "green"):
+        kept = Filter.model_validate({"colour": colour}).text
+        found = group.search(queries, 10, narrow, group.kept(kept))
+        expected = one.search(queries, 10, as_one(narrow, 3), one.kept(kept))
+        assert sum(map(operator.eq, found, expected)) >= 38
+        documents = group.documents(
+            group.rankings(queries[:1], [10], narrow, group.kept(kept))[0].rows
+        )
+        assert {(document.metadata or {})["colour"] for document in documents} == {colour}
+
+
+@pytest.mark.parametrize("structure", CODES)
+def test_a_shard_whose_codes_are_the_groups_answers_no_more(
+    structure: Structure, tmp_path: Path
+) -> None:
+    """FAISS leaves its lists empty or full of other rows: an answer would be wrong."""
+    each = shards(tmp_path, SETTINGS[structure], *made(), 3)
+    group, queries = ShardGroup(each), clustered(2, DIM, seed=8)
+    for shard in each:
+        with pytest.raises(RuntimeError, match="ask the group"):
+            shard.search(queries, 10)
+    assert all(len(found) == 10 for found in group.search(queries, 10))
+
+
+def test_product_codes_of_another_codebook_are_not_merged(tmp_path: Path) -> None:
+    """Under the same centroids the same code may stand for another vector."""
+    doc_ids, vectors = made()
+    one, other = shards(tmp_path, SETTINGS["ivf_pq"], doc_ids, vectors, 2)
+    lists: Any = other.finder.index
+    codebook = lists.pq.centroids
+    faiss.copy_array_to_vector(faiss.vector_to_array(codebook)[::-1].copy(), codebook)
+    queries = clustered(9, DIM, seed=8)
+    found = ShardGroup([one, other]).search(queries, 10)
+    assert found == alone_and_merged([one, other], queries, 10)

@@ -6,8 +6,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from bixse.retrieval import metadata
-from bixse.retrieval import shard as shard_module
+from bixse.retrieval import finder, metadata
 from bixse.retrieval.building import build_shard
 from bixse.retrieval.merge import ranked
 from bixse.retrieval.metadata import Kept
@@ -56,7 +55,7 @@ def test_few_rows_are_compared_exactly(
     tmp_path: Path, structure: str, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However they are compared, ties across blocks of rows included."""
-    monkeypatch.setattr(shard_module, "_BLOCK", 16)
+    monkeypatch.setattr(finder, "_BLOCK", 16)
     rows = clustered(4000, 32, seed=1)
     rows[1000:3000] = rows[0]
     queries = np.concatenate([rows[:1], clustered(5, 32, seed=2)])

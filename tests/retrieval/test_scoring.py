@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bixse.retrieval import scoring
-from bixse.retrieval.scoring import ROUNDING, best, falling, near
+from bixse.retrieval.scoring import ROUNDING, best, near
 from tests.retrieval.made import unit
 
 RNG = np.random.default_rng(11)
@@ -36,20 +36,6 @@ def test_equal_scores_go_by_row_and_nothing_stands_last() -> None:
     rows, scores = best(same[:1], np.array([[3, -1, 0, 2]]), lambda rows: same[rows], 4)
     assert rows.tolist() == [[0, 2, 3, -1]]
     assert scores.tolist() == [[2.0, 2.0, 2.0, -np.inf]]
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_float32_scores_fall_and_are_right(dtype: type[np.generic]) -> None:
-    stored = STORED.astype(dtype)
-    rows_QF = ROWS.copy()
-    rows_QF[2, 5:] = -1
-    scores, rows = falling(QUERIES, rows_QF, stored, lambda rows: stored[rows].astype(np.float32))
-    assert (np.diff(scores[:, :5]) <= 0).all()
-    assert np.sort(rows, axis=1).tolist() == np.sort(rows_QF, axis=1).tolist()
-    exact = np.einsum("qfd,qd->qf", stored[rows].astype(float), QUERIES.astype(float))
-    held = rows >= 0
-    assert np.abs(scores - exact)[held].max() < ROUNDING
-    assert (scores[~held] == -np.inf).all()
 
 
 def test_only_what_is_within_rounding_of_the_kth_is_near() -> None:
