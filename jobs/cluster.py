@@ -74,11 +74,17 @@ def tokenise_on_cores() -> None:
     else to do; before it is first asked.
 
     One core tokenises fewer texts than a GPU encodes. Without a GPU the model needs all cores, and
-    a tokenizer that took some would only stand in its way: there it has one.
+    a tokenizer that took some would only stand in its way: there it has one. A process that is no
+    worker of Ray's was given no GPU.
     """
     import ray
 
+    # Asked before Ray is started, the context would start it.
+    if not ray.is_initialized():
+        return
     context = ray.get_runtime_context()
+    if context.worker.mode != ray.WORKER_MODE:
+        return
     # Ray leaves both without types.
     mine: dict[str, float] = context.get_assigned_resources()  # type: ignore[no-untyped-call]
     if not mine.get("GPU"):
