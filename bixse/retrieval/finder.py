@@ -13,12 +13,13 @@ import numpy as np
 
 from bixse.retrieval.device import Device, searchable, takes
 from bixse.retrieval.library import faiss
+from bixse.retrieval.lists import Scan, merge_lists
 from bixse.retrieval.metadata import Kept
 from bixse.retrieval.neighbours import kept_of, neighbour_counts
 from bixse.retrieval.scoring import ROUNDING, Rows, Vectors, best, joined
 from bixse.retrieval.settings import Search
 from bixse.retrieval.stored import Stored
-from bixse.retrieval.structures import Scan, merge_lists, parameters, widening
+from bixse.retrieval.structures import parameters, widening
 
 _BLOCK = 8192
 
@@ -71,6 +72,9 @@ class Finder:
         index = merge_lists([one.index for one in finders])
         if index is None:
             return None
+        for one in finders:
+            # FAISS keeps the memory of a list that it has emptied.
+            one.index = one._store = index
         return cls(index, width, Stored.together(stored), shards=len(finders))
 
     def vectors(self, rows: Rows) -> Vectors:

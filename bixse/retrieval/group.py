@@ -20,11 +20,11 @@ import numpy as np
 
 from bixse.records import Document, Hit
 from bixse.retrieval.finder import Finder
+from bixse.retrieval.lists import Scan, share_centroids
 from bixse.retrieval.metadata import Kept, Remembered
 from bixse.retrieval.scoring import Rows, Vectors, best, joined, near
 from bixse.retrieval.settings import Search
 from bixse.retrieval.shard import Ranking, Shard, checked, rankings_of
-from bixse.retrieval.structures import Scan, share_centroids
 
 
 @dataclass(frozen=True)

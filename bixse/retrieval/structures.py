@@ -12,8 +12,7 @@ unit vectors. Shapes: N vectors, D dimensions.
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +121,7 @@ def trained(settings: Retrieval, sample_ND: Vectors, device: Device | None = Non
     index = empty(settings, sample_ND.shape[1])
     if index.is_trained:
         return index
-    ivf = _ivf(index)
+    ivf = ivf_of(index)
     # FAISS does not own it: it is to live until the end.
     nearest = None if device is None else device.copied(faiss.IndexFlatIP(ivf.d))
     ivf.clustering_index = nearest
@@ -133,7 +132,7 @@ def trained(settings: Retrieval, sample_ND: Vectors, device: Device | None = Non
 
 def fill(index: faiss.Index, blocks: Iterable[Vectors], device: Device | None = None) -> None:
     """Add vectors, [any, D] at a time, to a trained index."""
-    ivf = None if device is None else _ivf(index)
+    ivf = None if device is None else ivf_of(index)
     if device is None or ivf is None:
         for block in blocks:
             index.add(block)
@@ -177,7 +176,7 @@ def parameters(
     """
     # faiss' type stubs know neither these classes nor what they take.
     make: Any = faiss
-    ivf = _ivf(index)
+    ivf = ivf_of(index)
     only = {}
     if kept is not None:
         # Row numbers spare a flat index to look at the others; lists would search them for each.
@@ -187,8 +186,8 @@ def parameters(
         return make.SearchParametersHNSW(efSearch=max(search.ef_search, fetch), **only)
     if ivf is None:
         return make.SearchParameters(**only) if only else None
-    nprobe = ivf.nlist if kept is not None else min(_nprobe(search, k), ivf.nlist)
-    found = make.SearchParametersIVF(nprobe=nprobe, **only)
+    lists = ivf.nlist if kept is not None else min(nprobe(search, k), ivf.nlist)
+    found = make.SearchParametersIVF(nprobe=lists, **only)
     if isinstance(index, faiss.IndexPreTransform):
         return make.SearchParametersPreTransform(index_params=found)
     return found
@@ -197,113 +196,22 @@ def parameters(
 def widening(index: faiss.Index, search: Search) -> Search:
     """The same search, which meets more lists for a large k even where it was not told how long
     they are."""
-    ivf = _ivf(index)
+    ivf = ivf_of(index)
     if ivf is None or search.list_rows:
         return search
     return search.replace(list_rows=max(1, index.ntotal) / ivf.nlist)
 
 
-def _nprobe(search: Search, k: int) -> int:
+def nprobe(search: Search, k: int) -> int:
+    """How many lists a ranking of `k` scans."""
     if not search.list_rows:
         return search.nprobe
     # Lists that hold 2 k documents on average; of the whole index, so that shards agree.
     return max(search.nprobe, math.ceil(2 * k / search.list_rows))
 
 
-@dataclass(frozen=True)
-class Scan:
-    """Queries on their way into inverted files, as far as it is the same in all that share
-    centroids: rotated, and their nearest lists found.
-
-    P lists are scanned of each query.
-    """
-
-    vectors_QD: Vectors
-    lists_QP: npt.NDArray[np.int64]
-    products_QP: Vectors
-    """Inner products of the queries with the centroids of those lists."""
-    params: Any
-
-    @classmethod
-    def begin(cls, index: faiss.Index, vectors_QD: Vectors, search: Search, k: int) -> "Scan":
-        """Find the lists to scan; the index must be an inverted file."""
-        make: Any = faiss
-        ivf = _ivf(index)
-        for rotation in _rotations(index):
-            vectors_QD = rotation.apply(vectors_QD)
-        params = make.SearchParametersIVF(nprobe=min(_nprobe(search, k), ivf.nlist))
-        products_QP, lists_QP = ivf.quantizer.search(vectors_QD, params.nprobe)
-        return cls(vectors_QD, lists_QP, products_QP, params)
-
-    def of(self, index: faiss.Index, fetch: int) -> tuple[Vectors, npt.NDArray[np.int64]]:
-        """Scores and rows, [Q, fetch], of an index with the same centroids."""
-        queries = len(self.vectors_QD)
-        scores_QF = np.empty((queries, fetch), np.float32)
-        rows_QF = np.empty((queries, fetch), np.int64)
-        # faiss' own wrapper takes no parameters, and so only the nprobe that an index holds.
-        _ivf(index).search_preassigned_c(
-            queries,
-            faiss.swig_ptr(self.vectors_QD),
-            fetch,
-            faiss.swig_ptr(self.lists_QP),
-            faiss.swig_ptr(self.products_QP),
-            faiss.swig_ptr(scores_QF),
-            faiss.swig_ptr(rows_QF),
-            False,
-            self.params,
-        )
-        return scores_QF, rows_QF
-
-
-def share_centroids(indexes: Sequence[faiss.Index]) -> bool:
-    """Whether one `Scan` does for all of these: inverted files with the same centroids, after the
-    same rotation.
-    """
-    if any(_ivf(index) is None for index in indexes):
-        return False
-    first, *others = [_before_lists(index) for index in indexes]
-    return all(len(first) == len(one) and all(map(np.array_equal, first, one)) for one in others)
-
-
-def merge_lists(indexes: Sequence[faiss.Index]) -> faiss.Index | None:
-    """The rows of all in the first, numbered one after the other; None where that cannot be.
-
-    They must hold codes of one kind under the same centroids. Codes are moved, about a microsecond
-    each: the others are empty afterwards.
-    """
-    first, *others = indexes
-    codes = [_codebook(index) for index in indexes]
-    if not share_centroids(indexes) or any(not np.array_equal(codes[0], one) for one in codes):
-        return None
-    into = _ivf(first)
-    for other in others:
-        into.merge_from(_ivf(other), into.ntotal)
-        other.ntotal = 0
-    first.ntotal = into.ntotal
-    return first
-
-
-def _codebook(index: faiss.Index) -> Vectors:
-    """What the codes of product codes stand for; those of RaBitQ need no more than centroids."""
-    pq = getattr(_ivf(index), "pq", None)
-    return np.zeros(0, np.float32) if pq is None else faiss.vector_to_array(pq.centroids)
-
-
-def _before_lists(index: faiss.Index) -> list[Vectors]:
-    """The numbers that decide which lists of an inverted file a query meets."""
-    ivf = _ivf(index)
-    numbers = [faiss.vector_to_array(rotation.A) for rotation in _rotations(index)]
-    return [ivf.quantizer.reconstruct_n(0, ivf.nlist), *numbers]
-
-
-def _rotations(index: faiss.Index) -> list[Any]:
-    if not isinstance(index, faiss.IndexPreTransform):
-        return []
-    chain: Any = index.chain
-    return [faiss.downcast_VectorTransform(chain.at(number)) for number in range(chain.size())]
-
-
-def _ivf(index: faiss.Index) -> Any:
+def ivf_of(index: faiss.Index) -> Any:
+    """The inverted file inside an index, None where there is none."""
     if isinstance(index, faiss.IndexPreTransform):
         index = faiss.downcast_index(index.index)
     return index if isinstance(index, faiss.IndexIVF) else None

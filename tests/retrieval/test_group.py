@@ -14,10 +14,11 @@ from bixse.retrieval.building import build_shard
 from bixse.retrieval.filters import Filter
 from bixse.retrieval.group import ShardGroup
 from bixse.retrieval.library import faiss
+from bixse.retrieval.lists import share_centroids
 from bixse.retrieval.merge import merge
 from bixse.retrieval.settings import Retrieval, Search, Structure
 from bixse.retrieval.shard import Shard
-from bixse.retrieval.structures import Counter, resolve, share_centroids, trained
+from bixse.retrieval.structures import Counter, resolve, trained
 from tests.retrieval.made import clustered, table
 
 DIM = 32
