@@ -23,13 +23,17 @@ import pyarrow as pa
 import pytest
 
 from bixse.artifacts import Artifact, begin
-from bixse.models.encoder import Encoder, resolve
+from bixse.models.encoder import Encoder
+from bixse.models.encoder import resolve as resolve_encoder
 from bixse.models.settings import PACKAGED
 from bixse.records import CORPUS, JUDGMENTS, QUERIES, Document, Hit, Kind, document_text
 from bixse.retrieval.building import build_shard
 from bixse.retrieval.lexical_shard import LEXICAL_DIR, Statistics, build_lexical, texts_of
+from bixse.retrieval.library import faiss
 from bixse.retrieval.settings import Lexical, Retrieval
 from bixse.retrieval.shard import DOCUMENTS_FILE, Shard
+from bixse.retrieval.structures import resolve as resolve_structure
+from bixse.retrieval.structures import trained
 from tests.encoders import save_tiny_cross_encoder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,6 +86,7 @@ def index_of(
     shards: int,
     recall: float = 1.0,
     lexical: Lexical | None = None,
+    settings: Retrieval | None = None,
 ) -> Artifact:
     """An index artefact as `jobs.index` writes it; documents go round the shards."""
     metadata = {d.doc_id: d.metadata for d in corpus if d.metadata}
@@ -89,6 +94,8 @@ def index_of(
     words = Statistics.of([[document_text(d.title, d.text) for d in corpus]], "english")
     draft = begin(str(url), "index", config={}, inputs={})
     assert not isinstance(draft, Artifact)
+    settings = settings or resolve_structure(Retrieval(), *vectors.shape)
+    template = trained(settings, vectors)
     names = [f"shard-{number:05d}" for number in range(shards)]
     for number, name in enumerate(names):
         rows = list(range(number, len(corpus), shards))
@@ -100,9 +107,8 @@ def index_of(
             schema=CORPUS,
         )
         with tempfile.TemporaryDirectory() as local:
-            build_shard(
-                Path(local), table, vectors[rows], Retrieval(), metadata=metadata, kinds=kinds
-            )
+            copy = faiss.clone_index(template)
+            build_shard(Path(local), table, vectors[rows], settings, copy, metadata, kinds)
             if lexical is not None:
                 texts = texts_of(Path(local) / DOCUMENTS_FILE)
                 build_lexical(Path(local) / LEXICAL_DIR, texts, words, lexical)
@@ -114,7 +120,7 @@ def index_of(
             "dim": vectors.shape[1],
             "shards": names,
             "shard_rows": [len(range(n, len(corpus), shards)) for n in range(shards)],
-            "structure": "exact",
+            "structure": settings.structure,
             "recall@10": recall,
             "metadata": kinds,
             "lexical": None if lexical is None else lexical.model_dump(mode="json"),
@@ -222,7 +228,7 @@ def other_encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
     from safetensors.numpy import load_file, save_file
 
     url = tmp_path_factory.mktemp("other") / "encoder"
-    shutil.copytree(resolve(PACKAGED), url)
+    shutil.copytree(resolve_encoder(PACKAGED), url)
     weights = load_file(url / "model.safetensors")
     draw = np.random.default_rng(0)
     for name, tensor in weights.items():
