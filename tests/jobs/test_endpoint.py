@@ -309,6 +309,22 @@ def test_an_endpoint_is_asked_as_far_as_the_money_goes(server: Hostile, tmp_path
     assert set(server.requests.values()) == {1}
 
 
+def test_what_an_endpoint_has_cost_stands_in_the_progress_line(
+    server: Hostile, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of all sessions, beside what it may cost."""
+    chat = settings(server, orders=1, api_key_env="", price_per_million_prompt_tokens=100.0)
+    server.usage = {"prompt_tokens": 100, "completion_tokens": 1}
+    passages, store = [f"honest {n % 4} for {n}" for n in range(40)], str(tmp_path / "labels")
+    with pytest.raises(Stopped):
+        run(passages, chat, tmp_path, 5, store, max_cost=0.2)
+    assert "cost 0.20 of 0.20" in " ".join(capsys.readouterr().err.split())
+    run(passages, chat, tmp_path, 5, store, max_cost=2.0)
+    assert "cost 0.40 of 2.00" in " ".join(capsys.readouterr().err.split())
+    run(passages, chat, tmp_path / "free", 5)
+    assert capsys.readouterr().err.rstrip().endswith("cost 0.40")
+
+
 def test_an_endpoint_that_counts_no_tokens_is_not_asked_for_ever(
     server: Hostile, tmp_path: Path
 ) -> None:
