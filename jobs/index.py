@@ -34,7 +34,7 @@ from bixse.retrieval.structures import TRAINED, resident_bytes
 from bixse.retrieval.structures import resolve as resolve_structure
 from bixse.retrieval.tuning import Point, Requirements, Tuning, grid, relevant, table, tune
 from jobs.cluster import refuse_unmet, start_ray
-from jobs.lexical import LEXICAL_MARK, build_words, count_words
+from jobs.lexical import LEXICAL_MARK, build_words, count_words, warn_of_script
 from jobs.parts import progress
 from jobs.recipe import Placement
 from jobs.shards import (
@@ -103,6 +103,8 @@ def index(
     draft = begin(out, "index", config=config, inputs=inputs)
     if isinstance(draft, Artifact):
         return draft
+    if lexical is not None and corpus is not None:
+        warn_of_script(corpus, lexical)
     asked = _truth_queries(queries, corpus, base, settings)
     vectors_QD = Encoder.load(encoder).encode(asked["texts"], "query")
     start_ray()
