@@ -6,7 +6,8 @@ The report (`report.json`) holds: agreement with the human grades of each split,
 calibration map; grades by judge and by the pairs' source; texts that stand twice; relevant texts
 that serve as negatives under another id; unknown ids; rejections by reason; queries that training
 and evaluation share, by id, by text and nearly; changes against a second set of judgments.
-`--audit.fit` fits a map, which `--judging.calibration OUT/calibration` applies.
+`--audit.fit` fits a map, which `--judging.calibration OUT/calibration` applies. A report through a
+map stands at OUT/audit-calibrated, one without at OUT/audit.
 """
 
 import json

@@ -13,7 +13,9 @@ from bixse.judging.audit import align, matched
 from bixse.judging.calibration import (
     FILE,
     KIND,
+    LEAST_PAIRS,
     Calibration,
+    Floats,
     Isotonic,
     Temperature,
     fit_isotonic,
@@ -22,6 +24,7 @@ from bixse.judging.calibration import (
     load,
     relevance,
     signers,
+    single_grades,
 )
 from bixse.judging.given import ASSUMED
 from bixse.judging.settings import Audit
@@ -37,8 +40,8 @@ def fit(
     """A calibration map of the judgments, fitted on the human grades of `split` beside each.
 
     `sources` are (judgments, qrels), on one scale; every pair weighs the same. Raises ValueError
-    when no pair has both, when people gave all of them one grade, when no judge answered, or there
-    is no scale that all are on.
+    when no pair has both, when people gave all of them one grade, when an isotonic map is asked for
+    of fewer than LEAST_PAIRS, when no judge answered, or there is no scale that all are on.
     """
     inputs: dict[str, str] = {}
     for number, (judgments, qrels) in enumerate(sources):
@@ -94,11 +97,24 @@ def _fit(
         )
     map_: Isotonic | Temperature
     if kind == "isotonic":
+        _refuse_few(probs_NK, split)
         map_ = fit_isotonic(probs_NK, human_N, scale)
     else:
         map_ = fit_temperature(probs_NK, human_N, scale)
     return Calibration(
         map=map_, signed=tuple(sorted(signed)), scale=scale, pairs=len(human_N), queries=queries
+    )
+
+
+def _refuse_few(probs_NK: Floats, split: str) -> None:
+    """Raises ValueError for an isotonic map of fewer than LEAST_PAIRS."""
+    if len(probs_NK) >= LEAST_PAIRS:
+        return
+    else_ = "" if single_grades(probs_NK) else ", or fit a single number (--audit.fit temperature)"
+    raise ValueError(
+        f"judge and people have both graded {len(probs_NK)} pairs of split {split}, and an "
+        f"isotonic map of fewer than {LEAST_PAIRS} follows their noise: bring more grades of such "
+        f"pairs, set --audit.fit-split{else_}"
     )
 
 

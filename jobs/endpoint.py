@@ -16,6 +16,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -24,7 +25,7 @@ import httpx
 import tenacity
 
 from bixse.judging.asked import Usage
-from bixse.judging.endpoint import Reply, Unreadable, choices_of, usage_of
+from bixse.judging.endpoint import Unreadable, choices_of, usage_of
 from bixse.judging.settings import ChatEndpoint
 
 MAX_REPLY_BYTES = 1 << 20
@@ -40,10 +41,24 @@ REPEATED = frozenset({408, 409, 425, 429})
 """Statuses, beside 5xx, that a later attempt may not get."""
 
 
-class Cut(ValueError):
-    """No request can succeed any more; `replies` are those that came before, None where none."""
+Reply = Sequence[Any] | Unreadable
+"""The choices that came for a request, or why there are none."""
 
-    def __init__(self, sentence: str, replies: Sequence[Reply | Unreadable | None]) -> None:
+
+@dataclass(frozen=True, slots=True)
+class Replies:
+    """What came of some requests, in their order; None where nothing was waited for any more."""
+
+    found: Sequence[Reply | None]
+    usage: Usage
+    """Of every reply that counts its tokens, of whatever attempt, also where it cannot be read: the
+    endpoint charges for them all."""
+
+
+class Cut(ValueError):
+    """No request can succeed any more; `replies` are those that came before."""
+
+    def __init__(self, sentence: str, replies: Replies) -> None:
         super().__init__(sentence)
         self.replies = replies
 
@@ -59,7 +74,7 @@ class Endpoint:
         self._heard = 0.0
         """When it last answered anything but "try again"."""
 
-    def ask(self, bodies: Sequence[dict[str, Any]], choices: int) -> list[Reply | Unreadable]:
+    def ask(self, bodies: Sequence[dict[str, Any]], choices: int) -> Replies:
         """`choices` choices for each request, in order, or why there are none.
 
         Raises Cut when no request can succeed: a wrong key, model or address, no money left, or no
@@ -67,9 +82,7 @@ class Endpoint:
         """
         return asyncio.run(self._ask(bodies, choices))
 
-    async def _ask(
-        self, bodies: Sequence[dict[str, Any]], choices: int
-    ) -> list[Reply | Unreadable]:
+    async def _ask(self, bodies: Sequence[dict[str, Any]], choices: int) -> Replies:
         self._heard = time.monotonic()
         gate = asyncio.Semaphore(self._settings.concurrency)
         headers = {"content-type": "application/json", "user-agent": "bixse"}
@@ -80,30 +93,33 @@ class Endpoint:
         async with httpx.AsyncClient(
             headers=headers, limits=limits, timeout=None, follow_redirects=False
         ) as client:
-            tasks: list[asyncio.Task[Reply | Unreadable]] = []
+            line = _Line(client)
+            tasks: list[asyncio.Task[Reply]] = []
             try:
                 async with asyncio.TaskGroup() as group:
                     for body in bodies:
-                        tasks.append(group.create_task(self._collect(client, gate, body, choices)))
+                        tasks.append(group.create_task(self._collect(line, gate, body, choices)))
             except ExceptionGroup as errors:
                 # No further request can succeed: the first such error is raised.
                 if (refused := errors.subgroup(ValueError)) is None:
                     raise
-                raise Cut(str(refused.exceptions[0]), list(map(_result_of, tasks))) from None
+                came = Replies(list(map(_result_of, tasks)), line.usage)
+                raise Cut(str(refused.exceptions[0]), came) from None
             found = [task.result() for task in tasks]
             late = next((one for one in found if isinstance(one, _Late)), None)
-            if late is not None and not await self._answers(client, bodies[0]):
+            if late is not None and not await self._answers(line, bodies[0]):
+                before = [None if isinstance(one, _Late) else one for one in found]
                 raise Cut(
                     f"{self._settings.base_url} does not answer ({late.reason}): what it has "
                     "answered so far is kept, and the same command asks for the rest",
-                    [None if isinstance(one, _Late) else one for one in found],
+                    Replies(before, line.usage),
                 )
-        return found
+        return Replies(found, line.usage)
 
-    async def _answers(self, client: httpx.AsyncClient, body: dict[str, Any]) -> bool:
+    async def _answers(self, line: "_Line", body: dict[str, Any]) -> bool:
         """Whether it answers when it is asked next to nothing."""
         try:
-            await self._persist(client, {**body, "messages": [PING]}, 1)
+            await self._persist(line, {**body, "messages": [PING]}, 1)
         except (_Transient, _Forbidden, ValueError):
             return False
         except _Failed:
@@ -111,30 +127,27 @@ class Endpoint:
         return True
 
     async def _collect(
-        self, client: httpx.AsyncClient, gate: asyncio.Semaphore, body: dict[str, Any], choices: int
-    ) -> Reply | Unreadable:
+        self, line: "_Line", gate: asyncio.Semaphore, body: dict[str, Any], choices: int
+    ) -> Reply:
         """Ask again for what is missing: not every endpoint knows `n`."""
         found: list[Any] = []
-        usage = Usage()
         async with gate:
             while (missing := choices - len(found)) > 0:
                 whole = {**body, "n": missing} if missing > 1 else body
                 try:
-                    reply = await self._persist(client, whole, missing)
+                    found += await self._persist(line, whole, missing)
                 except _Transient as error:
                     return _Late(str(error), error.response)
                 except _Forbidden as error:
-                    if not await self._answers(client, body):
+                    if not await self._answers(line, body):
                         raise self._refusal(403, error.response) from None
                     return Unreadable(str(error), error.response)
                 except _Failed as error:
                     return Unreadable(str(error), error.response)
-                found += reply.choices
-                usage += reply.usage
-        return Reply(found, usage)
+        return found
 
-    async def _persist(self, client: httpx.AsyncClient, body: dict[str, Any], most: int) -> Reply:
-        """One reply, after as many attempts as it takes or may. Raises _Failed."""
+    async def _persist(self, line: "_Line", body: dict[str, Any], most: int) -> list[Any]:
+        """The choices of one reply, after as many attempts as it takes or may. Raises _Failed."""
         broken = 0
 
         def over(state: tenacity.RetryCallState) -> bool:
@@ -157,7 +170,7 @@ class Endpoint:
         ):
             with attempt:
                 await asyncio.sleep(self._not_before - time.monotonic())
-                return await self._once(client, body, most)
+                return await self._once(line, body, most)
         raise AssertionError("tenacity ends with a result or an exception")
 
     def _wait(self, state: tenacity.RetryCallState) -> float:
@@ -170,11 +183,11 @@ class Endpoint:
         # Requests that were told the same must not all come back at the same moment.
         return max(wait, told + min(wait, 1.0))
 
-    async def _once(self, client: httpx.AsyncClient, body: dict[str, Any], most: int) -> Reply:
+    async def _once(self, line: "_Line", body: dict[str, Any], most: int) -> list[Any]:
         """One attempt. Raises _Transient, _Broken, _Failed or ValueError."""
         try:
             async with asyncio.timeout(self._settings.timeout_s):
-                status, headers, data = await self._send(client, body)
+                status, headers, data = await self._send(line.client, body)
         except TimeoutError:
             raise _Transient(f"no whole reply in {self._settings.timeout_s:g} s") from None
         except httpx.DecodingError as error:
@@ -184,16 +197,21 @@ class Endpoint:
         shown = self._shown(data)
         if status not in REPEATED and status < 500:
             self._heard = time.monotonic()
+        try:
+            reply, broken = json.loads(data), ""
+        except RecursionError:
+            reply, broken = None, "the reply is nested without end"
+        except ValueError:
+            reply, broken = None, "the reply is not JSON"
+        line.usage += usage_of(reply)  # Before anything is made of it.
         if status != 200:
             raise self._status(status, headers, shown)
+        if broken:
+            raise _Broken(broken, response=shown)
         try:
-            reply = json.loads(data)
-            return Reply(choices_of(reply, most), usage_of(reply))
-        except RecursionError:
-            raise _Broken("the reply is nested without end", response=shown) from None
+            return choices_of(reply, most)
         except ValueError as error:
-            reason = str(error) if str(error).startswith("the reply") else "the reply is not JSON"
-            raise _Broken(reason, response=shown) from None
+            raise _Broken(str(error), response=shown) from None
 
     async def _send(
         self, client: httpx.AsyncClient, body: dict[str, Any]
@@ -238,11 +256,19 @@ class Endpoint:
         return " ".join(text[:SHOWN_CHARACTERS].split())
 
 
+class _Line:
+    """The connections of one call, and the tokens of all that came over them."""
+
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self.client = client
+        self.usage = Usage()
+
+
 class _Late(Unreadable):
     """No answer in the time that there was; perhaps there is none to any request."""
 
 
-def _result_of(task: "asyncio.Task[Reply | Unreadable]") -> Reply | Unreadable | None:
+def _result_of(task: "asyncio.Task[Reply]") -> Reply | None:
     return None if task.cancelled() or task.exception() else task.result()
 
 

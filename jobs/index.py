@@ -29,12 +29,12 @@ from bixse.records import Hit, document_text
 from bixse.retrieval.exact import refuse_other_encoder
 from bixse.retrieval.merge import merge
 from bixse.retrieval.settings import Lexical, Retrieval, Search
-from bixse.retrieval.sources import Input, Source, shard_name
+from bixse.retrieval.sources import Input, Source, held, refuse_deletes, shard_name
 from bixse.retrieval.structures import TRAINED, resident_bytes
 from bixse.retrieval.structures import resolve as resolve_structure
 from bixse.retrieval.tuning import Point, Requirements, Tuning, grid, relevant, table, tune
 from jobs.cluster import refuse_unmet, start_ray
-from jobs.lexical import LEXICAL_MARK, build_words, count_words
+from jobs.lexical import LEXICAL_MARK, build_words, count_words, warn_of_script
 from jobs.parts import progress
 from jobs.recipe import Placement
 from jobs.shards import (
@@ -82,12 +82,15 @@ def index(
     titles of the corpus; the manifest says which. With `lexical` words are indexed too; of a base
     that has them they are, as its own settings say.
     Raises ValueError when the embeddings are of another encoder or lack a document, when there are
-    too few vectors to train on, or when what is asked for cannot be reached.
+    too few vectors to train on, or when what is asked for cannot be reached; before anything is
+    written as `check_deleted`.
     """
     fingerprint = encoder_fingerprint(resolve(encoder))
     _check(embeddings, corpus, encoder, fingerprint, base)
     source = Source(embeddings, corpus, base, deleted)
     source.kinds()  # What cannot be is refused before anything is made.
+    if base:
+        check_deleted(base, corpus, deleted)
     _warn_of_metadata(base, corpus)
     inputs = fingerprints(embeddings=embeddings, corpus=corpus, base=base, queries=queries)
     if deleted:
@@ -100,6 +103,8 @@ def index(
     draft = begin(out, "index", config=config, inputs=inputs)
     if isinstance(draft, Artifact):
         return draft
+    if lexical is not None and corpus is not None:
+        warn_of_script(corpus, lexical)
     asked = _truth_queries(queries, corpus, base, settings)
     vectors_QD = Encoder.load(encoder).encode(asked["texts"], "query")
     start_ray()
@@ -165,6 +170,12 @@ def _check(
         )
     if not embeddings and not base:
         raise ValueError("an index is made from embeddings, from a base index, or from both")
+
+
+def check_deleted(base: Artifact, corpus: Artifact | None, deleted: frozenset[str]) -> None:
+    """Raises ValueError when a document to be deleted is not in the base, or is in the corpus."""
+    new = corpus.column("doc_id") if corpus and deleted else ()
+    refuse_deletes(deleted - held(base, deleted), deleted.intersection(new))
 
 
 def _warn_of_metadata(base: Artifact | None, corpus: Artifact | None) -> None:

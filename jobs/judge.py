@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from bixse.artifacts import MANIFEST, Artifact, Draft, begin, fingerprints, part_name, parts_made
-from bixse.judging.asked import Usage
 from bixse.judging.given import given
 from bixse.judging.labels import Labels
 from bixse.judging.settings import Judging, config
@@ -27,7 +26,7 @@ from jobs.judges.generative import generative
 from jobs.judges.order import ordered
 from jobs.judges.plan import plan as plan_of
 from jobs.judges.seam import Judge
-from jobs.judges.spending import Spending, spending
+from jobs.judges.spending import Spending, spending, tokens_of
 from jobs.judges.trying import unblamed
 from jobs.judges.unit import JudgeUnit
 from jobs.parts import (
@@ -82,7 +81,7 @@ def judge(
     if isinstance(draft, Artifact):
         return draft
     trying = trying_place(draft)
-    with spending(draft, placement, judging.price_per_gpu_hour) as spent, unblamed(trying):
+    with spending(draft, placement, judging) as spent, unblamed(trying):
         budget = _budget(judging, draft, spent)
         prices = None if judging.max_cost is None else judging.token_prices
         unfinished = run_units(
@@ -96,6 +95,7 @@ def judge(
             gpus=placement.gpus_per_actor,
             in_flight=chosen.in_flight,
             note=spent.note,
+            count=spent.count,
         )
     took = summary(usage(draft), pairs.manifest.rows, judging)
     if unfinished:
@@ -152,15 +152,10 @@ def summary(counts: Counter[str], pairs: int, judging: Judging) -> dict[str, flo
     if counts["peak_flops"]:
         took["peak_share"] = round(counts["flops"] / counts["peak_flops"], 4)
     if judging.token_prices is not None:
-        took["cost"] = round(_of_tokens(counts, judging.token_prices), 4)
+        took["cost"] = round(tokens_of(counts).cost(judging.token_prices), 4)
     elif judging.price_per_gpu_hour is not None:
         took["cost"] = round(counts["device_seconds"] / 3600 * judging.price_per_gpu_hour, 4)
     return took
-
-
-def _of_tokens(counts: Counter[str], prices: tuple[float, float]) -> float:
-    tokens = int(counts["prompt_tokens"]), int(counts["output_tokens"])
-    return Usage(prompt_tokens=tokens[0], output_tokens=tokens[1]).cost(prices)
 
 
 def _from_anywhere(units: list[Unit]) -> list[Unit]:
@@ -179,7 +174,7 @@ def _budget(judging: Judging, draft: Draft, spent: Spending) -> Any:
     if judging.max_pairs is not None:
         pairs = judging.max_pairs - int(usage(draft)["new"])
     if judging.max_cost is not None and judging.token_prices is not None:
-        money = judging.max_cost - _of_tokens(usage(draft), judging.token_prices)
+        money = judging.max_cost - spent.tokens.cost(judging.token_prices)
     elif judging.max_cost is not None and judging.price_per_gpu_hour:
         held = judging.max_cost / judging.price_per_gpu_hour * 3600 - spent.earlier
         seconds = held / spent.devices

@@ -12,7 +12,9 @@ artefact of its own. Under `--out`:
     judgments-contrasted  for a reranker, given grades and unjudged candidates as irrelevant
     preferences           of a file
     pairings, judged-preferences  documents to compare, and what the judge prefers
-    calibration, audit    what `jobs.audit` makes of the judgments
+    calibration, audit, audit-calibrated
+                          what `jobs.audit` makes of the judgments: a map, and a report without one
+                          or through one
 
 It is a part of `Pipeline` in a file of its own, and reaches into it.
 """
@@ -304,6 +306,8 @@ def audited(pipeline: "Pipeline") -> "Artifact":
     if settings.fit != "none":
         sources, path = [(judgments, data.qrels)], pipeline.path("calibration")
         applied = fit(sources, settings.fit, settings.fit_split, path)
+    # Of its own, so that who has audited may fit a map beside what was judged, and the reverse.
+    out = pipeline.path("audit" if applied is None else "audit-calibrated")
     return pipeline.once(
         "audit",
         lambda: audit(
@@ -316,7 +320,7 @@ def audited(pipeline: "Pipeline") -> "Artifact":
             applied,
             settings,
             recipe.evaluation.relevant_from,
-            pipeline.path("audit"),
+            out,
             None if brought else pipeline.documents(),
         ),
     )

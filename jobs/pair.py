@@ -19,6 +19,7 @@ from bixse.retrieval.exact import refuse_other_encoder, search_exact
 from bixse.retrieval.lexical import LexicalIndex
 from bixse.retrieval.settings import Lexical
 from jobs.labels import commonest_rejection
+from jobs.lexical import warn_of_script
 from jobs.parts import part_rows, progress, rows_of
 
 PART_QUERIES = 1000
@@ -62,6 +63,8 @@ def pair(
             f"no query to train on{_why_none(queries)}: put queries of the train split beside the "
             "corpus, or choose a recipe that makes some (bixse_cloze)"
         )
+    if pools.bm25:
+        warn_of_script(corpus, lexical)
     asked = {row["query_id"]: row["text"] for row in rows}
     source = _Candidates(corpus, embeddings, encoder, pools, lexical, asked)
     chunks = [rows[start : start + PART_QUERIES] for start in range(0, len(rows), PART_QUERIES)]

@@ -27,6 +27,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -162,11 +163,13 @@ def run_units(
     gpus: float,
     in_flight: int = 1,
     note: Callable[[], str] | None = None,
+    count: Callable[[Counts], None] | None = None,
 ) -> int:
     """Make the parts that `draft` still lacks, on `actors` actors that each build `work` once.
 
     An actor has `in_flight` units in hand at a time, each in a thread of its own: work that is
-    called so must bear it. `note` is what the progress line says beside rate and time left.
+    called so must bear it. `note` is what the progress line says beside rate and time left; `count`
+    is given what each unit took, made or not, as soon as it is known here.
     Returns how many units were left `Unfinished`.
 
     Raises ValueError as `refuse_unmet` and where `work` raised one, RuntimeError when `work` raised
@@ -188,6 +191,8 @@ def run_units(
         writer = (draft, work, arguments)
         try:
             for result in _results(todo, writer, actors, cpus, gpus, in_flight):
+                if count is not None:
+                    count(json.loads(result["took"]))
                 if result["refusal"]:
                     raise ValueError(result["refusal"])
                 if result["failure"]:
@@ -290,7 +295,8 @@ class _PartWriter:
             return _failed(unit, self._unmade)
         try:
             table, rejections, *counts = self._work(unit.read())
-            for took in counts:
+            took = counts[0] if counts else {}
+            if counts:
                 # A file for each session: one killed before the part stood was paid for too.
                 self._count(f"{Path(part_name(unit.number)).stem}-{uuid.uuid4().hex}", took)
             # Otherwise nothing is written: a rerun would take the part for finished.
@@ -300,13 +306,13 @@ class _PartWriter:
             if any(stop.counts.values()):
                 self._count(f"cut-{uuid.uuid4().hex}", stop.counts)
             if isinstance(stop, Refusal):
-                return _result(unit, 0, 0, refusal=str(stop))
-            return _result(unit, 0, 0, unfinished=True)
+                return _result(unit, 0, 0, stop.counts, refusal=str(stop))
+            return _result(unit, 0, 0, stop.counts, unfinished=True)
         except Exception as error:  # noqa: BLE001
             # Not swallowed: the driver raises it. Ray Data keeps no cause, so that it travels as a
             # value, whatever it is.
             return _failed(unit, error)
-        return _result(unit, table.num_rows, len(rejections))
+        return _result(unit, table.num_rows, len(rejections), took)
 
     def _count(self, name: str, took: Counts) -> None:
         usage_place(self._draft).write(f"{name}.json", json.dumps(dict(took)).encode())
@@ -362,13 +368,15 @@ def _result(
     unit: Unit,
     rows: int,
     rejected: int,
+    took: Counts = MappingProxyType({}),
     *,
     refusal: str = "",
     failure: str = "",
     unfinished: bool = False,
 ) -> dict[str, list[Any]]:
     counts = {"number": unit.number, "rows_in": unit.rows, "rows": rows, "rejected": rejected}
-    said = {**counts, "refusal": refusal, "failure": failure, "unfinished": unfinished}
+    said = {"refusal": refusal, "failure": failure, "unfinished": unfinished}
+    said |= {**counts, "took": json.dumps(dict(took))}
     return {name: [value] for name, value in said.items()}
 
 

@@ -340,13 +340,15 @@ class Pipeline:
     def _generation(self, base: str) -> "Artifact":
         """A new index from one that stands, the documents of `--data` if any, less `--delete`."""
         from bixse.artifacts import Artifact
-        from jobs.index import index
+        from jobs.index import check_deleted, index
 
         if self.run.encoder is None:
             raise ValueError("--base-index needs --encoder: the encoder that the index is of")
         if self.run.data is None and self.run.delete is None:
             raise ValueError("--base-index needs --data to add, --delete to leave out, or both")
-        before, encoder = Artifact.open(absolute(base), "index"), self.encoder()
+        before, deleted = Artifact.open(absolute(base), "index"), _doc_ids(self.run.delete)
+        check_deleted(before, None, deleted)  # Before documents are read and encoded.
+        encoder = self.encoder()
         data = None if self.run.data is None else self.data()
         embeddings = None if data is None else self.embeddings("trained", encoder)
         return self.once(
@@ -360,7 +362,7 @@ class Pipeline:
                 self.recipe.placement,
                 self.path("index"),
                 base=before,
-                deleted=_doc_ids(self.run.delete),
+                deleted=deleted,
                 lexical=self.recipe.lexical if self.recipe.retrieval.bm25 else None,
             ),
         )

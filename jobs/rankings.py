@@ -16,6 +16,7 @@ from bixse.retrieval.exact import search_again, search_exact
 from bixse.retrieval.fusion import FUSION_DEPTH, fuse_ranks
 from bixse.retrieval.lexical import LexicalIndex
 from bixse.retrieval.settings import Lexical
+from jobs.lexical import warn_of_script
 
 Encoders = Mapping[str, tuple[str, Artifact]]
 """System name -> the encoder, and the embeddings of the corpus that it made."""
@@ -28,6 +29,7 @@ def by_words(
     depth: int,
     itself: frozenset[str],
 ) -> Rankings:
+    warn_of_script(corpus, lexical)
     rows = corpus.table(["doc_id", "title", "text"])
     titles, bodies = rows["title"].to_pylist(), rows["text"].to_pylist()
     documents = [document_text(t, x) for t, x in zip(titles, bodies, strict=True)]

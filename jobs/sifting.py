@@ -31,6 +31,7 @@ from bixse.synthesis.sifting import (
     unbalanced,
 )
 from bixse.synthesis.writing import Comparison
+from jobs.lexical import warn_of_script
 from jobs.parts import part_rows, progress, rejected_table, rows_of
 from jobs.texts import DocumentTexts
 
@@ -144,6 +145,7 @@ class _Retriever:
     ) -> None:
         self._texts, self._k, self._embeddings = DocumentTexts(corpus), k, embeddings
         if embeddings is None:
+            warn_of_script(corpus, lexical)
             rows = corpus.table(["doc_id", "title", "text"]).to_pylist()
             bodies = [document_text(row["title"], row["text"]) for row in rows]
             self._lexical = LexicalIndex([row["doc_id"] for row in rows], bodies, lexical)

@@ -260,7 +260,7 @@ def export(model: Any, settings: Training, trained: "Trained", directory: Path) 
         from bixse.training.scoring import RerankerScoring
 
         # It reads no more of a pair than it has learnt to.
-        longest = RerankerScoring.longest(settings)
+        longest = RerankerScoring.longest(model, settings)
         model.max_seq_length = min(longest, model.max_seq_length or longest)
         # What `CrossEncoder.predict` ends with: a softmax's scores are no probabilities.
         model.activation_fn = nn.Identity() if settings.objective.grouped_from else nn.Sigmoid()

@@ -152,3 +152,35 @@ def save_tiny_decoder(directory: Path, padding_side: str) -> Path:
     model = SentenceTransformer(modules=[module, pooling], device="cpu", prompts=prompts)
     model.save_pretrained(str(directory / "encoder"), create_model_card=False)
     return directory / "encoder"
+
+
+def save_tiny_chat_reranker(directory: Path) -> Path:
+    """A Qwen3 that says yes or no to a query and a document in its chat template, which adds 11
+    tokens of WORDS to every pair."""
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+    tokenizer = _of_words(["[PAD]", "[UNK]", "yes", "no"])
+    before, after = " ".join(WORDS[:7]), " ".join(WORDS[7:11])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", model_max_length=64
+    )
+    fast.chat_template = (
+        f"{before} {{% for m in messages %}}{{{{ m.content }}}} {{% endfor %}}{after}"
+    )
+    fast.save_pretrained(directory)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = Qwen3Config(
+            vocab_size=tokenizer.get_vocab_size(),
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=16,
+            intermediate_size=64,
+            max_position_embeddings=64,
+            initializer_range=0.3,
+            pad_token_id=0,
+        )
+        Qwen3ForCausalLM(config).save_pretrained(directory)
+    return directory

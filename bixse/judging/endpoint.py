@@ -45,14 +45,6 @@ class Unreadable:
     response: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """The choices of as many requests as it took, and what the endpoint says that they cost."""
-
-    choices: Sequence[Any]
-    usage: Usage
-
-
 def request(
     settings: ChatEndpoint, prompt: Prompt, query: str, passage: str, order: Order
 ) -> dict[str, Any]:

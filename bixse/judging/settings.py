@@ -272,7 +272,8 @@ class Audit(Settings):
     rejudged: str | None = None
     """A second artefact of judgments: how many grades differ on the pairs that both hold."""
     fit: Literal["none", "isotonic", "temperature"] = "none"
-    """Fit a calibration map on the human grades of `fit_split`; it stands at OUT/calibration."""
+    """Fit a calibration map on the human grades of `fit_split` (isotonic: of 100 judged pairs at
+    the least); it stands at OUT/calibration."""
     fit_split: Literal["train", "dev", "test"] = "train"
     """The split whose human grades a map is fitted on."""
     bins: int = Field(default=10, ge=1)

@@ -181,16 +181,11 @@ class Reranker:
         return np.asarray(found.float().cpu().numpy(), np.float32)
 
     def lengths(self, pairs: Sequence[tuple[str, str]]) -> npt.NDArray[np.int64]:
-        """Tokens of each pair that the model reads, after truncation."""
-        queries, documents = zip(*pairs, strict=True)
-        ids = self.model.tokenizer(
-            list(queries),
-            list(documents),
-            truncation=True,
-            max_length=self.model.max_seq_length,
-            verbose=False,
-        )
-        return np.fromiter(map(len, ids["input_ids"]), np.int64, len(pairs))
+        """Tokens of each pair that the model reads, after truncation: those that a chat template
+        puts around it too."""
+        from bixse.reading.chunks import Texts, lengths_of
+
+        return lengths_of(self.model, Texts(pairs, "pair"))
 
 
 def reranked(hits: Sequence[Hit], scores: Sequence[float]) -> list[Hit]:

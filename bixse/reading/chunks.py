@@ -217,6 +217,23 @@ def tokenise(model: "BaseModel", asked: Sequence[Texts], most: int | None = None
     return Reading(chunks, tuple(Side(role, at.to(model.device), n) for role, at, n in sides))
 
 
+def lengths_of(model: "BaseModel", asked: Texts) -> npt.NDArray[np.int64]:
+    """Tokens of each text as the model reads it: what its chat template adds and what is cut
+    counted in. Of a model that reads tokens."""
+    found = _tokens_of(model, asked)
+    if isinstance(found, Ragged):
+        return found.length_N.numpy()
+    return np.diff(found["cu_seq_lens_q"])
+
+
+def template_tokens(model: "BaseModel") -> int:
+    """Tokens that a chat template puts around every pair, about; 0 where the model has none. What
+    a tokenizer adds by itself ([CLS], [SEP]) is none of them."""
+    if "message" not in getattr(model[0], "modality_config", {}):
+        return 0
+    return int(lengths_of(model, Texts([("", "")], "pair"))[0])
+
+
 def _tokens_of(model: "BaseModel", asked: Texts) -> Ragged | Features:
     own, limit = longest_of(model, asked.role), asked.max_tokens
     if limit is not None and own is not None:

@@ -1,19 +1,21 @@
 """BM25 through bm25s: candidates, a feature of the embedded judge, and the baseline."""
 
+import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import bm25s
 import numpy as np
 import numpy.typing as npt
 import Stemmer
 
-from bixse.records import Hit
+from bixse.records import UNSPACED, Hit
 from bixse.retrieval.settings import Lexical
 
 # Vowel signs and accents of their own belong to the word of their letter; for `\w` they end it.
 _MARKS = "".join(c for c in map(chr, range(0x10000)) if unicodedata.category(c)[0] == "M")
 _WORD = rf"[\w{_MARKS}]{{2,}}"
+_UNSPACED = re.compile(f"[{UNSPACED}]")
 
 
 class Words:
@@ -74,6 +76,19 @@ class LexicalIndex:
             Hit(self.doc_ids[row], float(scores[row]), rank)
             for rank, row in enumerate(best_rows(scores, k).tolist(), start=1)
         ]
+
+
+def unspaced_share(texts: Iterable[str]) -> float:
+    """Share of the letters that belong to scripts without spaces between words; 0 of no letter.
+
+    Where those are, a word of `Words` is a whole clause, and a query shares none with it.
+    """
+    letters, unspaced = 0, 0
+    for text in texts:
+        found = "".join(filter(str.isalpha, text))
+        letters += len(found)
+        unspaced += len(_UNSPACED.findall(found))
+    return unspaced / letters if letters else 0.0
 
 
 def best_rows(scores_N: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64]:

@@ -91,4 +91,5 @@ class Lexical(Settings):
         "english", "french", "german", "italian", "spanish", "portuguese", "dutch", "russian",
         "swedish", "none", "bigrams",
     ] = "english"  # fmt: skip
-    """Snowball stemmer; `none` splits words only, `bigrams` pairs characters (Chinese)."""
+    """Snowball stemmer; `none` splits words only, `bigrams` pairs characters, for scripts without
+    spaces between words (Chinese, Japanese, Thai)."""

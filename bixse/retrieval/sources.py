@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,7 +42,7 @@ from bixse.retrieval.library import faiss
 from bixse.retrieval.merge import merge
 from bixse.retrieval.metadata import write_metadata
 from bixse.retrieval.scoring import Vectors
-from bixse.retrieval.shard import Shard
+from bixse.retrieval.shard import DOCUMENTS_FILE, Shard
 
 _ROWS = 4096
 
@@ -171,6 +171,23 @@ def shard_of(doc_id: str, shards: int) -> int:
     return _hash(doc_id) % shards
 
 
+def held(index: Artifact, doc_ids: Iterable[str]) -> set[str]:
+    """Those of some documents that an index holds. Of the shards that they would live in the ids
+    alone are read, a batch at a time, and nothing is verified."""
+    shards = len(index.manifest.extra["shards"])
+    wanted: dict[int, set[str]] = {}
+    for doc_id in doc_ids:
+        wanted.setdefault(shard_of(doc_id, shards), set()).add(doc_id)
+    ids_alone = pa.ipc.IpcReadOptions(included_fields=[CORPUS.get_field_index("doc_id")])
+    found: set[str] = set()
+    for number, own in wanted.items():
+        name = f"{shard_name(number)}/{DOCUMENTS_FILE}"
+        with index.place.open(name) as handle, pa.ipc.open_file(handle, options=ids_alone) as file:
+            for position in range(file.num_record_batches):
+                found |= own.intersection(file.get_batch(position)["doc_id"].to_pylist())
+    return found
+
+
 def gather(source: Source, number: int, shards: int, dim: int, folder: Path) -> Gathered:
     """Write the documents of shard `number` into `folder`, and give their vectors.
 
@@ -185,7 +202,7 @@ def gather(source: Source, number: int, shards: int, dim: int, folder: Path) -> 
     base = source.base_shard(shard_name(number))
     old = base.doc_ids(np.arange(base.size)) if base else []
     deleted = {doc_id for doc_id in source.deleted if shard_of(doc_id, shards) == number}
-    _refuse_deletes(deleted, set(old), fresh)
+    refuse_deletes(deleted - set(old), deleted & fresh)
     kept_rows = np.array(
         [row for row, doc_id in enumerate(old) if doc_id not in deleted and doc_id not in fresh],
         np.int64,
@@ -248,11 +265,15 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-def _refuse_deletes(deleted: set[str], old: set[str], fresh: set[str]) -> None:
-    if unknown := deleted - old:
-        raise ValueError(f"{min(unknown)!r} is to be deleted and is not in the base index")
-    if both := deleted & fresh:
-        raise ValueError(f"{min(both)!r} is to be deleted and stands in the corpus")
+def refuse_deletes(unknown: Set[str], again: Set[str]) -> None:
+    """Raises ValueError for documents to be deleted that the base does not hold, or that the corpus
+    brings again."""
+    for doc_ids, where in ((unknown, "not in the base index"), (again, "in the corpus too")):
+        if doc_ids:
+            who, be = f"{min(doc_ids)!r}", "is"
+            if more := len(doc_ids) - 1:
+                who, be = f"{who} and {more} more", "are"
+            raise ValueError(f"{who} {be} to be deleted and {be} {where}")
 
 
 def _all_vectors(

@@ -180,7 +180,7 @@ def train_loop(
     history = state.load(run.checkpoints, run.fingerprint, module, optimizer, METRICS, dev)
     refuse_unequal(len(history), world)
     on_step(_seen(history, dev, turns, 0))
-    longest = module.longest(settings)
+    longest = module.longest(model, settings)
     longest = min(longest, model.max_seq_length or longest)
     compile_ = compiles(model, settings, turns.steps)
     with fast_attention(reader, settings.precision, longest), compiled(reader, compile_):

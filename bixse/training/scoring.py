@@ -26,7 +26,7 @@ from torch.nn.functional import normalize
 from torch.utils.checkpoint import checkpoint
 
 from bixse.precision import autocast
-from bixse.reading.chunks import Reading, Side, Texts, longest_of, tokenise
+from bixse.reading.chunks import Reading, Side, Texts, longest_of, template_tokens, tokenise
 from bixse.reading.tokenising import Role
 from bixse.settings import Precision
 from bixse.training import objective as objectives
@@ -79,7 +79,7 @@ class Scoring(nn.Module, ABC):
 
     @staticmethod
     @abstractmethod
-    def longest(settings: Training) -> int:
+    def longest(model: "BaseModel", settings: Training) -> int:
         """Tokens of the longest text that is read."""
 
     def refuse_unread(self, model: "BaseModel", settings: Training) -> None:
@@ -87,8 +87,8 @@ class Scoring(nn.Module, ABC):
 
         What is asked for by default is cut where a model reads less.
         """
-        longest, most = self.longest(settings), model.max_seq_length
-        if most is not None and longest > max(most, self.longest(Training())):
+        longest, most = self.longest(model, settings), model.max_seq_length
+        if most is not None and longest > max(most, self.longest(model, Training())):
             raise ValueError(
                 f"training.query_tokens and document_tokens ask for texts of {longest} tokens, and "
                 f"the model reads {most}: lower them, or start from one that reads more"
@@ -164,7 +164,7 @@ class EncoderScoring(Scoring):
         self._dimensions = (None, *dimensions)
 
     @staticmethod
-    def longest(settings: Training) -> int:
+    def longest(model: "BaseModel", settings: Training) -> int:
         return max(settings.query_tokens, settings.document_tokens)
 
     def refuse_unread(self, model: "BaseModel", settings: Training) -> None:
@@ -256,8 +256,9 @@ class RerankerScoring(Scoring):
     output = "scores"
 
     @staticmethod
-    def longest(settings: Training) -> int:
-        return settings.query_tokens + settings.document_tokens
+    def longest(model: "BaseModel", settings: Training) -> int:
+        # Of the texts: what stands around every pair takes nothing from them.
+        return settings.query_tokens + settings.document_tokens + template_tokens(model)
 
     def reading(
         self, model: "BaseModel", labels: Labels, batch: Batch, settings: Training
@@ -266,7 +267,7 @@ class RerankerScoring(Scoring):
         queries = labels.query_text_Q.take(batch.query_Q[batch.row_K[read]]).to_pylist()
         documents = labels.document_text_D.take(batch.document_D[batch.column_K[read]]).to_pylist()
         pairs = list(zip(queries, documents, strict=True))
-        asked = Texts(pairs, "pair", self.longest(settings), count)
+        asked = Texts(pairs, "pair", self.longest(model, settings), count)
         return tokenise(model, [asked], settings.micro_batch_tokens)
 
     def mine(self, batch: Batch) -> tuple[Ints, int]:

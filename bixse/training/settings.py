@@ -51,8 +51,9 @@ class Training(Settings):
     """Longest query, its prompt included; the rest is cut."""
     document_tokens: int = Field(default=256, ge=4)
     """Longest document, its prompt included; the rest is cut. More than 256 is refused where the
-    model reads less. A reranker reads both in `query_tokens` more, cuts the longer of the two
-    first, and is saved to read no more from then on."""
+    model reads less. A reranker reads both in `query_tokens` more, beside what its chat template
+    adds, cuts the longer of the two first (of a chat its end, which is the document's), and is
+    saved to read no more from then on."""
     mix: tuple[str, ...] = ()
     """The `--out` (directories or URLs) of other runs, whose judgments are trained on beside this
     run's own: each batch is of one run, each run has its rows' share of the batches and a bias of

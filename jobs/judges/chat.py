@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from bixse.judging.asked import Answers, Asked, Cost, Refused, Usage
-from bixse.judging.endpoint import Reply, Unreadable, read, request, verdict
+from bixse.judging.asked import Answers, Asked, Cost, Refused
+from bixse.judging.endpoint import Unreadable, read, request, verdict
 from bixse.judging.pointwise import unreadable
 from bixse.judging.prompts import ORDERS, PROMPTS
 from bixse.judging.settings import ChatEndpoint
@@ -55,27 +55,25 @@ class ChatJudge:
             for order in orders
         ]
         try:
-            replies: Sequence[Reply | Unreadable | None]
-            replies = self._endpoint.ask(bodies, settings.votes or 1)
-            cut = None
+            replies, cut = self._endpoint.ask(bodies, settings.votes or 1), None
         except Cut as error:
             replies, cut = error.replies, error
-        usage = sum((reply.usage for reply in replies if isinstance(reply, Reply)), Usage())
-        by_pair = [replies[at : at + len(orders)] for at in range(0, len(replies), len(orders))]
+        found = replies.found
+        by_pair = [found[at : at + len(orders)] for at in range(0, len(found), len(orders))]
         verdicts = {
             row: verdict(
                 asked[row].query_id,
                 asked[row].doc_id,
-                [read(r.choices, settings, labels) if isinstance(r, Reply) else r for r in whole],
+                [r if isinstance(r, Unreadable) else read(r, settings, labels) for r in whole],
                 *self._signature,
             )
             for row, of_pair in enumerate(by_pair)
             if len(whole := [reply for reply in of_pair if reply is not None]) == len(orders)
         }
         if cut is not None:
-            raise Refused(str(cut), verdicts, usage)
+            raise Refused(str(cut), verdicts, replies.usage)
         answered = list(verdicts.values())
-        return Answers(answered, usage, unreadable(answered))
+        return Answers(answered, replies.usage, unreadable(answered))
 
 
 class ChatPlan:

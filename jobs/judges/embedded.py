@@ -14,6 +14,7 @@ from bixse.records import Judgment, document_text
 from bixse.retrieval.lexical import LexicalIndex
 from bixse.retrieval.settings import Lexical
 from jobs.judges.seam import Judge
+from jobs.lexical import warn_of_script
 
 
 def embedded(corpus: Artifact, embeddings: Artifact | None, lexical: Lexical) -> Judge:
@@ -26,6 +27,7 @@ def embedded(corpus: Artifact, embeddings: Artifact | None, lexical: Lexical) ->
         raise ValueError(
             f"--judging.judge features needs embeddings of its own encoder, {judge.encoder}"
         )
+    warn_of_script(corpus, lexical)
     return Judge(
         build=EmbeddedJudge,
         arguments=(corpus, embeddings, lexical),

@@ -4,11 +4,13 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from bixse.artifacts import Draft
+from bixse.judging.asked import Usage
+from bixse.judging.settings import Judging
 from jobs.parts import usage, usage_place
 from jobs.recipe import Placement
 
@@ -18,11 +20,19 @@ WRITE_EVERY_S = 20
 
 @dataclass
 class Spending:
-    """Seconds for which GPUs (or, without GPUs, workers) were held, and their price."""
+    """What is paid for, and its price: seconds for which GPUs (or, without GPUs, workers) were
+    held, or the tokens of an endpoint."""
 
     devices: float
     price_per_hour: float | None
     earlier: float = 0.0
+    """Device seconds of the sessions before."""
+    token_prices: tuple[float, float] | None = None
+    """Of a prompt token and of an output token: then tokens are paid for, and no seconds."""
+    limit: float | None = None
+    """What all may cost."""
+    tokens: Usage = field(default_factory=Usage)
+    """Of all sessions, as far as units have ended."""
     _started: float = field(default_factory=time.monotonic)
 
     @property
@@ -33,13 +43,27 @@ class Spending:
     @property
     def cost(self) -> float | None:
         """Cost of all sessions, in the currency of the price."""
+        if self.token_prices is not None:
+            return self.tokens.cost(self.token_prices)
         if self.price_per_hour is None:
             return None
         return (self.earlier + self.seconds) / 3600 * self.price_per_hour
 
+    def count(self, took: Mapping[str, float]) -> None:
+        """What another unit took."""
+        self.tokens += tokens_of(took)
+
     def note(self) -> str:
         """Money so far, for the progress line."""
-        return "" if self.cost is None else f"cost {self.cost:,.2f}"
+        if self.cost is None:
+            return ""
+        return f"cost {self.cost:,.2f}" + ("" if self.limit is None else f" of {self.limit:,.2f}")
+
+
+def tokens_of(took: Mapping[str, float]) -> Usage:
+    """The tokens among the counts of a unit, or of many."""
+    prompt, output = took.get("prompt_tokens", 0), took.get("output_tokens", 0)
+    return Usage(prompt_tokens=int(prompt), output_tokens=int(output))
 
 
 def devices(placement: Placement) -> float:
@@ -48,12 +72,18 @@ def devices(placement: Placement) -> float:
 
 
 @contextmanager
-def spending(
-    draft: Draft, placement: Placement, price_per_hour: float | None
-) -> Iterator[Spending]:
+def spending(draft: Draft, placement: Placement, judging: Judging) -> Iterator[Spending]:
     """Count a session, and keep the count beside the draft even if the driver is killed."""
     place, name = usage_place(draft), f"session-{uuid.uuid4().hex}.json"
-    spent = Spending(devices(placement), price_per_hour, usage(draft)["device_seconds"])
+    before = usage(draft)
+    spent = Spending(
+        devices(placement),
+        judging.price_per_gpu_hour,
+        before["device_seconds"],
+        judging.token_prices,
+        judging.max_cost,
+        tokens_of(before),
+    )
     over = threading.Event()
 
     def write() -> None:

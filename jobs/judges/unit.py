@@ -62,7 +62,10 @@ class JudgeUnit:
         asked = asked_pairs(rows, self._queries, self._texts)
         verdicts: Sequence[Verdict]
         if self._known is None:
-            answers = self._ask(asked)
+            try:
+                answers = self._ask(asked)
+            except Refused as refused:
+                raise _refusal(refused, len(refused.verdicts), refused.usage) from None
             _refuse(answers, [])
             verdicts, counts = answers.verdicts, _counts(len(answers.verdicts), 0, answers.usage)
             if len(verdicts) < len(asked):
@@ -87,8 +90,7 @@ class JudgeUnit:
             # Paid for: the next run finds them.
             some = list(firsts)
             _file(known, {some[row]: verdict for row, verdict in refused.verdicts.items()})
-            counts = _counts(len(refused.verdicts), 0, refused.usage)
-            raise Refusal(str(refused), counts) from None
+            raise _refusal(refused, len(refused.verdicts), refused.usage) from None
         _refuse(answers, found)
         fresh = dict(zip(firsts, answers.verdicts, strict=False))
         _file(known, fresh)
@@ -118,12 +120,21 @@ def _file(known: "_Known", verdicts: Mapping[bytes, Verdict]) -> None:
 
 
 def _refuse(answers: Answers, known: Sequence[Label | None]) -> None:
-    """Raises ValueError as `refuse_unreadable`, of a unit without a grade.
+    """Raises Refusal where `refuse_unreadable` refuses a unit without a grade.
 
     Labels count: rejections are not filed, so that a unit may ask nothing but hard pairs.
     """
-    if not any(known) and not any(isinstance(one, Judgment) for one in answers.verdicts):
+    if any(known) or any(isinstance(one, Judgment) for one in answers.verdicts):
+        return
+    try:
         refuse_unreadable(answers.unreadable)
+    except ValueError as error:
+        raise _refusal(error, len(answers.verdicts), answers.usage) from None
+
+
+def _refusal(error: ValueError, asked: int, usage: Usage) -> Refusal:
+    """The end of the stage, with what the pairs that were asked have taken."""
+    return Refusal(str(error), _counts(asked, 0, usage))
 
 
 def _counts(new: int, known: int, usage: Usage) -> dict[str, float]:

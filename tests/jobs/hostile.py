@@ -100,8 +100,8 @@ def changed(change: Callable[[dict[str, Any]], Any]) -> Behaviour:
     """An honest answer, spoilt."""
 
     def spoil(handler: Handler, grade: int, body: dict[str, Any]) -> None:
-        reply = honest(grade, body)
-        handler.reply(json.dumps(change(reply)).encode())
+        reply = {**change(honest(grade, body)), "usage": handler.server.usage}
+        handler.reply(json.dumps(reply).encode())
 
     return spoil
 
@@ -202,7 +202,7 @@ BEHAVIOURS: dict[str, Behaviour] = {
 
 
 class Hostile(ThreadingHTTPServer):
-    """Counts what it is asked, and says `usage` of each honest answer."""
+    """Counts what it is asked, and says `usage` of each answer, honest or spoilt."""
 
     daemon_threads = True
     request_queue_size = 128

@@ -47,7 +47,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     questions.append({"_id": "q20", "text": "what stands in passage 11?"})  # nearly q11, in train
     write_lines(at / "corpus.jsonl", documents)
     write_lines(at / "queries.jsonl", questions)
-    human = {(f"q{n:02d}", f"d{n + k:02d}"): max(0, 2 - k) for n in range(20) for k in range(4)}
+    human = {(f"q{n:02d}", f"d{n + k:02d}"): max(0, 2 - k) for n in range(20) for k in range(13)}
     llm = {pair: grade + 1 for pair, grade in human.items()}
     llm["q00", "copy0"] = 0  # the text of d00, which is graded 3
     split = {"train": range(12), "test": range(12, 20)}
@@ -80,13 +80,13 @@ def audited(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def report(audited: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((audited / "audit" / "report.json").read_text())
+    found: dict[str, Any] = json.loads((audited / "audit-calibrated" / "report.json").read_text())
     return found
 
 
 def test_agreement_before_and_after_a_map_fitted_on_the_other_split(report: dict[str, Any]) -> None:
     test = report["agreement"]["test"]
-    assert (test["pairs"], test["queries"], test["in_sample"]) == (32, 8, False)
+    assert (test["pairs"], test["queries"], test["in_sample"]) == (104, 8, False)
     assert report["agreement"]["train"]["in_sample"] is True
     before, after = (test[side]["measures"] for side in ("judged", "calibrated"))
     assert before["over_rating"]["value"] == pytest.approx(1 / 3)
@@ -94,8 +94,8 @@ def test_agreement_before_and_after_a_map_fitted_on_the_other_split(report: dict
     assert after["ece"]["value"] == pytest.approx(0, abs=1e-6)
     assert after["kappa"]["value"] == pytest.approx(1)
     counts = test["judged"]["confusion"]
-    assert [counts[0][1], counts[1][2], counts[2][3]] == [16, 8, 8]
-    assert sum(b["pairs"] for b in test["judged"]["reliability"]["mass"]) == 32
+    assert [counts[0][1], counts[1][2], counts[2][3]] == [88, 8, 8]
+    assert sum(b["pairs"] for b in test["judged"]["reliability"]["mass"]) == 104
 
 
 def test_the_map_names_what_it_was_fitted_on(audited: Path) -> None:
@@ -103,8 +103,8 @@ def test_the_map_names_what_it_was_fitted_on(audited: Path) -> None:
     judgments = Artifact.open(str(audited / "judgments"), "judgments")
     assert made.manifest.inputs["judgments-0"] == judgments.fingerprint
     assert made.manifest.config == {"map": "isotonic", "split": "train"}
-    assert made.manifest.rows == 48
-    report = Artifact.open(str(audited / "audit"), "audit")
+    assert made.manifest.rows == 156
+    report = Artifact.open(str(audited / "audit-calibrated"), "audit")
     assert report.manifest.inputs["calibration"] == made.fingerprint
 
 
@@ -123,6 +123,42 @@ def test_no_map_is_fitted_on_one_grade(
     assert exit_.value.code == 1
     assert "all 12 judged pairs of split train one grade" in capsys.readouterr().err
     assert not (tmp_path / "out" / "calibration").exists()
+
+
+@pytest.mark.parametrize("kind", ["isotonic", "temperature"])
+def test_no_isotonic_map_is_fitted_on_a_few_pairs(
+    kind: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two pairs made a map. A temperature is one number, but of single grades there is none."""
+    few = tmp_path / "data"
+    shutil.copytree(data, few)
+    write_grades(few / "qrels" / "train.tsv", {("q00", "d00"): 2.0, ("q00", "d05"): 0.0})
+    with pytest.raises(SystemExit) as exit_:
+        main("audit", [*flags(few, tmp_path / "out"), "--audit.fit", kind])
+    assert exit_.value.code == 1
+    said = " ".join(capsys.readouterr().err.split())
+    if kind == "isotonic":
+        assert "judge and people have both graded 2 pairs of split train" in said
+        assert "--audit.fit temperature" not in said
+    else:
+        assert "no temperature changes it" in said
+    assert not (tmp_path / "out" / "calibration").exists()
+
+
+def test_an_audit_is_made_without_a_map_and_then_with_one(data: Path, tmp_path: Path) -> None:
+    """In either order, each with its own report: the second was refused after its map was made."""
+    plain, fitted = flags(data, tmp_path), [*flags(data, tmp_path), "--audit.fit", "isotonic"]
+    made = Artifact.open
+    main("audit", plain)
+    before = made(str(tmp_path / "audit"), "audit").fingerprint
+    main("audit", fitted)
+    main("audit", plain)
+    assert made(str(tmp_path / "audit"), "audit").fingerprint == before
+    map_ = made(str(tmp_path / "calibration"), "calibration")
+    through = made(str(tmp_path / "audit-calibrated"), "audit")
+    assert through.manifest.inputs["calibration"] == map_.fingerprint
+    main("audit", [*plain, "--judging.calibration", map_.url])
+    assert made(through.url, "audit").fingerprint == through.fingerprint
 
 
 def test_copies_of_positives_are_named(report: dict[str, Any]) -> None:
@@ -144,10 +180,10 @@ def test_leakage_by_id_and_nearly(report: dict[str, Any]) -> None:
 
 
 def test_grades_by_judge_and_the_second_answers(report: dict[str, Any]) -> None:
-    assert report["grades"]["judge"] == {"kind": [1, 40, 20, 20]}
+    assert report["grades"]["judge"] == {"kind": [1, 220, 20, 20]}
     rejudged = report["rejudged"]
-    assert rejudged["pairs"] == 81
-    assert rejudged["flips"] == 80
+    assert rejudged["pairs"] == 261
+    assert rejudged["flips"] == 260
     assert rejudged["largest_change"] == 1
     assert report["unknown"] == {
         name: {"rows": 0, "ids": 0, "examples": []} for name in ("query_id", "doc_id")
@@ -218,7 +254,7 @@ def test_a_cascade_on_two_scales_is_counted_on_the_scale_of_the_qrels(
     found = json.loads((tmp_path / "out" / "audit" / "report.json").read_text())["grades"]
     assert (found["scale"], found["scale_of"]) == ([0, 1, 2, 3], "qrels")
     # Three of four steps are nearest to two of three.
-    assert found["judge"] == {"kind": [1, 40, 40, 0]}
+    assert found["judge"] == {"kind": [1, 220, 40, 0]}
     assert "the judges are on several" in " ".join(capsys.readouterr().out.split())
     for more in (["--audit.fit", "isotonic"], ["--audit.rejudged", first.url]):
         with pytest.raises(SystemExit) as exit_:
@@ -260,7 +296,7 @@ def test_grades_of_a_long_scale_are_shown_in_ranges(data: Path, tmp_path: Path) 
         "judgments by", "0 to 20", "21 to 41", "42 to 62", "63 to 83", "84 to 100",
     ]  # fmt: skip
     assert [list(column.cells) for column in grades.columns] == [
-        ["judge given"], ["48"], ["0"], ["0"], ["0"], ["0"],
+        ["judge given"], ["156"], ["0"], ["0"], ["0"], ["0"],
     ]  # fmt: skip
 
 
@@ -268,7 +304,7 @@ def contrasted(data: Path, out: Path) -> Artifact:
     """The judgments of a run, and candidates of them that nobody judged."""
     names = ("judgments", "queries", "corpus")
     judged, queries, corpus = (Artifact.open(str(out / name), name) for name in names)
-    rows = [Pair(f"q{n:02d}", f"d{n + 10:02d}", "bm25", 1, 1.0) for n in range(12)]
+    rows = [Pair(f"q{n:02d}", f"d{n + 20:02d}", "bm25", 1, 1.0) for n in range(12)]
     draft = drafted(out / "pairs", "pairs")
     draft.write_part(0, rows_of(rows, PAIRS))
     pairs = draft.finish()
@@ -299,7 +335,8 @@ def test_a_map_is_fitted_beside_candidates_that_nobody_judged(data: Path, tmp_pa
     main("audit", [*flags(data, alone), "--audit.fit", "isotonic"])
     line = [*flags(data, beside), "--audit.fit", "isotonic"]
     main("audit", [*line, "--audit.judgments", contrasted(data, tmp_path).url])
-    reports = [json.loads((out / "audit" / "report.json").read_text()) for out in (alone, beside)]
+    at = Path("audit-calibrated", "report.json")
+    reports = [json.loads((out / at).read_text()) for out in (alone, beside)]
     assert reports[0]["agreement"] == reports[1]["agreement"]
     assert reports[1]["judgments"]["rows"] == reports[0]["judgments"]["rows"] + 12
 

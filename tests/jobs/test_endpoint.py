@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bixse.artifacts import Artifact
-from bixse.judging.asked import Asked
+from bixse.judging.asked import Asked, Refused
 from bixse.judging.endpoint import Answer, Unreadable, read, request
 from bixse.judging.prompts import ORDERS, PROMPTS
 from bixse.judging.settings import ChatEndpoint, Judging
@@ -80,8 +80,9 @@ def settings(server: Hostile, **changes: Any) -> ChatEndpoint:
 def ask(chat: ChatEndpoint, passages: list[str]) -> list[Answer | Unreadable]:
     bodies = [request(chat, UMBRELA, "tea", passage, "query first") for passage in passages]
     return [
-        found if isinstance(found, Unreadable) else read(found.choices, chat, UMBRELA.scale.labels)
-        for found in Endpoint(chat).ask(bodies, chat.votes or 1)
+        found if isinstance(found, Unreadable) else read(found, chat, UMBRELA.scale.labels)
+        for found in Endpoint(chat).ask(bodies, chat.votes or 1).found
+        if found is not None
     ]
 
 
@@ -308,6 +309,22 @@ def test_an_endpoint_is_asked_as_far_as_the_money_goes(server: Hostile, tmp_path
     assert set(server.requests.values()) == {1}
 
 
+def test_what_an_endpoint_has_cost_stands_in_the_progress_line(
+    server: Hostile, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of all sessions, beside what it may cost."""
+    chat = settings(server, orders=1, api_key_env="", price_per_million_prompt_tokens=100.0)
+    server.usage = {"prompt_tokens": 100, "completion_tokens": 1}
+    passages, store = [f"honest {n % 4} for {n}" for n in range(40)], str(tmp_path / "labels")
+    with pytest.raises(Stopped):
+        run(passages, chat, tmp_path, 5, store, max_cost=0.2)
+    assert "cost 0.20 of 0.20" in " ".join(capsys.readouterr().err.split())
+    run(passages, chat, tmp_path, 5, store, max_cost=2.0)
+    assert "cost 0.40 of 2.00" in " ".join(capsys.readouterr().err.split())
+    run(passages, chat, tmp_path / "free", 5)
+    assert capsys.readouterr().err.rstrip().endswith("cost 0.40")
+
+
 def test_an_endpoint_that_counts_no_tokens_is_not_asked_for_ever(
     server: Hostile, tmp_path: Path
 ) -> None:
@@ -317,6 +334,67 @@ def test_an_endpoint_that_counts_no_tokens_is_not_asked_for_ever(
         run(passages, chat, tmp_path, max_cost=1.0)
     assert sum(server.requests.values()) == 2 * FIRST
     assert run(passages[:1], chat, tmp_path / "free").manifest.rows == 1
+
+
+def test_answers_that_cannot_be_read_are_paid_for_too(server: Hostile) -> None:
+    """Read, rejected, repeated and given up: the endpoint charges for every one of them."""
+    server.usage = {"prompt_tokens": 100, "completion_tokens": 1}
+    spoilt = ["words 1", "no-logprobs 2", "no-choices 3", "many-choices 0", "once-no-choices 1"]
+    asked = [Asked("q0", passage, "tea", passage) for passage in ["honest 1", *spoilt]]
+    judge = chat(settings(server, max_wait_s=0.05))
+    answers = judge.build(*judge.arguments)(asked)
+    assert [isinstance(one, Rejection) for one in answers.verdicts] == 1 * [False] + 4 * [True] + [
+        False
+    ]
+    replies = server.requests.total()
+    assert replies > 2 * len(asked)
+    usage = answers.usage
+    assert (usage.requests, usage.prompt_tokens, usage.output_tokens) == (
+        replies, 100 * replies, replies,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("beyond", ["400", "402"])
+def test_votes_that_came_before_a_refusal_are_paid_for(server: Hostile, beyond: str) -> None:
+    """Of one pair alone, and of the whole job."""
+    server.usage = {"prompt_tokens": 100, "completion_tokens": 1}
+    server.quota, server.beyond = 3, beyond
+    judge = chat(settings(server, votes=5, orders=1))
+    asked = [Asked("q0", "d0", "tea", "null-choice 2")]
+    try:
+        usage = judge.build(*judge.arguments)(asked).usage
+    except Refused as refused:
+        usage = refused.usage
+    assert usage.prompt_tokens == 300
+
+
+def test_money_for_nothing_counts_in_the_next_run(server: Hostile, tmp_path: Path) -> None:
+    """A unit of unreadable answers ended the run, and was asked again as if it had cost nothing."""
+    chat = settings(server, orders=1, timeout_s=30, api_key_env="", max_wait_s=0.05,
+                    price_per_million_prompt_tokens=100.0)  # fmt: skip
+    server.usage = {"prompt_tokens": 100, "completion_tokens": 1}
+    passages, store = [f"words 3 for {n}" for n in range(32)], str(tmp_path / "labels")
+    with pytest.raises(ValueError, match="none of 32 answers was a grade"):
+        run(passages, chat, tmp_path, store=store, max_cost=0.32)
+    with pytest.raises(Stopped, match=r"stopped at --judging\.max-cost: 32 pairs asked for 0\.32,"):
+        run(passages, chat, tmp_path, store=store, max_cost=0.32)
+    assert server.requests.total() == 32
+
+
+@pytest.mark.parametrize("store", [None, "labels"])
+def test_what_a_job_took_before_it_was_refused_is_in_its_usage(
+    server: Hostile, tmp_path: Path, store: str | None
+) -> None:
+    """With a label store its answers stand and are not asked for again; their tokens count."""
+    passages = [*(f"honest {n % 4} for {n}" for n in range(4)), "once-402 3", "words 1"]
+    chat = settings(server, concurrency=1, orders=1, timeout_s=30, api_key_env="")
+    server.usage = {"prompt_tokens": 100, "completion_tokens": 1}
+    at = None if store is None else str(tmp_path / store)
+    with pytest.raises(ValueError, match="answered 402"):
+        run(passages, chat, tmp_path, store=at)
+    made = run(passages, chat, tmp_path, store=at)
+    assert (made.manifest.rows, made.manifest.rejected) == (5, 1)
+    assert made.manifest.extra["usage"]["prompt_tokens"] == 100 * (server.requests.total() - 1)
 
 
 def test_removed_judgments_leave_no_counts_behind(server: Hostile, tmp_path: Path) -> None:

@@ -20,7 +20,13 @@ from jobs.recipes.bixse import bixse
 from jobs.recipes.reranking import lce
 from jobs.train import export
 from jobs.verbs import main
-from tests.encoders import save_tiny_cross_encoder, save_tiny_encoder, texts
+from tests.encoders import (
+    WORDS,
+    save_tiny_chat_reranker,
+    save_tiny_cross_encoder,
+    save_tiny_encoder,
+    texts,
+)
 from tests.jobs.conftest import write_beir
 
 
@@ -65,7 +71,7 @@ def test_what_is_saved_reads_as_much_as_in_training(tmp_path: Path) -> None:
     pairs = [(query, document) for document in documents]
     model = load_reranker(start, "cpu").eval()
     module = RerankerScoring(model, settings.objective, World(), settings.precision)
-    read = tokenise(model, [Texts(pairs, "pair", module.longest(settings), len(pairs))])
+    read = tokenise(model, [Texts(pairs, "pair", module.longest(model, settings), len(pairs))])
     wanted = module.ordered(torch.cat(list(module.made(read))), read.sides[0]).detach().squeeze(1)
 
     export(model, settings, trained, tmp_path / "reranker")
@@ -81,6 +87,33 @@ def test_what_is_saved_reads_as_much_as_in_training(tmp_path: Path) -> None:
     longer = Training(**{**settings.model_dump(), "document_tokens": 48})
     export(load_reranker(str(tmp_path / "reranker"), "cpu"), longer, trained, tmp_path / "again")
     assert max(Reranker.load(str(tmp_path / "again"), "cpu").lengths(pairs)) == 18
+
+
+def test_a_chat_template_takes_nothing_from_the_texts(tmp_path: Path) -> None:
+    """Its 11 tokens were taken from what may be read of a pair: 6 of a query and 12 more."""
+    start = str(save_tiny_chat_reranker(tmp_path / "start"))
+    settings = Training(
+        objective=LCE(), docs_per_query=2, query_tokens=6, document_tokens=12, precision="float32"
+    )
+    trained = Trained(1.0, 0.0, (), [{"step": 1, "loss": 0.5, "seconds": 2.0}], [], 1)
+    model = load_reranker(start, "cpu").eval()
+    module = RerankerScoring(model, settings.objective, World(), settings.precision)
+    query = texts(1, seed=1, longest=4)[0]
+    longest = module.longest(model, settings)
+    assert longest == 18 + 11
+    room = 18 - len(query.split())
+    long = " ".join(WORDS[:30])
+    pairs = [(query, " ".join(WORDS[:count])) for count in (room - 1, room)] + [(query, long)]
+    read = tokenise(model, [Texts(pairs, "pair", longest, len(pairs))])
+    (chunk,) = (features for _, features in read.chunks)
+    assert sorted(chunk["attention_mask"].sum(dim=1).tolist()) == [28, 29, 29]
+    wanted = module.ordered(torch.cat(list(module.made(read))), read.sides[0]).detach().squeeze(1)
+    export(model, settings, trained, tmp_path / "reranker")
+    saved = Reranker.load(str(tmp_path / "reranker"), "cpu")
+    np.testing.assert_allclose(saved.logits(pairs), wanted, atol=1e-5)
+    assert saved.lengths(pairs).tolist() == [28, 29, 29]
+    # As much of the document is read as fits, whatever else there is of it.
+    assert wanted[1] == pytest.approx(wanted[2].item(), abs=1e-5)
 
 
 def test_negatives_come_from_no_source_that_is_turned_off(tmp_path: Path) -> None:

@@ -311,6 +311,28 @@ def test_a_generation_leaves_out_what_is_deleted(
         generation(Retrieval(nlist=32), urls[2])
 
 
+def test_an_id_to_delete_may_be_corrected(
+    data: Ingested, encoder: str, embeddings: Artifact, tmp_path: Path
+) -> None:
+    """An unknown one was found by a shard's task, and what stood there then was of that id."""
+    wanted = Retrieval(structure="exact", shards=2, truth_queries=5)
+    url = str(tmp_path / "base")
+    base = index(embeddings, data.corpus, [], encoder, wanted, PLACEMENT, url)
+
+    def without(*doc_ids: str, corpus: Artifact | None = None) -> Artifact:
+        new = None if corpus is None else embeddings
+        gone, out = frozenset(doc_ids), str(tmp_path / "next")
+        return index(new, corpus, [], encoder, Retrieval(), PLACEMENT, out, base, gone)
+
+    unknown = "'nobody' and 1 more are to be deleted and are not in the base index"
+    with pytest.raises(ValueError, match=unknown):
+        without("d00007", "nobody", "nowhere")
+    with pytest.raises(ValueError, match="'d00007' is to be deleted and is in the corpus too"):
+        without("d00007", corpus=data.corpus)
+    assert not (tmp_path / "next").exists()
+    assert without("d00007").manifest.rows == 2999
+
+
 def test_a_flag_may_be_corrected_while_nothing_is_built(
     data: Ingested, encoder: str, embeddings: Artifact, tmp_path: Path
 ) -> None:

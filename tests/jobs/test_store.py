@@ -299,6 +299,7 @@ def test_money_so_far_stands_in_the_progress_line(capsys: pytest.CaptureFixture[
     assert spent.cost == pytest.approx(0.2, abs=0.01)
     assert spent.note() == "cost 0.20"
     assert Spending(1.0, None).note() == ""
+    assert Spending(1.0, 3.6, limit=1234.0).note() == "cost 0.00 of 1,234.00"
     with progress("judge", 10, spent.note) as advance:
         advance(10)
     line = capsys.readouterr().err

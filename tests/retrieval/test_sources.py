@@ -210,7 +210,7 @@ def test_deletes_that_make_no_sense_are_refused(tmp_path: Path, base: Artifact) 
         gather(unknown, shard_of("nobody", SHARDS), SHARDS, DIM, tmp_path)
     new, doc_id = source_of(tmp_path / "new", range(5)), DOC_IDS[2]
     both = Source(new.embeddings, new.corpus, base, frozenset([doc_id]))
-    with pytest.raises(ValueError, match=f"{doc_id!r} is to be deleted and stands in the corpus"):
+    with pytest.raises(ValueError, match=f"{doc_id!r} is to be deleted and is in the corpus too"):
         gather(both, shard_of(doc_id, SHARDS), SHARDS, DIM, tmp_path)
 
 

@@ -28,6 +28,7 @@ from serve.reranker import RerankerStore, score_now
 from serve.reranking import Reranking
 from serve.schema import SearchRequest
 from serve.settings import ServeArgs, ServedIndex, ServedReranker
+from tests.encoders import WORDS, save_tiny_chat_reranker
 
 QUESTIONS = ["where does the raven feed at dusk", "observation 3 of the naturalists"]
 SEEN = Coverage(1.0, 2, 2, ())
@@ -99,6 +100,28 @@ def test_without_a_reranker_the_answer_says_what_to_start():
     limits.check_rerank(50, 10, 2, ServedReranker("a", "f"))
     with pytest.raises(ApiError, match="at most 33 for 3 queries"):
         limits.check_rerank(50, 10, 3, ServedReranker("a", "f"))
+
+
+def test_a_chat_template_counts_in_what_is_multiplied_at_a_time(tmp_path, monkeypatch):
+    """Its tokens are read with every pair: batches of short pairs held thrice what was allowed."""
+    reranker = Reranker.load(str(save_tiny_chat_reranker(tmp_path)), "cpu")
+    pairs = [(WORDS[0], " ".join(WORDS[n : n + 2 + n % 3])) for n in range(40)]
+    assert reranker.lengths(pairs).tolist() == [11 + 3 + n % 3 for n in range(40)]
+    multiplied = []
+    preprocess = reranker.model.preprocess
+
+    def counting(*args, **kwargs):
+        features = preprocess(*args, **kwargs)
+        multiplied.append(features["input_ids"].numel())
+        return features
+
+    expected = reranker.logits(pairs)
+    lengths = reranker.lengths(pairs)
+    monkeypatch.setattr(reranker.model, "preprocess", counting)
+    monkeypatch.setattr(reranker, "lengths", lambda _: lengths)
+    scored = score_now(reranker, pairs, 100, time.monotonic() + 60)
+    assert max(multiplied) <= 100
+    np.testing.assert_allclose(scored.scores, expected, atol=1e-5)
 
 
 @pytest.mark.slow
