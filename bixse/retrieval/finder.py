@@ -95,7 +95,8 @@ class Finder:
         structure finds them, scores falling.
 
         Scores of codes decide nothing: what they find is scored again from whole vectors. `scan` is
-        what these queries ask of every shard with the same lists (`structures.Scan`).
+        what these queries ask of every shard with the same lists.
+        Raises RuntimeError when the lists were merged with others' (`together`).
         """
         if self.index.ntotal != self.size:
             raise RuntimeError("the lists of this shard were merged with others: ask the group")
