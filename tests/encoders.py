@@ -1,5 +1,6 @@
 """A bi-encoder of 20,000 parameters, made on the spot: what a test trains in seconds."""
 
+import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -152,6 +153,15 @@ def save_tiny_decoder(directory: Path, padding_side: str) -> Path:
     model = SentenceTransformer(modules=[module, pooling], device="cpu", prompts=prompts)
     model.save_pretrained(str(directory / "encoder"), create_model_card=False)
     return directory / "encoder"
+
+
+def without_padding(directory: Path) -> Path:
+    """Take the padding token from the tokenizer of a model: that of Llama or GPT-2 has none."""
+    config = directory / "tokenizer_config.json"
+    told = json.loads(config.read_text())
+    del told["pad_token"]
+    config.write_text(json.dumps(told))
+    return directory
 
 
 def save_tiny_chat_reranker(directory: Path) -> Path:

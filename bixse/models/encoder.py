@@ -100,6 +100,26 @@ def refuse_wordless(tokenizer: Any, start: str) -> None:
         )
 
 
+def give_padding(model: "BaseModel", start: str) -> None:
+    """Let a tokenizer without a padding token, as many a decoder's is, pad with the token that ends
+    its texts, or with the unknown one: attention says what is padding.
+
+    It is saved with the model, so that others who load that can read two texts at once too. Raises
+    ValueError for a tokenizer that has none of the three.
+    """
+    for module in model.modules():
+        tokenizer: Any = getattr(module, "tokenizer", None)
+        if getattr(tokenizer, "pad_token", "") is not None:
+            continue
+        padding = tokenizer.eos_token or tokenizer.unk_token
+        if padding is None:
+            raise ValueError(
+                f"{start} has a tokenizer without a padding token, and none that ends a text: "
+                "give it a padding token"
+            )
+        tokenizer.pad_token = padding
+
+
 def keep_to_positions(model: "BaseModel") -> None:
     """Cut texts where RoBERTa and its kin have no more positions.
 
@@ -156,8 +176,8 @@ def load_model(start: str, device: str | None = None, seed: int = 0) -> "Sentenc
     """The sentence-transformers model, ending in a Normalize module whatever it was saved with.
 
     Weights have the type that they are stored in. What the directory lacks, as a pooler, is drawn
-    by `seed`. Raises ValueError as `resolve` and `refuse_wordless`, when the directory holds no
-    loadable model, or one that cuts its vectors only when asked by `encode`.
+    by `seed`. Raises ValueError as `resolve`, `refuse_wordless` and `give_padding`, when the
+    directory holds no loadable model, or one that cuts its vectors only when asked by `encode`.
     """
     import torch
     from sentence_transformers import SentenceTransformer
@@ -175,6 +195,7 @@ def load_model(start: str, device: str | None = None, seed: int = 0) -> "Sentenc
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{start} is not an encoder: {reason}") from None
     refuse_wordless(getattr(model, "tokenizer", None), start)
+    give_padding(model, start)
     if model.truncate_dim is not None:
         # `encode` would cut its vectors and training would not.
         raise ValueError(

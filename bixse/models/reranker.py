@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from bixse.models.encoder import (
     encoder_fingerprint,
+    give_padding,
     keep_to_positions,
     load_model,
     refuse_wordless,
@@ -35,8 +36,8 @@ def load_reranker(
     token through a pooler that an encoder's training has not touched: it learns far more slowly,
     and is what vLLM can serve.
 
-    Raises ValueError as `resolve`, `refuse_wordless` and `_tell_padding`, or when the directory
-    holds no model that gives one score a pair.
+    Raises ValueError as `resolve`, `refuse_wordless`, `give_padding` and `_tell_padding`, or when
+    the directory holds no model that gives one score a pair.
     """
     import torch
     from sentence_transformers import CrossEncoder
@@ -57,6 +58,7 @@ def load_reranker(
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{start} is no reranker with one score a pair: {reason}") from None
     refuse_wordless(model.tokenizer, start)
+    give_padding(model, start)
     keep_to_positions(model)
     _tell_padding(model, start)
     return model

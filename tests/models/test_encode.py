@@ -1,6 +1,7 @@
 """`Encoder.encode` gives the vectors of sentence-transformers, whatever the model is made of."""
 
 import inspect
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,13 @@ from transformers import BertModel
 
 from bixse.models.encoder import Encoder, Role, load_model
 from bixse.reading.chunks import Texts, longest_of, tokenise
-from tests.encoders import WORDS, save_tiny_decoder, save_tiny_encoder, texts
+from tests.encoders import (
+    WORDS,
+    save_tiny_decoder,
+    save_tiny_encoder,
+    texts,
+    without_padding,
+)
 
 # Long, short, cut by the model, and empty: in no order.
 TEXTS = [*texts(60, seed=1, longest=40), " ".join(WORDS), "", "bal", *texts(9, seed=2)]
@@ -193,6 +200,29 @@ def test_each_route_pads_on_its_own_side(tmp_path: Path) -> None:
         for role, encode in (("query", plain.encode_query), ("document", plain.encode_document)):
             theirs = encode(asked, normalize_embeddings=True)
             assert (encoder.encode(asked, role) * theirs).sum(axis=1).min() > 0.999  # type: ignore[arg-type]
+
+
+def test_a_tokenizer_without_padding_takes_the_token_that_ends_texts(tmp_path: Path) -> None:
+    """transformers refused two texts at once, in a sentence on its own arguments."""
+    start = save_tiny_decoder(tmp_path, "right")
+    asked = ["bal", *texts(8, seed=1)]
+    expected = Encoder.load(str(start), "cpu").encode(asked, "document")
+    without_padding(start)
+    encoder = Encoder.load(str(start), "cpu")
+    assert (encoder.encode(asked, "document") == expected).all()
+    encoder.model.save_pretrained(str(tmp_path / "saved"), create_model_card=False)
+    plain = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    theirs = plain.encode_document(asked)
+    assert (expected * theirs).sum(axis=1).min() > 0.999
+
+
+def test_a_tokenizer_without_any_such_token_is_refused(tmp_path: Path) -> None:
+    start = without_padding(save_tiny_decoder(tmp_path, "right"))
+    config = start / "tokenizer_config.json"
+    told = json.loads(config.read_text())
+    config.write_text(json.dumps(told | {"eos_token": None, "unk_token": None}))
+    with pytest.raises(ValueError, match="without a padding token"):
+        load_model(str(start), "cpu")
 
 
 def test_each_route_cuts_where_it_does_by_itself(tmp_path: Path) -> None:

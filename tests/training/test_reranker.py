@@ -1,5 +1,6 @@
 """A reranker goes through the encoder's loop: its losses, its texts, resuming, its scores."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from tests.encoders import (
     save_tiny_decoder,
     save_tiny_encoder,
     texts,
+    without_padding,
 )
 from tests.training import ranks
 from tests.training.rank_process import Ranks
@@ -158,6 +160,18 @@ def test_a_decoder_takes_the_padding_that_its_tokenizer_knows(tmp_path: Path) ->
     tokenizer.save_pretrained(start)
     with pytest.raises(ValueError, match="give it a padding token of its own"):
         load_reranker(str(start), "cpu", pooled=False)
+
+
+def test_a_decoder_without_padding_reads_several_pairs_at_once(tmp_path: Path) -> None:
+    """Its texts end in no token of their own, as those of Llama do."""
+    start = without_padding(save_tiny_decoder(tmp_path, "right"))
+    tokenizer = json.loads((start / "tokenizer.json").read_text())
+    (start / "tokenizer.json").write_text(json.dumps(tokenizer | {"post_processor": None}))
+    load_reranker(str(start), "cpu", pooled=False).save_pretrained(str(tmp_path / "reranker"))
+    reranker = Reranker.load(str(tmp_path / "reranker"), "cpu")
+    pairs = [("bal", text) for text in texts(6, seed=1)]
+    alone = np.concatenate([reranker.logits([pair]) for pair in pairs])
+    np.testing.assert_allclose(reranker.logits(pairs), alone, atol=1e-5)
 
 
 def test_reranked_hits_stand_by_score_and_the_others_below() -> None:
