@@ -5,6 +5,7 @@ It knows rows by their numbers alone; `retrieval/shard.py` knows their documents
 Shapes: Q queries, K hits, D dimensions, F rows that FAISS gives a query. A row -1 is none.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -28,7 +29,8 @@ _FAR = 8
 whole topics that are not the query's, recall@10 of product codes rose from .71 to 1
 (`benchmarks.filtered --by-topic`)."""
 _FAR_MOST = 4096
-"""The most candidates to score again, unless more are wanted anyhow: each is read from disk."""
+"""The most candidates of a shard to score again, unless more are wanted anyhow: each is read from
+disk."""
 
 
 Ask = Callable[[Vectors, int], tuple[Vectors, Rows]]
@@ -120,7 +122,7 @@ class Finder:
         """As `candidates`, among the rows kept: of the query's neighbours, or all compared."""
         left, found = np.arange(len(vectors_QD)), []
         coded, flat = self.stored is not None, isinstance(self.index, faiss.IndexFlat)
-        near = [] if kept.few or flat else neighbour_counts(fetch, self.size)
+        near = [] if kept.few or flat else self._neighbour_counts(fetch)
         for neighbours in near:
             if not len(left):
                 break
@@ -142,6 +144,11 @@ class Finder:
             rows_QF[some, : rows.shape[1]] = rows
         return scores_QF, rows_QF
 
+    def _neighbour_counts(self, fetch: int) -> list[int]:
+        """As many as each shard would be asked for: all rows kept are more where shards are."""
+        counts = neighbour_counts(math.ceil(fetch / self.shards), self.size // self.shards)
+        return [count * self.shards for count in counts]
+
     def _all_kept(
         self, vectors_QD: Vectors, k: int, fetch: int, width: Search, kept: Kept
     ) -> tuple[Vectors, Rows]:
@@ -151,7 +158,8 @@ class Finder:
         wanted = fetch
         if self.stored is not None:
             # Far from the query codes tell neighbours apart less well.
-            wanted = min(max(fetch, min(fetch * _FAR, _FAR_MOST)), kept.count)
+            most = min(fetch * _FAR, _FAR_MOST * self.shards)
+            wanted = min(max(fetch, most), kept.count)
         ask = partial(self._ask_kept, k, width, kept)
         return self._whole(vectors_QD, k, wanted, kept.count, ask)
 
