@@ -6,7 +6,7 @@ Shapes: Q queries, K hits, D dimensions, F rows that FAISS gives a query. A row 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -40,7 +40,8 @@ Ask = Callable[[Vectors, int], tuple[Vectors, Rows]]
 class Finder:
     """The rows of one shard, or of several whose lists were merged; safe for one search at a time.
 
-    `stored` are their whole vectors where `index` holds codes only. `shards` is how many they were.
+    `stored` are their whole vectors where `index` holds codes only. `sizes` are the rows of each
+    shard where there are several.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Finder:
         width: Search | None = None,
         stored: Stored | None = None,
         device: Device | None = None,
-        shards: int = 1,
+        sizes: Sequence[int] = (),
     ) -> None:
         self.index = index
         self.copy = device.copied(index) if device and searchable(index) else None
@@ -58,7 +59,8 @@ class Finder:
         self.width = width or Search()
         self.size = int(index.ntotal)
         self.dim = int(index.d)
-        self.shards = shards
+        self.shards = max(1, len(sizes))
+        self._ends = np.cumsum(sizes or [self.size])
 
     @classmethod
     def together(cls, finders: Sequence["Finder"]) -> "Finder | None":
@@ -77,7 +79,8 @@ class Finder:
         for one in finders:
             # FAISS keeps the memory of a list that it has emptied.
             one.index = one._store = index
-        return cls(index, width, Stored.together(stored), shards=len(finders))
+        sizes = [one.size for one in finders]
+        return cls(index, width, Stored.together(stored), sizes=sizes)
 
     def vectors(self, rows: Rows) -> Vectors:
         """The stored vectors of rows, [len(rows), D]."""
@@ -205,13 +208,18 @@ class Finder:
     def _among(self, vectors_QD: Vectors, k: int, rows_N: Rows) -> tuple[Vectors, Rows]:
         """As `candidates`, of these rows alone and by comparing all of them, a block at a time."""
         found = [_none(len(vectors_QD))]
-        for start in range(0, len(rows_N), _BLOCK):
-            block = rows_N[start : start + _BLOCK]
+        for block in self._blocks(rows_N):
             index = faiss.IndexFlatIP(self.dim)
             index.add(self.vectors(block))
             scores_QF, places_QF = Finder(index).candidates(vectors_QD, k)
             found.append((scores_QF, np.where(places_QF < 0, -1, block[places_QF])))
         return joined(found)
+
+    def _blocks(self, rows_N: Rows) -> Iterator[Rows]:
+        """Rows in their order, of one shard at a time: only there do their numbers break ties."""
+        for own in np.split(rows_N, np.searchsorted(rows_N, self._ends[:-1])):
+            for start in range(0, len(own), _BLOCK):
+                yield own[start : start + _BLOCK]
 
     def _ask(self, k: int, width: Search, vectors_QD: Vectors, fetch: int) -> tuple[Vectors, Rows]:
         params = parameters(self.index, width, k, fetch)

@@ -225,6 +225,21 @@ def test_codes_of_several_shards_with_a_filter(
 
 
 @pytest.mark.parametrize("structure", CODES)
+def test_equal_scores_among_few_kept_rows_are_in_the_order_of_doc_id(
+    structure: Structure, tmp_path: Path
+) -> None:
+    """More of them than are wanted, of several shards, between which row numbers say nothing."""
+    doc_ids, vectors = made()
+    colours: dict[str, Metadata] = {doc_id: {"colour": "blue"} for doc_id in doc_ids}
+    each = shards(tmp_path, SETTINGS[structure], doc_ids, vectors, 5, colours)
+    blue = Filter.of('{"colour": "blue"}').text
+    expected = alone_and_merged(each, vectors[:1], 10, kept=blue)
+    assert len({hit.score for hit in expected[0]}) == 1
+    group = ShardGroup(each)
+    assert group.search(vectors[:1], 10, kept=group.kept(blue)) == expected
+
+
+@pytest.mark.parametrize("structure", CODES)
 def test_a_broad_filter_asks_for_neighbours_however_many_shards(
     structure: Structure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
