@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bixse.retrieval.device import Device, searchable, takes
-from bixse.retrieval.library import faiss
+from bixse.retrieval.library import faiss, give_back_memory
 from bixse.retrieval.lists import Scan, merge_lists
 from bixse.retrieval.metadata import Kept
 from bixse.retrieval.neighbours import kept_of, neighbour_counts
@@ -66,8 +66,8 @@ class Finder:
     def together(cls, finders: Sequence["Finder"]) -> "Finder | None":
         """The rows of all, numbered one after the other; None where their lists do not merge.
 
-        They merge where all hold codes under the same centroids. FAISS moves them, so no code is in
-        memory twice, and each of `finders` answers no more.
+        They merge where all hold codes under the same centroids. FAISS moves them, so no code stays
+        in memory twice, and each of `finders` answers no more.
         """
         stored = [one.stored for one in finders if one.stored is not None]
         width = finders[0].width
@@ -79,6 +79,7 @@ class Finder:
         for one in finders:
             # FAISS keeps the memory of a list that it has emptied.
             one.index = one._store = index
+        give_back_memory()
         sizes = [one.size for one in finders]
         return cls(index, width, Stored.together(stored), sizes=sizes)
 
