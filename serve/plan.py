@@ -7,6 +7,7 @@ from typing import NamedTuple
 from bixse.artifacts import Artifact
 from bixse.retrieval.device import SCRATCH_BYTES
 from bixse.retrieval.settings import ON_GPU
+from bixse.retrieval.structures import CODED
 from serve.settings import ServeArgs, ServedIndex
 
 _REPLICA_BYTES = 400 << 20
@@ -31,7 +32,8 @@ class Part:
     bytes: int
     """Resident memory of one replica while one generation is served."""
     changing_bytes: int
-    """While a new one of the same size is loaded beside it, and the one before is kept."""
+    """While a new one of the same size is loaded beside it, and the one before is kept; while the
+    codes of its shards are merged they take up to twice their memory."""
     mapped_bytes: int
     """Stored fields on disk, mapped: they come and go with the page cache."""
     gpu_bytes: int = 0
@@ -58,7 +60,7 @@ def plan(args: ServeArgs, encoder: Path, reranker: Path | None = None) -> Plan:
     weights, structure = _weights(encoder), manifest.extra.get("structure")
     searched = args.shard_gpus > 0 and structure in ON_GPU
     shards = {name: _Shard.of(name, files) for name in index.shard_rows}
-    parts = _parts(args, weights, shards, searched)
+    parts = _parts(args, weights, shards, searched, merged=structure in CODED and len(shards) > 1)
     if reranker is not None:
         # All generations' in one process; a change of the index alone loads none.
         read = _weights(reranker)
@@ -117,7 +119,9 @@ class _Shard(NamedTuple):
         return cls(vectors, words * _WORDS_FACTOR, sum(own.values()) - vectors - words)
 
 
-def _parts(args: ServeArgs, weights: int, shards: dict[str, _Shard], searched: bool) -> list[Part]:
+def _parts(
+    args: ServeArgs, weights: int, shards: dict[str, _Shard], searched: bool, merged: bool
+) -> list[Part]:
     vectors = sum(shard.vectors for shard in shards.values())
     words = sum(shard.words for shard in shards.values())
     stored = sum(shard.mapped for shard in shards.values())
@@ -125,7 +129,8 @@ def _parts(args: ServeArgs, weights: int, shards: dict[str, _Shard], searched: b
     if args.topology == "replicate":
         cpus, gpus = args.encoder_cpus + args.shard_cpus, args.encoder_gpus + args.shard_gpus
         one, on_gpu = encoder + vectors + words, vectors if searched else None
-        return [_part("replica", args.replicas, cpus, gpus, one, stored, on_gpu)]
+        moved = vectors if merged else 0
+        return [_part("replica", args.replicas, cpus, gpus, one, stored, on_gpu, moved)]
     return [
         _part("gateway", 1, 1, 0, 0, 0),
         _part("encoder", args.encoder_replicas, args.encoder_cpus, args.encoder_gpus, encoder, 0),
@@ -152,9 +157,10 @@ def _part(
     held: int,
     mapped: int,
     on_gpu: int | None = None,
+    moved: int = 0,
 ) -> Part:
     # Current, previous and candidate; Python, Ray and FAISS once.
-    resident, changing = _REPLICA_BYTES + held, _REPLICA_BYTES + 3 * held
+    resident, changing = _REPLICA_BYTES + held, _REPLICA_BYTES + 3 * held + moved
     copied = 0 if on_gpu is None else 3 * (SCRATCH_BYTES + on_gpu)
     return Part(name, replicas, cpus, gpus, resident, changing, mapped, copied)
 

@@ -5,14 +5,15 @@ It knows rows by their numbers alone; `retrieval/shard.py` knows their documents
 Shapes: Q queries, K hits, D dimensions, F rows that FAISS gives a query. A row -1 is none.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from bixse.retrieval.device import Device, searchable, takes
-from bixse.retrieval.library import faiss
+from bixse.retrieval.library import faiss, give_back_memory
 from bixse.retrieval.lists import Scan, merge_lists
 from bixse.retrieval.metadata import Kept
 from bixse.retrieval.neighbours import kept_of, neighbour_counts
@@ -28,7 +29,8 @@ _FAR = 8
 whole topics that are not the query's, recall@10 of product codes rose from .71 to 1
 (`benchmarks.filtered --by-topic`)."""
 _FAR_MOST = 4096
-"""The most candidates to score again, unless more are wanted anyhow: each is read from disk."""
+"""The most candidates of a shard to score again, unless more are wanted anyhow: each is read from
+disk."""
 
 
 Ask = Callable[[Vectors, int], tuple[Vectors, Rows]]
@@ -38,7 +40,8 @@ Ask = Callable[[Vectors, int], tuple[Vectors, Rows]]
 class Finder:
     """The rows of one shard, or of several whose lists were merged; safe for one search at a time.
 
-    `stored` are their whole vectors where `index` holds codes only. `shards` is how many they were.
+    `stored` are their whole vectors where `index` holds codes only. `sizes` are the rows of each
+    shard where there are several.
     """
 
     def __init__(
@@ -47,7 +50,7 @@ class Finder:
         width: Search | None = None,
         stored: Stored | None = None,
         device: Device | None = None,
-        shards: int = 1,
+        sizes: Sequence[int] = (),
     ) -> None:
         self.index = index
         self.copy = device.copied(index) if device and searchable(index) else None
@@ -56,14 +59,15 @@ class Finder:
         self.width = width or Search()
         self.size = int(index.ntotal)
         self.dim = int(index.d)
-        self.shards = shards
+        self.shards = max(1, len(sizes))
+        self._ends = np.cumsum(sizes or [self.size])
 
     @classmethod
     def together(cls, finders: Sequence["Finder"]) -> "Finder | None":
         """The rows of all, numbered one after the other; None where their lists do not merge.
 
-        They merge where all hold codes under the same centroids. FAISS moves them, so no code is in
-        memory twice, and each of `finders` answers no more.
+        They merge where all hold codes under the same centroids. FAISS moves them, so no code stays
+        in memory twice, and each of `finders` answers no more.
         """
         stored = [one.stored for one in finders if one.stored is not None]
         width = finders[0].width
@@ -75,7 +79,9 @@ class Finder:
         for one in finders:
             # FAISS keeps the memory of a list that it has emptied.
             one.index = one._store = index
-        return cls(index, width, Stored.together(stored), shards=len(finders))
+        give_back_memory()
+        sizes = [one.size for one in finders]
+        return cls(index, width, Stored.together(stored), sizes=sizes)
 
     def vectors(self, rows: Rows) -> Vectors:
         """The stored vectors of rows, [len(rows), D]."""
@@ -120,7 +126,7 @@ class Finder:
         """As `candidates`, among the rows kept: of the query's neighbours, or all compared."""
         left, found = np.arange(len(vectors_QD)), []
         coded, flat = self.stored is not None, isinstance(self.index, faiss.IndexFlat)
-        near = [] if kept.few or flat else neighbour_counts(fetch, self.size)
+        near = [] if kept.few or flat else self._neighbour_counts(fetch)
         for neighbours in near:
             if not len(left):
                 break
@@ -142,6 +148,11 @@ class Finder:
             rows_QF[some, : rows.shape[1]] = rows
         return scores_QF, rows_QF
 
+    def _neighbour_counts(self, fetch: int) -> list[int]:
+        """As many as each shard would be asked for: all rows kept are more where shards are."""
+        counts = neighbour_counts(math.ceil(fetch / self.shards), self.size // self.shards)
+        return [count * self.shards for count in counts]
+
     def _all_kept(
         self, vectors_QD: Vectors, k: int, fetch: int, width: Search, kept: Kept
     ) -> tuple[Vectors, Rows]:
@@ -151,7 +162,8 @@ class Finder:
         wanted = fetch
         if self.stored is not None:
             # Far from the query codes tell neighbours apart less well.
-            wanted = min(max(fetch, min(fetch * _FAR, _FAR_MOST)), kept.count)
+            most = min(fetch * _FAR, _FAR_MOST * self.shards)
+            wanted = min(max(fetch, most), kept.count)
         ask = partial(self._ask_kept, k, width, kept)
         return self._whole(vectors_QD, k, wanted, kept.count, ask)
 
@@ -197,13 +209,18 @@ class Finder:
     def _among(self, vectors_QD: Vectors, k: int, rows_N: Rows) -> tuple[Vectors, Rows]:
         """As `candidates`, of these rows alone and by comparing all of them, a block at a time."""
         found = [_none(len(vectors_QD))]
-        for start in range(0, len(rows_N), _BLOCK):
-            block = rows_N[start : start + _BLOCK]
+        for block in self._blocks(rows_N):
             index = faiss.IndexFlatIP(self.dim)
             index.add(self.vectors(block))
             scores_QF, places_QF = Finder(index).candidates(vectors_QD, k)
             found.append((scores_QF, np.where(places_QF < 0, -1, block[places_QF])))
         return joined(found)
+
+    def _blocks(self, rows_N: Rows) -> Iterator[Rows]:
+        """Rows in their order, of one shard at a time: only there do their numbers break ties."""
+        for own in np.split(rows_N, np.searchsorted(rows_N, self._ends[:-1])):
+            for start in range(0, len(own), _BLOCK):
+                yield own[start : start + _BLOCK]
 
     def _ask(self, k: int, width: Search, vectors_QD: Vectors, fetch: int) -> tuple[Vectors, Rows]:
         params = parameters(self.index, width, k, fetch)

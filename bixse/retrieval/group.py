@@ -56,8 +56,9 @@ class ShardGroup:
         finders = [shard.finder for shard in shards]
         self._together = Finder.together(finders) if len(finders) > 1 else None
         # A GPU compares the centroids anew sooner than they would come from here.
-        self._one_scan = share_centroids([one.index for one in finders]) and all(
-            one.width == finders[0].width and one.copy is None for one in finders
+        self._one_scan = self._together is None and (
+            all(one.width == finders[0].width and one.copy is None for one in finders)
+            and share_centroids([one.index for one in finders])
         )
         self._kept: Remembered[KeptOfShards] = Remembered()
 

@@ -10,12 +10,13 @@ cost.
 Take `faiss` from here: OpenBLAS looks once, when it is loaded.
 """
 
+import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["faiss", "kernels", "use_threads"]
+__all__ = ["faiss", "give_back_memory", "kernels", "use_threads"]
 
 _CORE_TYPE = "OPENBLAS_CORETYPE"
 _KERNELS = {
@@ -65,6 +66,15 @@ def use_threads(threads: int) -> None:
     """
     faiss.omp_set_num_threads(threads)
     faiss.cvar.distance_compute_blas_threshold = _WORTHWHILE * threads
+
+
+def give_back_memory() -> None:
+    """Let the system have what FAISS has let go of, which glibc would keep; another C library is
+    not asked.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 use_threads(faiss.omp_get_max_threads())

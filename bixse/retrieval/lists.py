@@ -66,7 +66,7 @@ def share_centroids(indexes: Sequence[faiss.Index]) -> bool:
     """
     if any(ivf_of(index) is None for index in indexes):
         return False
-    first, *others = [_before_lists(index) for index in indexes]
+    first, others = _before_lists(indexes[0]), map(_before_lists, indexes[1:])
     return all(len(first) == len(one) and all(map(np.array_equal, first, one)) for one in others)
 
 

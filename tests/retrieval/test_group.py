@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 
 from bixse.records import Hit, Metadata
-from bixse.retrieval import metadata
+from bixse.retrieval import finder, metadata, neighbours
 from bixse.retrieval.building import build_shard
 from bixse.retrieval.filters import Filter
+from bixse.retrieval.finder import Finder
 from bixse.retrieval.group import ShardGroup
 from bixse.retrieval.library import faiss
 from bixse.retrieval.lists import share_centroids
 from bixse.retrieval.merge import merge
+from bixse.retrieval.metadata import Kept
 from bixse.retrieval.settings import Retrieval, Search, Structure
 from bixse.retrieval.shard import Shard
 from bixse.retrieval.structures import Counter, resolve, trained
@@ -220,6 +222,63 @@ def test_codes_of_several_shards_with_a_filter(
             group.rankings(queries[:1], [10], narrow, group.kept(kept))[0].rows
         )
         assert {(document.metadata or {})["colour"] for document in documents} == {colour}
+
+
+@pytest.mark.parametrize("structure", CODES)
+def test_equal_scores_among_few_kept_rows_are_in_the_order_of_doc_id(
+    structure: Structure, tmp_path: Path
+) -> None:
+    """More of them than are wanted, of several shards, between which row numbers say nothing."""
+    doc_ids, vectors = made()
+    colours: dict[str, Metadata] = {doc_id: {"colour": "blue"} for doc_id in doc_ids}
+    each = shards(tmp_path, SETTINGS[structure], doc_ids, vectors, 5, colours)
+    blue = Filter.of('{"colour": "blue"}').text
+    expected = alone_and_merged(each, vectors[:1], 10, kept=blue)
+    assert len({hit.score for hit in expected[0]}) == 1
+    group = ShardGroup(each)
+    assert group.search(vectors[:1], 10, kept=group.kept(blue)) == expected
+
+
+@pytest.mark.parametrize("structure", CODES)
+def test_a_broad_filter_asks_for_neighbours_however_many_shards(
+    structure: Structure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What each shard finds among its neighbours, the group does not look for in all lists."""
+    monkeypatch.setattr(metadata, "FEW", 50)
+    monkeypatch.setattr(neighbours, "_MOST", 128)
+    doc_ids, vectors = made()
+    colours: dict[str, Metadata] = {
+        doc_id: {"colour": "blue" if n % 10 else "red"} for n, doc_id in enumerate(doc_ids)
+    }
+    group = ShardGroup(shards(tmp_path, SETTINGS[structure], doc_ids, vectors, 5, colours))
+    blue, queries = group.kept(Filter.of('{"colour": "blue"}').text), clustered(20, DIM, seed=8)
+    counter = Counter()
+    found = group.search(queries, 2, Search(nprobe=4, refine_factor=4, list_rows=1000), blue)
+    assert all(len(hits) == 2 for hits in found)
+    assert counter.distances() < len(queries) * len(doc_ids) / 2
+
+
+@pytest.mark.parametrize("structure", CODES)
+def test_of_all_kept_rows_as_many_are_scored_again_as_by_the_shards(
+    structure: Structure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metadata, "FEW", 50)
+    monkeypatch.setattr(neighbours, "_MOST", 0)
+    monkeypatch.setattr(finder, "_FAR_MOST", 40)
+    doc_ids, vectors = made()
+    colours: dict[str, Metadata] = {doc_id: {"colour": "blue"} for doc_id in doc_ids}
+    each = shards(tmp_path, SETTINGS[structure], doc_ids, vectors, 5, colours)
+    blue, queries = Filter.of('{"colour": "blue"}').text, clustered(3, DIM, seed=8)
+    width = Search(nprobe=4, refine_factor=8)
+
+    def scored(finder: Finder, kept: Kept) -> int:
+        return finder.candidates(queries, 1, width, kept)[1].shape[1]
+
+    alone = [scored(shard.finder, shard.kept(blue)) for shard in each]
+    assert alone == [40] * 5
+    group = ShardGroup(each)
+    assert group._together is not None
+    assert scored(group._together, group.kept(blue).together) == sum(alone)
 
 
 @pytest.mark.parametrize("structure", CODES)

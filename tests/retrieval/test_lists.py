@@ -1,6 +1,7 @@
 """Lists of several shards, merged, find what one index of all rows finds."""
 
 import tempfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bixse.retrieval.library import faiss
-from bixse.retrieval.lists import merge_lists
+from bixse.retrieval.lists import merge_lists, share_centroids
 from bixse.retrieval.structures import read_index
 from tests.retrieval.made import clustered
 
@@ -76,3 +77,20 @@ def test_merged_lists_hold_every_row_with_its_code(
     assert merged is not None
     assert merged.ntotal == sum(counts)
     assert np.array_equal(all_scores(merged, sum(counts)), all_scores(whole, sum(counts)))
+
+
+def test_centroids_of_many_shards_are_not_in_memory_together() -> None:
+    """They are copied out of FAISS to be compared."""
+    lists, shards = 1024, 16
+    centroids = faiss.IndexFlatIP(DIM)
+    centroids.add(VECTORS[:lists])
+    indexes = [
+        faiss.IndexIVFFlat(centroids, DIM, lists, faiss.METRIC_INNER_PRODUCT) for _ in range(shards)
+    ]
+    tracemalloc.start()
+    try:
+        assert share_centroids(indexes)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * VECTORS[:lists].nbytes

@@ -7,9 +7,11 @@ import pytest
 
 from bixse.models.encoder import resolve
 from bixse.models.settings import PACKAGED
+from bixse.retrieval.settings import Retrieval
 from serve.app import main
 from serve.plan import as_text, plan
 from serve.settings import ServeArgs
+from tests.serve.conftest import documents, index_of
 
 
 def planned(index, **flags):
@@ -30,6 +32,23 @@ def test_memory_follows_the_files(index):
     assert replica.changing_bytes - nothing == 3 * held
     assert replica.replicas == 3
     assert whole.documents == 200
+
+
+def test_codes_of_several_shards_are_merged_beside_themselves(vectors, encoder, tmp_path):
+    """One process holds them all; of a process a shard nothing is merged."""
+    settings = Retrieval(structure="ivf_pq", nlist=4, pq_m=192)
+    coded = index_of(tmp_path / "coded", documents(), vectors, encoder.fingerprint, 3,
+                     settings=settings)  # fmt: skip
+    gateway, encoder_, *shards = planned(coded).parts
+    nothing = gateway.bytes
+    codes = sum(part.bytes - nothing for part in shards)
+    (replica,) = planned(coded, topology="replicate").parts
+    held = replica.bytes - nothing
+    assert held == codes + encoder_.bytes - nothing
+    assert replica.changing_bytes - nothing == 3 * held + codes
+    assert [part.changing_bytes - nothing for part in shards] == [
+        3 * (part.bytes - nothing) for part in shards
+    ]
 
 
 def test_the_words_of_bm25_are_held_in_memory(index):
