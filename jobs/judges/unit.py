@@ -209,7 +209,7 @@ class _Budgeted:
                 try:
                     answers = Answers([fatal]) if fatal else self._judge()([pair])
                 except ValueError as error:
-                    raise _after(found, usage, error) from None
+                    raise _after(found, row, usage, error) from None
                 except OSError:
                     raise
                 except Exception:  # noqa: BLE001
@@ -261,7 +261,7 @@ class _Budgeted:
                 answers = ask(rest[:allowed])
                 cost = self._cost(answers)
             except ValueError as error:
-                raise _after(dict(enumerate(verdicts)), usage, error) from None
+                raise _after(dict(enumerate(verdicts)), len(verdicts), usage, error) from None
             verdicts += answers.verdicts
             usage += answers.usage
             unreadable += answers.unreadable
@@ -284,10 +284,10 @@ class _Budgeted:
         return int(ray.get(self._budget.take.remote(wanted)))
 
 
-def _after(found: Mapping[int, Verdict], usage: Usage, error: ValueError) -> ValueError:
-    """What ends the asking of more pairs, with the verdicts on those before."""
+def _after(found: Mapping[int, Verdict], start: int, usage: Usage, error: ValueError) -> ValueError:
+    """What ends the asking of the pairs from row `start` on, with the verdicts on those before."""
     if isinstance(error, Refused):
-        late = {len(found) + row: verdict for row, verdict in error.verdicts.items()}
+        late = {start + row: verdict for row, verdict in error.verdicts.items()}
         return Refused(str(error), {**found, **late}, usage + error.usage)
     return Refused(str(error), found, usage) if found else error
 
