@@ -24,7 +24,8 @@ class Search(Settings):
     nprobe: int = Field(default=16, ge=1)
     """ivf_*: lists that are scanned, those of the nearest centroids."""
     refine_factor: int = Field(default=4, ge=1)
-    """ivf_pq, ivf_rabitq: candidates for each hit that are scored again from the stored vectors."""
+    """ivf_pq, ivf_rabitq: candidates of a shard for each hit that are scored again from the stored
+    vectors."""
     list_rows: float = Field(default=0.0, ge=0)
     """ivf_*: mean documents a list over the whole index, so that every shard widens alike for a
     large k; 0 never widens."""
@@ -47,7 +48,8 @@ class Retrieval(Settings):
     latency_budget_ms: float | None = Field(default=None, gt=0)
     """Median milliseconds a query may take in the slowest shard, measured while building."""
     shards: int | None = Field(default=None, ge=1, le=4096)
-    """Pieces of the index; one serving replica holds one. Unset: as few as `shard_rows` allows."""
+    """Pieces of the index: `--topology shard` serves each from replicas of its own, `replicate` all
+    from each. Unset: as few as `shard_rows` allows."""
     shard_rows: int = Field(default=1_000_000, ge=1)
     """Documents a shard, about, where `shards` is unset: bounds the memory of a worker."""
     hnsw_m: int = Field(default=32, ge=4, le=128)
