@@ -87,6 +87,25 @@ def _of_words(special: Sequence[str]) -> Any:
     return tokenizer
 
 
+def _qwen3(tokenizer: Any, **more: Any) -> Any:
+    """The configuration of a Qwen3 of 2 layers and 32 dimensions that reads 64 tokens."""
+    from transformers import Qwen3Config
+
+    return Qwen3Config(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        # Vectors of different texts stand apart.
+        initializer_range=0.3,
+        **more,
+    )
+
+
 def save_tiny_roberta(directory: Path) -> Path:
     """A RoBERTa of 2 layers that reads 32 tokens, as transformers saves it; its tokenizer has no
     limit.
@@ -118,7 +137,7 @@ def save_tiny_decoder(directory: Path, padding_side: str) -> Path:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
     from tokenizers.processors import TemplateProcessing
-    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
+    from transformers import PreTrainedTokenizerFast, Qwen3Model
 
     qwen = directory / "qwen"
     qwen.mkdir(parents=True)
@@ -134,19 +153,7 @@ def save_tiny_decoder(directory: Path, padding_side: str) -> Path:
     ).save_pretrained(qwen)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = Qwen3Config(
-            vocab_size=tokenizer.get_vocab_size(),
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=16,
-            intermediate_size=64,
-            max_position_embeddings=64,
-            # Vectors of different texts stand apart.
-            initializer_range=0.3,
-        )
-        Qwen3Model(config).save_pretrained(qwen)
+        Qwen3Model(_qwen3(tokenizer)).save_pretrained(qwen)
     module = Transformer(str(qwen), max_seq_length=32)
     pooling = Pooling(module.get_embedding_dimension(), "lasttoken")
     prompts = {"query": "ask : ", "document": ""}
@@ -167,7 +174,7 @@ def without_padding(directory: Path) -> Path:
 def save_tiny_chat_reranker(directory: Path) -> Path:
     """A Qwen3 that says yes or no to a query and a document in its chat template, which adds 11
     tokens of WORDS to every pair."""
-    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+    from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
     tokenizer = _of_words(["[PAD]", "[UNK]", "yes", "no"])
     before, after = " ".join(WORDS[:7]), " ".join(WORDS[7:11])
@@ -180,17 +187,6 @@ def save_tiny_chat_reranker(directory: Path) -> Path:
     fast.save_pretrained(directory)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = Qwen3Config(
-            vocab_size=tokenizer.get_vocab_size(),
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=16,
-            intermediate_size=64,
-            max_position_embeddings=64,
-            initializer_range=0.3,
-            pad_token_id=0,
-        )
+        config = _qwen3(tokenizer, pad_token_id=0)
         Qwen3ForCausalLM(config).save_pretrained(directory)
     return directory

@@ -21,6 +21,7 @@ ENGLISH, CHINESE = "tea from the high mountains", "云南高山绿茶"
 
 @pytest.fixture(autouse=True)
 def _nothing_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process is warned of a corpus once, and all tests are one process."""
     monkeypatch.setattr(lexical, "_told", set())
 
 

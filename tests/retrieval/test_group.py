@@ -202,6 +202,7 @@ def test_codes_of_several_shards_with_a_filter(
     structure: Structure, few: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether neighbours suffice, all kept rows are asked of codes, or are compared exactly."""
+    # With 50, each colour goes another way; with 20,000, as it is, all are compared.
     monkeypatch.setattr(metadata, "FEW", few)
     doc_ids, vectors = made()
     colours: dict[str, Metadata] = {
@@ -244,6 +245,7 @@ def test_a_broad_filter_asks_for_neighbours_however_many_shards(
     structure: Structure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What each shard finds among its neighbours, the group does not look for in all lists."""
+    # Real limits are beyond what a test can build: 20,000 rows, and 4,096 neighbours.
     monkeypatch.setattr(metadata, "FEW", 50)
     monkeypatch.setattr(neighbours, "_MOST", 128)
     doc_ids, vectors = made()
@@ -262,6 +264,7 @@ def test_a_broad_filter_asks_for_neighbours_however_many_shards(
 def test_of_all_kept_rows_as_many_are_scored_again_as_by_the_shards(
     structure: Structure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # No neighbours, so that every row kept is asked of codes, and a limit that all shards reach.
     monkeypatch.setattr(metadata, "FEW", 50)
     monkeypatch.setattr(neighbours, "_MOST", 0)
     monkeypatch.setattr(finder, "_FAR_MOST", 40)
