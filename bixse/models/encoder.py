@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 Role = Literal["query", "document"]
 
 _TOKENS = {"cpu": 2048, "cuda": 65_536}
-"""Tokens of one call of the model, padding included. On a CPU larger calls were
-slower (MiniLM, one core, bfloat16); what suits a GPU is an estimate."""
+"""Tokens of one call of the model, padding included; what suits a GPU is an estimate."""
+_HALF_TOKENS = 4096
+"""Of a call in bfloat16 on a CPU: 2,048 gave .88 of the documents a second and 16,384 .83 (MiniLM,
+two threads; one thread .97 and .76)."""
 _WINDOW = 1024
 """Texts tokenised at a time: memory follows neither their number nor the longest of all. The next
 are tokenised while the model reads these."""
@@ -242,7 +244,7 @@ class Encoder:
         self._halves = False
         self._half: SentenceTransformer | None = None
         self._packs = False
-        self._most = _TOKENS.get(self.device, _TOKENS["cpu"])
+        self._fits: int | None = None
         self.dim = int(model.get_embedding_dimension() or 0)
 
     @classmethod
@@ -277,7 +279,8 @@ class Encoder:
     def _pack(self) -> None:
         from bixse.reading.packing import may_pack
 
-        self._packs = may_pack(self.model)
+        # On a CPU fused attention over padded texts of like length is the faster, forward.
+        self._packs = self.device == "cuda" and may_pack(self.model)
 
     def _round(self) -> None:
         import torch
@@ -344,13 +347,16 @@ class Encoder:
         order = np.argsort([-len(text) for text in texts], kind="stable")
         precision: Precision = "auto" if role == "document" else "float32"
         rounded = autocast(self.model.device, "bfloat16" if self._rounded else precision)
-        most = self._most if tokens is None else min(tokens, self._most)
         model = self._of(role)
+        half = model is self._half
+        suits = _HALF_TOKENS if half else _TOKENS.get(self.device, _TOKENS["cpu"])
+        most = min(limit for limit in (suits, tokens, self._fits) if limit is not None)
         windows = [order[start : start + _WINDOW] for start in range(0, len(texts), _WINDOW)]
         # Around all calls: a weight is rounded once.
         with torch.inference_mode(), rounded, packed(model) if self._packs else nullcontext():
             asked = ([Texts([texts[row] for row in window], role)] for window in windows)
-            read = (tokenise(model, one, most) for one in asked)
+            # oneDNN, which multiplies bfloat16 on a CPU, compiles for every shape that it meets.
+            read = (tokenise(model, one, most, even=half) for one in asked)
             # A GPU reads on while the vectors before are fetched.
             made = one_behind(self._read(model, one) for one in ahead(read, len(windows)))
             found = [np.asarray(vectors.float().cpu().numpy()) for vectors in made]
@@ -368,7 +374,8 @@ class Encoder:
         import torch
 
         while True:
-            read = read.within(self._most)
+            if self._fits is not None:
+                read = read.within(self._fits)
             try:
                 # A copy: sentence-transformers adds its outputs to the features.
                 chunks = (model(dict(chunk), task=role) for role, chunk in read.chunks)
@@ -378,4 +385,4 @@ class Encoder:
                 if not read.widest:
                     raise
             torch.cuda.empty_cache()
-            self._most = read.widest // 2
+            self._fits = read.widest // 2

@@ -19,6 +19,7 @@ import torch
 
 from bixse.reading.packing import is_packed, packed_features, packed_rows, reads_packed
 from bixse.reading.ragged import Features, Ragged, padded_rows
+from bixse.reading.spans import round_up
 from bixse.reading.tokenising import Role, tokenised
 
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 # a CPU (measured on MiniLM), kernels started on a GPU (an estimate: there one chunk is best until
 # it is large).
 _CHUNK_COST = {"cpu": 128, "cuda": 8192}
+
+_GRAIN = 16
+"""Texts in even chunks are this many tokens long, or a multiple: 8 were as good, 32 no better
+(MiniLM, two threads)."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,19 @@ def cut(lengths: npt.NDArray[np.int64], cost: int, most: int | None = None) -> l
     return chunks[::-1]
 
 
+def evenly(lengths: npt.NDArray[np.int64], most: int) -> list[slice]:
+    """Texts of falling length into chunks of as many as `most` tokens hold of the longest, whose
+    length is rounded up: chunks of a length have one size."""
+    starts, texts = [0], len(lengths)
+    while (start := starts[-1]) < texts:
+        starts.append(min(texts, start + max(1, most // _even(int(lengths[start])))))
+    return [slice(*bounds) for bounds in pairwise(starts)]
+
+
+def _even(length: int) -> int:
+    return -(-length // _GRAIN) * _GRAIN
+
+
 def fill(lengths: npt.NDArray[np.int64], most: int | None = None) -> list[slice]:
     """Texts into chunks of at most `most` tokens, or one text: of packed texts the fewest."""
     starts, tokens = [0], 0
@@ -180,19 +198,22 @@ def longest_of(model: "BaseModel", role: Role) -> int | None:
     return None if found is None or found == float("inf") else int(found)
 
 
-def tokenise(model: "BaseModel", asked: Sequence[Texts], most: int | None = None) -> Reading:
+def tokenise(
+    model: "BaseModel", asked: Sequence[Texts], most: int | None = None, even: bool = False
+) -> Reading:
     """One or more texts of each of some sides as `encode_query`, `encode_document` or, of pairs,
     `predict` of sentence-transformers would read them.
 
-    Chunks hold at most `most` tokens, padding included, or one text.
+    Chunks hold at most `most` tokens, padding included, or one text. With `even` they hold nearly
+    that and have few shapes, for which more is padded: where kernels are compiled for each shape.
     """
     made = [_tokens_of(model, one) for one in asked]
     roles = [one.role for one in asked]
     together = [list(range(len(asked)))] if _alike(model, made) else [[n] for n in range(len(made))]
     chunks: list[tuple[Role, Features]] = []
     places: list[torch.Tensor] = []
+    rows = 0
     for members in together:
-        first = sum(map(len, places))
         role, parts = roles[members[0]], [made[number] for number in members]
         tokens = [part for part in parts if isinstance(part, Ragged)]
         if not tokens:
@@ -200,17 +221,21 @@ def tokenise(model: "BaseModel", asked: Sequence[Texts], most: int | None = None
             chunks += [
                 (role, _moved(part, model.device)) for part in parts if isinstance(part, dict)
             ]
-            places.append(first + torch.arange(len(asked[members[0]].texts)))
+            places.append(rows + torch.arange(len(asked[members[0]].texts)))
+            rows += len(places[-1])
             continue
         joined = Ragged.joined(tokens)
         order = torch.argsort(joined.length_N, descending=True, stable=True)
-        for chunk in _chunks(model, role, joined.taken(order), most):
+        at = []
+        for chunk, texts in _chunks(model, role, joined.taken(order), most, even):
             chunks.append((role, _moved(chunk, model.device)))
+            at.append(rows + torch.arange(texts))
+            rows += _texts(chunk)
         place = torch.empty(len(order), dtype=torch.int64)
-        place[order] = torch.arange(len(order))
+        place[order] = torch.cat(at)
         for number in members:
             texts = len(asked[number].texts)
-            places.append(first + place[:texts])
+            places.append(place[:texts])
             place = place[texts:]
     counts = [len(one.texts) if one.count is None else one.count for one in asked]
     sides = zip(roles, places, counts, strict=True)
@@ -262,18 +287,52 @@ def _alike(model: "BaseModel", made: Sequence[Ragged | Features]) -> bool:
     )
 
 
-def _chunks(model: "BaseModel", role: Role, tokens: Ragged, most: int | None) -> Iterator[Features]:
-    """Texts of falling length in chunks, in their order."""
+def _chunks(
+    model: "BaseModel", role: Role, tokens: Ragged, most: int | None, even: bool
+) -> Iterator[tuple[Features, int]]:
+    """Texts of falling length in chunks, in their order; how many of a chunk's first texts they
+    are."""
     lengths = tokens.length_N.numpy()
     if reads_packed(model) and lengths[-1] > 0:
         for part in fill(lengths, most):
-            yield packed_features(model, tokens.taken(part))
+            texts = tokens.taken(part)
+            whole = _rounded(texts, most) if model.device.type == "cpu" else texts
+            yield packed_features(model, whole), len(texts.length_N)
         return
     tokenizer = getattr(first_module(model, role), "tokenizer", None)
     left = getattr(tokenizer, "padding_side", "right") == "left"
     pad = getattr(tokenizer, "pad_token_id", None) or 0
-    for part in cut(lengths, _CHUNK_COST.get(model.device.type, 0), most):
-        yield tokens.taken(part).padded(left, pad)
+    if even and most is not None:
+        parts = evenly(lengths, most)
+    else:
+        parts = cut(lengths, _CHUNK_COST.get(model.device.type, 0), most)
+    for part in parts:
+        width = _even(int(lengths[part.start])) if even else 1
+        yield tokens.taken(part).padded(left, pad, width), part.stop - part.start
+
+
+def _rounded(texts: Ragged, most: int | None) -> Ragged:
+    """With texts that nobody has asked for, up to a number of tokens that recurs."""
+    tokens, longest = int(texts.length_N.sum()), int(texts.length_N.max())
+    wanted = round_up(tokens)
+    if most is not None:
+        wanted = max(tokens, min(wanted, most))
+    lengths = [min(longest, wanted - at) for at in range(tokens, wanted, longest)]
+    if not lengths:
+        return texts
+    more = Ragged(
+        {
+            name: value.new_zeros(wanted - tokens, *value.shape[1:])
+            for name, value in texts.of_tokens.items()
+        },
+        {
+            name: value[:1].expand(len(lengths), *value.shape[1:])
+            for name, value in texts.of_texts.items()
+        },
+        texts.of_all,
+        torch.tensor(lengths),
+    )
+    return Ragged.joined([texts, more])
 
 
 def _moved(features: Mapping[str, Any], device: torch.device) -> Features:

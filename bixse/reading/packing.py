@@ -4,20 +4,20 @@ Padding is nothing but cost: of documents of log-normal length, padded to the lo
 it is more than half of all tokens. FlashAttention's kernels for sequences of different lengths,
 which come with torch, read such a row as it is (arXiv 2205.14135). transformers and the pooling of
 sentence-transformers know the layout, by the names of FlashAttention's arguments; only the
-attention itself is ours, because theirs needs a package that has to be compiled.
+attention itself is ours, because theirs needs a package that has to be compiled. On a CPU it is
+`reading/spans.py`.
 
 Shapes: N texts, T tokens of all of them, H heads, E dimensions of one.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
+from bixse.reading import spans
 from bixse.reading.ragged import Features, Ragged
 
 if TYPE_CHECKING:
@@ -100,8 +100,8 @@ def packed(model: "BaseModel") -> Iterator[None]:
 
 
 def may_pack(model: "BaseModel") -> bool:
-    """Whether a model may read packed texts: on a GPU, all of its modules know them, and it makes
-    of a few texts what it makes of them padded.
+    """Whether a model may read packed texts: all of its modules know them, and it makes of a few
+    texts what it makes of them padded.
     """
     from sentence_transformers.sentence_transformer.modules import (
         Dense,
@@ -114,7 +114,7 @@ def may_pack(model: "BaseModel") -> bool:
     first, *rest = model
     inner: Any = getattr(first, "model", None)
     if (
-        model.device.type != "cuda"
+        model.device.type not in ("cuda", "cpu")
         or not isinstance(first, Transformer)
         or first.transformer_task != "feature-extraction"
         or not getattr(inner, "is_backend_compatible", lambda: False)()
@@ -193,7 +193,7 @@ def _attend(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-    attend = _flash if query.is_cuda else _one_by_one
+    attend = _flash if query.is_cuda else _in_spans
     return attend(query, key, value, cu_seq_lens_q, max_length_q, scaling, sight)[None], None
 
 
@@ -204,7 +204,7 @@ def _flash(
     bounds: Tensor,
     longest: int,
     scaling: float | None,
-    sight: tuple[int, int],
+    sight: spans.Sight,
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
@@ -219,26 +219,16 @@ def _flash(
     return made
 
 
-def _one_by_one(
+def _in_spans(
     query_THE: Tensor,
     key_THE: Tensor,
     value_THE: Tensor,
     bounds: Tensor,
     longest: int,
     scaling: float | None,
-    sight: tuple[int, int],
+    sight: spans.Sight,
 ) -> Tensor:
-    """What the kernel computes, a text at a time: where there is no kernel."""
-    made = []
-    for start, end in pairwise(bounds.tolist()):
-        q, k, v = (x[start:end].transpose(0, 1) for x in (query_THE, key_THE, value_THE))
-        at = torch.arange(end - start)
-        ahead = at[None, :] - at[:, None]
-        seen = torch.ones_like(ahead, dtype=torch.bool)
-        if sight[0] >= 0:
-            seen &= ahead >= -sight[0]
-        if sight[1] >= 0:
-            seen &= ahead <= sight[1]
-        attended = scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scaling)
-        made.append(attended.transpose(0, 1))
-    return torch.cat(made)
+    query, key, value = (
+        x.to(value_THE.dtype).transpose(0, 1) for x in (query_THE, key_THE, value_THE)
+    )
+    return spans.attend(query, key, value, bounds.tolist(), scaling, sight).transpose(0, 1)

@@ -74,10 +74,11 @@ class Ragged:
         """Of each token in its text, from 0, [T]."""
         return _positions(self.length_N)
 
-    def padded(self, left: bool, pad: int) -> Features:
-        """[N, L] again, `pad` for `input_ids` where no token is and 0 for all else."""
+    def padded(self, left: bool, pad: int, width: int = 1) -> Features:
+        """[N, L] again, `pad` for `input_ids` where no token is and 0 for all else. L is that of
+        the longest, or `width`."""
         # Texts of no token at all: what the model makes of them is for it to say.
-        width = max(1, int(self.length_N.max()))
+        width = max(width, int(self.length_N.max()))
         row_T = torch.repeat_interleave(torch.arange(len(self.length_N)), self.length_N)
         column_T = self.positions()
         if left:

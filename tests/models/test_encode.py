@@ -153,11 +153,25 @@ def test_calls_keep_to_the_budget_with_little_padding(
 ) -> None:
     encoder = Encoder.load(str(plain(tmp_path)), "cpu")
     asked = asked_of_bert(10**6, monkeypatch)
-    encoder.encode(TEXTS, "document", 256)
+    encoder.encode(TEXTS, "query", 256)
     assert sum(texts for texts, _ in asked) == len(TEXTS)
     assert all(texts * width <= 256 for texts, width in asked)
-    used = sum(encoder.model.preprocess(TEXTS, prompt="tell : ")["attention_mask"].sum(1)).item()
+    used = sum(encoder.model.preprocess(TEXTS, prompt="ask : ")["attention_mask"].sum(1)).item()
     assert sum(texts * width for texts, width in asked) < 1.15 * used
+
+
+def test_calls_in_bfloat16_on_a_cpu_have_few_shapes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bixse.precision._multiplies_bfloat16", lambda device: True)
+    encoder = Encoder.load(str(plain(tmp_path)), "cpu")
+    asked = asked_of_bert(10**6, monkeypatch)
+    encoder.encode(TEXTS * 20, "document", 512)
+    assert sum(texts for texts, _ in asked) == 20 * len(TEXTS)
+    assert all(texts * width <= 512 and width % 16 == 0 for texts, width in asked)
+    # One for each length, and what is left in the end.
+    assert len(set(asked)) <= len({width for _, width in asked}) + 1
+    assert len(asked) > 2 * len(set(asked))
 
 
 def test_what_memory_does_not_hold_is_halved_and_remembered(

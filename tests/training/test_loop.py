@@ -231,10 +231,19 @@ def test_a_notice_saves_and_stops_and_the_run_goes_on_exactly(
 def test_attention_is_what_it_was_after_training(tmp_path: Path) -> None:
     model = load_model(str(save_tiny_encoder(tmp_path)), "cpu")
     config = model[0].model.config
-    chosen: dict[Precision, str] = {"float32": "sdpa", "bfloat16": "eager"}
+    chosen: dict[Precision, str] = {"float32": "sdpa", "bfloat16": "bixse_packed"}
     for precision, attention in chosen.items():
         with fast_attention(model, precision, 128):
             assert config._attn_implementation == attention
         assert config._attn_implementation == "sdpa"
-    with fast_attention(model, "bfloat16", 8192):
+
+
+def test_what_cannot_be_packed_is_multiplied_plainly_unless_it_is_long(tmp_path: Path) -> None:
+    model = load_model(str(save_tiny_encoder(tmp_path)), "cpu")
+    # A module that `may_pack` does not know.
+    model.append(torch.nn.Identity())
+    config = model[0].model.config
+    for longest, attention in ((128, "eager"), (8192, "sdpa")):
+        with fast_attention(model, "bfloat16", longest):
+            assert config._attn_implementation == attention
         assert config._attn_implementation == "sdpa"
