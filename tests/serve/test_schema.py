@@ -58,6 +58,23 @@ def test_the_document_allows_one_text_where_one_is_taken() -> None:
     assert EmbeddingsRequest.model_validate({"input": "a", "model": "m"}).input == ["a"]
 
 
+@pytest.mark.parametrize("keys", [Keys({b"a-key-of-the-tests": "search"}), Keys()])
+def test_the_document_says_where_a_key_is_asked_for(keys: Keys) -> None:
+    """Clients made from it sent none, and had no place for one."""
+    nobody: Any = None
+    args = ServeArgs(index="i", encoder="e")
+    said = application(nobody, args, keys, Metrics(), Places(1), None).openapi()
+    asked = {
+        path
+        for path, methods in said["paths"].items()
+        for operation in methods.values()
+        if operation.get("security") == [{"key": []}]
+    }
+    assert asked == (set(said["paths"]) - {"/livez", "/readyz"} if keys else set())
+    schemes = said["components"].get("securitySchemes", {})
+    assert [(s["type"], s["scheme"]) for s in schemes.values()] == [("http", "bearer")] * bool(keys)
+
+
 def test_many_texts_are_refused_unread() -> None:
     with pytest.raises(ValidationError, match="at most 65536 texts"):
         SearchRequest.model_validate({"queries": ["x"] * (MOST_TEXTS + 1)})
