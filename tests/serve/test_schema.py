@@ -12,7 +12,7 @@ from bixse.retrieval.filters import MOST_CONDITIONS, MOST_VALUES
 from serve.access import Keys, Places
 from serve.api import application
 from serve.metrics import Metrics
-from serve.schema import EmbeddingsRequest, RetrieveRequest, SearchRequest
+from serve.schema import ChangeRequest, EmbeddingsRequest, RetrieveRequest, SearchRequest
 from serve.settings import MOST_TEXTS, ServeArgs
 
 MANY = 100_000
@@ -73,6 +73,19 @@ def test_the_document_says_where_a_key_is_asked_for(keys: Keys) -> None:
     assert asked == (set(said["paths"]) - {"/livez", "/readyz"} if keys else set())
     schemes = said["components"].get("securitySchemes", {})
     assert [(s["type"], s["scheme"]) for s in schemes.values()] == [("http", "bearer")] * bool(keys)
+
+
+@pytest.mark.parametrize("kind", [SearchRequest, ChangeRequest])
+def test_the_document_says_what_each_field_does(kind: type[BaseModel]) -> None:
+    """Of a deadline, a partial answer and the least coverage it said the name alone."""
+    fields = kind.model_json_schema()["properties"]
+    bare = {
+        name
+        for name, said in fields.items()
+        if "description" not in said
+        and not any("description" in option for option in said.get("anyOf", ()))
+    }
+    assert bare == set()
 
 
 def test_many_texts_are_refused_unread() -> None:
