@@ -36,7 +36,7 @@ def start_ray() -> None:
         # Whatever Ray raises: of a node of its own that is not up within 30 s, a bare Exception.
         address = os.environ.get("RAY_ADDRESS")
         where = "on this machine" if address is None else f"at {address}"
-        raise ConnectionError(f"no Ray {where}: {error}") from None
+        raise ConnectionError(f"no Ray {where}: {' '.join(str(error).split())}") from None
     if threading.current_thread() is threading.main_thread():
         # Ray's own, in place of the one that its C++ puts before it: that writes out a stack, and
         # aborts what has not ended three seconds later.
