@@ -10,7 +10,10 @@ from typing import Any
 
 
 def start_ray() -> None:
-    """Join the cluster that RAY_ADDRESS names, or start a local one; once a process."""
+    """Join the cluster that RAY_ADDRESS names, or start a local one; once a process.
+
+    Raises ConnectionError when neither answers.
+    """
     import ray
 
     if ray.is_initialized():
@@ -20,14 +23,20 @@ def start_ray() -> None:
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     env = {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "TOKENIZERS_PARALLELISM": "false"}
     submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    ray.init(
-        address=os.environ.get("RAY_ADDRESS", "local"),
-        # `ray job submit` brings the working directory itself.
-        runtime_env=None if submitted else {"env_vars": env},
-        include_dashboard=None if "RAY_ADDRESS" in os.environ else False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    try:
+        ray.init(
+            address=os.environ.get("RAY_ADDRESS", "local"),
+            # `ray job submit` brings the working directory itself.
+            runtime_env=None if submitted else {"env_vars": env},
+            include_dashboard=None if "RAY_ADDRESS" in os.environ else False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except Exception as error:  # noqa: BLE001
+        # Whatever Ray raises: of a node of its own that is not up within 30 s, a bare Exception.
+        address = os.environ.get("RAY_ADDRESS")
+        where = "on this machine" if address is None else f"at {address}"
+        raise ConnectionError(f"no Ray {where}: {' '.join(str(error).split())}") from None
     if threading.current_thread() is threading.main_thread():
         # Ray's own, in place of the one that its C++ puts before it: that writes out a stack, and
         # aborts what has not ended three seconds later.

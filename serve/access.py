@@ -32,7 +32,7 @@ MIN_KEY_LENGTH = 16
 BODY_WITHIN_S = 10.0
 
 _HOST = re.compile(r"\[([^\]]+)\](?::\d+)?|([^:]+)(?::\d+)?")
-_OPEN = frozenset({"/", "/livez", "/readyz"})
+OPEN = frozenset({"/", "/livez", "/readyz"})
 _MONITORED = frozenset({"/metrics"})
 _WORK = frozenset({"/search", "/v1/embeddings", "/retrieve"})
 _SHED = {"rate_limited": "rate", "overloaded": "in_flight", "draining": "draining"}
@@ -125,7 +125,7 @@ def authorize(path: str, headers: Mapping[str, str], client: str | None, keys: K
         if _is_admin(path):
             raise ApiError(403, "forbidden", "no keys are configured: this route needs one (admin)")
         return
-    if path in _OPEN:
+    if path in OPEN:
         return
     offered = _offered(headers)
     if not offered:

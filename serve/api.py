@@ -13,7 +13,7 @@ from fastapi import FastAPI, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse
 from starlette.middleware import Middleware
 
-from serve.access import Door, Keys, Places, Rate, draining
+from serve.access import OPEN, Door, Keys, Places, Rate, draining
 from serve.engine import Engine
 from serve.errors import FAILURES, HANDLERS, ApiError, invalid
 from serve.generation import Generation
@@ -156,7 +156,24 @@ def application(
     async def search_page() -> Response:
         return HTMLResponse(page, headers={"Content-Security-Policy": policy})
 
+    if keys:
+        _ask_for_keys(app.openapi())
     return app
+
+
+def _ask_for_keys(document: dict[str, Any]) -> None:
+    """Say in the OpenAPI document, which FastAPI makes once, what `Door` asks for."""
+    document["components"]["securitySchemes"] = {
+        "key": {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "A key of role search, or admin, which `/admin` needs; one of role "
+            "monitor reads `/metrics` only",
+        }
+    }
+    for path, methods in document["paths"].items():
+        for operation in methods.values() if path not in OPEN else ():
+            operation["security"] = [{"key": []}]
 
 
 def _generations(outcome: Outcome) -> GenerationsReply:

@@ -98,6 +98,8 @@ def main() -> None:
         wiring.start_ray(args)
     except ValueError as error:
         _refuse(str(error))
+    except ConnectionError as error:
+        _refuse(str(error), status=1)
     stop, deployed = threading.Event(), threading.Event()
 
     def asked_to_stop(*_: object) -> None:

@@ -62,6 +62,16 @@ HOLES = (
 )  # fmt: skip
 
 
+_RAYS_PORTS = (
+    "others chosen by the system: Ray's own protocol, all interfaces, runs code for token holders",
+    "52365, and one chosen by the system: Ray's agent of this machine, on its own address, for "
+    "token holders; whether Ray is well it tells anybody",
+    "44217, 44227, and one chosen by the system: Ray's statistics, all interfaces whatever --host "
+    "says, no token: put a firewall before them",
+)
+"""Of a Ray that is started here: what listens beside the application."""
+
+
 def examine(
     args: ServeArgs, environment: Mapping[str, str], versions: Mapping[str, str]
 ) -> list[Finding]:
@@ -108,11 +118,7 @@ def _ports(args: ServeArgs, environment: Mapping[str, str]) -> list[Finding]:
     if "RAY_ADDRESS" in environment:
         found.append(Finding("port", "the ports of the running cluster are not examined here"))
     else:
-        sentence = (
-            "6379 or another free one, and Ray's worker ports 10002-19999: Ray's own protocol, all "
-            "interfaces, runs code for token holders"
-        )
-        found.append(Finding("port", sentence))
+        found += [Finding("port", sentence) for sentence in _RAYS_PORTS]
     found.append(Finding("port", f"{replicas}, unpickles requests of token holders"))
     if args.profile == "fast":
         sentence = (

@@ -46,6 +46,10 @@ class Plan:
     documents: int
     search_ms: float | None
     """Median of one search of the slowest shard, as measured when the index was built."""
+    search_per_s: float | None
+    """Queries a second, about, that the shards could answer one after another on the cores asked
+    for; None where no core searches or nothing was measured. Batches are faster, and encoding takes
+    its own time: no manifest says how much."""
     losses: tuple[str, ...]
     """What the loss of one node costs, and what does not."""
     idle_gpus: str | None = None
@@ -68,10 +72,14 @@ def plan(args: ServeArgs, encoder: Path, reranker: Path | None = None) -> Plan:
         cpus, gpus = args.reranker_cpus, args.reranker_gpus
         parts.append(Part("reranker", args.reranker_replicas, cpus, gpus, held, changing, 0))
     measured = manifest.extra.get("latency_ms")
+    search_ms = measured if isinstance(measured, int | float) else None
     return Plan(
         parts=tuple(parts),
         documents=sum(index.shard_rows.values()),
-        search_ms=measured if isinstance(measured, int | float) else None,
+        search_ms=search_ms,
+        search_per_s=_search_per_s(args, search_ms, len(shards))
+        if search_ms and not searched
+        else None,
         losses=tuple(_losses(args, index)),
         idle_gpus=None
         if searched or not args.shard_gpus
@@ -94,13 +102,22 @@ def as_text(planned: Plan) -> str:
     total = sum(part.replicas * part.changing_bytes for part in planned.parts)
     lines.append(f"in all: {_gib(total)} while a generation changes")
     if planned.search_ms:
+        rate = planned.search_per_s
         lines.append(
-            f"search alone: {planned.search_ms:g} ms on one core when the index was built; the "
-            "encoder comes on top"
+            f"search alone: {planned.search_ms:g} ms a shard on one core when the index was built"
+            + (f", so about {rate:,.0f} queries/s, more in batches" if rate else "")
+            + "; encoding comes on top, and no manifest says what it takes"
         )
     if planned.idle_gpus:
         lines.append(planned.idle_gpus)
     return "\n".join([*lines, *planned.losses])
+
+
+def _search_per_s(args: ServeArgs, shard_ms: float, shards: int) -> float:
+    """All shards at the pace of the slowest: side by side, or one after another in a replica."""
+    if args.topology == "replicate":
+        return args.replicas * args.shard_cpus * 1e3 / (shard_ms * shards)
+    return args.replicas_per_shard * args.shard_cpus * 1e3 / shard_ms
 
 
 class _Shard(NamedTuple):

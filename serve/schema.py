@@ -80,12 +80,27 @@ class FeedbackRequest(Strict):
 
 
 class SearchRequest(Strict):
-    query: Text | None = None
-    queries: Texts | None = None
-    k: int = Field(default=10, ge=1)
-    timeout_ms: int | None = Field(default=None, ge=1)
-    allow_partial: bool = True
-    min_coverage: float = Field(default=0.0, ge=0, le=1)
+    query: Text | None = Field(default=None, description="One query: the reply has `hits`")
+    queries: Texts | None = Field(
+        default=None,
+        description="Several, instead of `query`: the reply has `results`, a ranking for each",
+    )
+    k: int = Field(default=10, ge=1, description="Hits of each query, at most")
+    timeout_ms: int | None = Field(
+        default=None,
+        ge=1,
+        description="When an answer is due; unset is the application's --default-timeout-ms. What "
+        "shards have found by then is answered; 504 where none has",
+    )
+    allow_partial: bool = Field(
+        default=True, description="Whether an answer may lack shards; if not it is 503 then"
+    )
+    min_coverage: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Least part of the documents that an answer must have seen; 503 below it",
+    )
     include_text: bool = Field(
         default=True, description="Whether hits have title, text and metadata"
     )
@@ -181,7 +196,7 @@ class DegradedReply(BaseModel):
 
 
 class CoverageReply(BaseModel):
-    fraction: float
+    fraction: float = Field(description="Part of the index's documents that was searched, 0 to 1")
     shards_ok: int
     shards: int
     degraded: list[DegradedReply]
@@ -241,11 +256,18 @@ class EmbeddingsReply(BaseModel):
 
 
 class RetrieveRequest(Strict):
-    """The request of Search-R1's retriever (github.com/PeterGriffinJin/Search-R1)."""
+    """The request of Search-R1's retriever (github.com/PeterGriffinJin/Search-R1).
+
+    An answer has seen the whole index, or is 503 or 504.
+    """
 
     queries: Texts
-    topk: int | None = Field(default=None, ge=1)
-    return_scores: bool = False
+    topk: int | None = Field(default=None, ge=1, description="Documents a query; unset is 10")
+    return_scores: bool = Field(
+        default=False,
+        description="Whether an element is `{document, score}`, score being cosine, or the "
+        "document alone",
+    )
 
 
 class ChangeRequest(Strict):
@@ -254,11 +276,11 @@ class ChangeRequest(Strict):
     """
 
     index: Annotated[Text, Field(description="URL of an index artefact")] | None = None
-    encoder: Text | None = None
+    encoder: Annotated[Text, Field(description="Of `index`; unset is the one served")] | None = None
     reranker: Text | None = Field(
         default=None, description="Of an application that was started with one"
     )
-    rollback: bool = False
+    rollback: bool = Field(default=False, description="Whether the generation before comes back")
 
     @model_validator(mode="after")
     def _one_of_two(self) -> "ChangeRequest":

@@ -187,7 +187,7 @@ def _failures() -> str:
 def start_ray(args: ServeArgs) -> None:
     """Join the cluster of RAY_ADDRESS, or start a local one with room for every replica.
 
-    Raises ValueError when this machine has too few GPUs.
+    Raises ValueError when this machine has too few GPUs, ConnectionError when no Ray answers.
     """
     # Workers must find bixse and serve wherever the program was started from.
     root = str(Path(__file__).resolve().parent.parent)
@@ -202,12 +202,12 @@ def start_ray(args: ServeArgs) -> None:
         "logging_level": "warning",
     }
     if "RAY_ADDRESS" in os.environ:
-        ray.init(address=os.environ["RAY_ADDRESS"], **options)
+        _init(os.environ["RAY_ADDRESS"], **options)
         return
     cpus, gpus = _asked(args)
     # On a laptop replicas share cores rather than wait for some that never come.
     cpus = max(cpus, os.cpu_count() or 1)
-    ray.init(address="local", num_cpus=cpus, include_dashboard=False, **options)
+    _init("local", num_cpus=cpus, include_dashboard=False, **options)
     # Ray leaves it without types.
     found = ray.cluster_resources().get("GPU", 0.0)  # type: ignore[no-untyped-call]
     if gpus > found:
@@ -216,6 +216,15 @@ def start_ray(args: ServeArgs) -> None:
             f"the replicas ask for {gpus:g} GPUs and Ray finds {found:g} here: they would wait for "
             "ever (--encoder-gpus, --shard-gpus and --reranker-gpus are of each replica)"
         )
+
+
+def _init(address: str, **options: Any) -> None:
+    try:
+        ray.init(address=address, **options)
+    except Exception as error:  # noqa: BLE001
+        # Whatever Ray raises: of a node of its own that is not up within 30 s, a bare Exception.
+        where = "on this machine" if address == "local" else f"at {address}"
+        raise ConnectionError(f"no Ray {where}: {' '.join(str(error).split())}") from None
 
 
 def _asked(args: ServeArgs) -> tuple[int, float]:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from jobs.cluster import start_ray
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 WITH_GPUS = """
@@ -43,3 +45,16 @@ def test_the_cores_beside_a_gpu_tokenise() -> None:
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == [0, 3, 6]
+
+
+def test_a_ray_that_does_not_answer_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It raises a bare Exception of its own node, and that was a traceback of a job."""
+
+    def init(**options: object) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(ConnectionError, match=r"^no Ray on this machine: The current node timed"):
+        start_ray()

@@ -87,6 +87,7 @@ def index_of(
     recall: float = 1.0,
     lexical: Lexical | None = None,
     settings: Retrieval | None = None,
+    latency_ms: float | None = None,
 ) -> Artifact:
     """An index artefact as `jobs.index` writes it; documents go round the shards."""
     metadata = {d.doc_id: d.metadata for d in corpus if d.metadata}
@@ -122,6 +123,7 @@ def index_of(
             "shard_rows": [len(range(n, len(corpus), shards)) for n in range(shards)],
             "structure": settings.structure,
             "recall@10": recall,
+            "latency_ms": latency_ms,
             "metadata": kinds,
             "lexical": None if lexical is None else lexical.model_dump(mode="json"),
             # The document of row 0, so the first shard holds it.

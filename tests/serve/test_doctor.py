@@ -2,12 +2,18 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
+from ray._private.ray_constants import DEFAULT_DASHBOARD_AGENT_LISTEN_PORT
+from ray.autoscaler._private.constants import AUTOSCALER_METRIC_PORT
+from ray.dashboard.consts import DASHBOARD_METRIC_PORT
 
 from serve.doctor import HOLES, HOLES_AS_OF, examine, installed
 from serve.settings import ServeArgs
@@ -42,6 +48,31 @@ def test_the_default_with_keys_has_no_fault_and_names_its_ports():
     assert any("all interfaces" in port for port in ports)
     assert not any("HAProxy" in port for port in ports)
     assert any("30000-31000" in port for port in sentences("port", profile="fast"))
+
+
+def ports_of(process: psutil.Process) -> set[int]:
+    """Where a program and all that it has started listen."""
+    found: set[int] = set()
+    for one in (process, *process.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            of_one = one.net_connections("tcp")
+            found |= {at.laddr.port for at in of_one if at.status == psutil.CONN_LISTEN}
+    return found
+
+
+def test_what_listens_is_named_and_what_is_named_listens(served):
+    """6379 and 10002-19999 were named, where nothing listens, and Ray's statistics were not."""
+    said = sentences("port", port=int(served.url.rsplit(":", 1)[1]))
+    assert any("chosen by the system" in sentence for sentence in said)
+    named = {int(n) for sentence in said for n in re.findall(r"\d{4,}", sentence.split(": ")[0])}
+    listening = ports_of(psutil.Process(served.process.pid))
+    low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    assert {port for port in listening if not low <= port <= high} <= named
+    # Those are in the system's range and the same every time; another Ray here may have them.
+    fixed = {AUTOSCALER_METRIC_PORT, DASHBOARD_METRIC_PORT, DEFAULT_DASHBOARD_AGENT_LISTEN_PORT}
+    assert fixed <= named
+    here = {at.laddr.port for at in psutil.net_connections("tcp") if at.status == "LISTEN"}
+    assert named <= listening | (fixed & here)
 
 
 def test_open_to_others_without_keys_or_tls(tls_pair):

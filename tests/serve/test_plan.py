@@ -97,6 +97,21 @@ def test_what_a_lost_node_costs(index):
     assert "encoder's node" not in spread
 
 
+def test_the_rate_is_that_of_the_cores_asked_for(vectors, encoder, tmp_path):
+    """Milliseconds of one search were said, and no rate."""
+    measured = index_of(tmp_path / "index", documents(), vectors, encoder.fingerprint, 2,
+                        latency_ms=0.5)  # fmt: skip
+    assert planned(measured).search_per_s == 2_000
+    assert planned(measured, replicas_per_shard=3, shard_cpus=2).search_per_s == 12_000
+    replicas = {"topology": "replicate", "replicas": 3}
+    assert planned(measured, **replicas).search_per_s == 3_000
+    assert "0.5 ms a shard on one core when the index was built, so about 2,000 queries/s" in (
+        as_text(planned(measured))
+    )
+    # On a GPU it takes another time, which nobody has measured.
+    assert planned(measured, shard_gpus=1).search_per_s is None
+
+
 def test_a_reranker_may_be_changed_too(index, reranker):
     """It was planned as one for ever, and `/admin/generation` loads another beside it."""
     flags = {"index": index.url, "encoder": PACKAGED, "reranker": str(reranker)}

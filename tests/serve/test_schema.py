@@ -12,7 +12,7 @@ from bixse.retrieval.filters import MOST_CONDITIONS, MOST_VALUES
 from serve.access import Keys, Places
 from serve.api import application
 from serve.metrics import Metrics
-from serve.schema import EmbeddingsRequest, RetrieveRequest, SearchRequest
+from serve.schema import ChangeRequest, EmbeddingsRequest, RetrieveRequest, SearchRequest
 from serve.settings import MOST_TEXTS, ServeArgs
 
 MANY = 100_000
@@ -56,6 +56,36 @@ def test_the_document_allows_one_text_where_one_is_taken() -> None:
     said = EmbeddingsRequest.model_json_schema()["properties"]["input"]
     assert {"type": "string"} in said["anyOf"]
     assert EmbeddingsRequest.model_validate({"input": "a", "model": "m"}).input == ["a"]
+
+
+@pytest.mark.parametrize("keys", [Keys({b"a-key-of-the-tests": "search"}), Keys()])
+def test_the_document_says_where_a_key_is_asked_for(keys: Keys) -> None:
+    """Clients made from it sent none, and had no place for one."""
+    nobody: Any = None
+    args = ServeArgs(index="i", encoder="e")
+    said = application(nobody, args, keys, Metrics(), Places(1), None).openapi()
+    asked = {
+        path
+        for path, methods in said["paths"].items()
+        for operation in methods.values()
+        if operation.get("security") == [{"key": []}]
+    }
+    assert asked == (set(said["paths"]) - {"/livez", "/readyz"} if keys else set())
+    schemes = said["components"].get("securitySchemes", {})
+    assert [(s["type"], s["scheme"]) for s in schemes.values()] == [("http", "bearer")] * bool(keys)
+
+
+@pytest.mark.parametrize("kind", [SearchRequest, ChangeRequest])
+def test_the_document_says_what_each_field_does(kind: type[BaseModel]) -> None:
+    """Of a deadline, a partial answer and the least coverage it said the name alone."""
+    fields = kind.model_json_schema()["properties"]
+    bare = {
+        name
+        for name, said in fields.items()
+        if "description" not in said
+        and not any("description" in option for option in said.get("anyOf", ()))
+    }
+    assert bare == set()
 
 
 def test_many_texts_are_refused_unread() -> None:
