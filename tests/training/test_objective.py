@@ -1,16 +1,17 @@
 """What the seam promises of every objective, known to it by settings alone."""
 
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from torch.nn.functional import normalize
 
 from bixse.training import losses
 from bixse.training.batches import batch_of
 from bixse.training.gather import World, cells_of
-from bixse.training.gradients import batch_gradients
+from bixse.training.gradients import batch_gradients, batch_logits
 from bixse.training.groups import Labels, group
 from bixse.training.loop import plan_of
 from bixse.training.objective import Grid, share
@@ -184,6 +185,37 @@ def test_chunks_of_rows_equal_the_whole(name: str) -> None:
         found.append({"shares": shares, **gradients})
     for chunked in found[1:]:
         torch.testing.assert_close(chunked, found[0], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["graded_bce", "matryoshka"])
+def test_the_bias_is_calibrated_on_a_few_rows_at_a_time(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It took the whole matrix, of a batch that is trained on in chunks."""
+    objective, batch = ranks.OBJECTIVES[name], ranks.batches()["even"]
+    module = ranks.scoring(objective, World(), name)
+    assert isinstance(module, EncoderScoring)
+    sizes: list[int] = []
+    plain = EncoderScoring.cosines
+
+    def noted(self: EncoderScoring, query: torch.Tensor, document: torch.Tensor) -> Any:
+        sizes.append(len(query) * len(document))
+        return plain(self, query, document)
+
+    monkeypatch.setattr(EncoderScoring, "cosines", noted)
+    module.chunk_cells = 400
+    cells = cells_of(batch, objective, World(), CPU)
+    counted = batch_logits(module, cells, ranks.reading(module, batch))
+    assert counted is not None
+    assert len(sizes) > 2
+    assert max(sizes) <= 400 / 8
+    target, weight = torch.from_numpy(batch.target_QD), torch.from_numpy(batch.weight_QD)
+    assert batch.mean_target == pytest.approx(float(target[weight > 0].mean()), rel=1e-6)
+    query, document = (side.detach() for side in ranks.vectors(module.encoder, batch))
+    for leading, of_logits in zip((6, 4, 2), counted, strict=False):
+        cosine = normalize(query[:, :leading]) @ normalize(document[:, :leading]).T
+        wanted = losses.calibrate_bias(cosine, target, weight, 5.0)
+        assert losses.bias_of(of_logits, batch.mean_target) == pytest.approx(wanted, abs=1e-6)
 
 
 def test_no_preference_in_the_batch_moves_nothing() -> None:
