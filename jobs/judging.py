@@ -94,8 +94,11 @@ def _judged(pipeline: "Pipeline") -> "Artifact":
 
         links, anchors = pipeline.links(), pipeline.anchors()
         settings, out = pipeline.recipe.neighbours, pipeline.path("judgments")
+        corpus = pipeline.data().corpus
         assert anchors is not None
-        return pipeline.once("judge", lambda: judge_neighbours(links, anchors, settings, out))
+        return pipeline.once(
+            "judge", lambda: judge_neighbours(links, anchors, corpus, settings, out)
+        )
     if pipeline.recipe.judging.judge == "cascade":
         return _cascaded(pipeline)
     return _judged_by(pipeline, pipeline.judging(), pipeline.pairs(), "judge", "judgments")
