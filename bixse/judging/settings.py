@@ -220,8 +220,9 @@ class Judging(Settings):
     vllm: Pointwise = Pointwise()
     given: Given = Given()
     preferences: str | None = None
-    """A file that says which of two documents is preferred for a query, for objectives that read
-    it: columns query-id, preferred-id, other-id, or query_id, doc_id_a, doc_id_b, prob_a."""
+    """A tab-separated file that says which of two documents is preferred, for objectives
+    that read it: a header and columns query-id, preferred-id, other-id, or query_id, doc_id_a,
+    doc_id_b, prob_a."""
     openai: ChatEndpoint = ChatEndpoint()
     cross_encoder: CrossEncoder = CrossEncoder()
     cascade: Cascade = Cascade()

@@ -73,7 +73,7 @@ def pairdistill() -> Recipe:
         name="pairdistill",
         about=About(
             paper="PairDistill, arXiv 2410.01383",
-            hardware="as bixse",
+            hardware="1+ GPU; laptop with given grades and preferences",
             cost="as bixse; two prefills a compared pair, unless the preferences are yours",
         ),
         preferring=Preferring(train=True),
