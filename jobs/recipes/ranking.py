@@ -89,6 +89,8 @@ def stratified_kd() -> Recipe:
     Of 100 retrieved documents 8 are kept, one from each bin of equal width (the paper's binning and
     numbers are not public). The teacher's score is its probability of relevance, and not its
     log-odds. `--judging.judge given --judging.given.file` takes a teacher's scores from a file.
+    Documents that the teacher cannot read whole are rejected, unless
+    `--judging.cross-encoder.document-tokens` cuts them.
     """
     return bixse().replace(
         name="stratified_kd",
