@@ -4,11 +4,13 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from bixse.training.gather import World
 from bixse.training.objective_settings import GradedBCE, InfoNCE
 from bixse.training.scoring import MAX_SCALE, Scoring
-from bixse.training.settings import Training
+from bixse.training.settings import Training, Tuning
+from bixse.training.tuning import _optimizer as tuning_optimizer
 from bixse.training.update import optimizer_of, update
 from tests.training import ranks
 
@@ -56,3 +58,11 @@ def test_the_scale_ends_at_its_most() -> None:
         module.log_scale.grad = torch.full_like(module.log_scale, -1.0)
         update(module, optimizer, SETTINGS, loss=1.0, factor=1.0)
     assert module.scale == pytest.approx(MAX_SCALE)
+
+
+def test_matrices_of_a_language_model_decay_and_nothing_else() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+    groups = tuning_optimizer(model, Tuning(weight_decay=0.1)).param_groups
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    found = {name: decay[id(p)] for name, p in model.named_parameters()}
+    assert found == {"0.weight": 0.1, "0.bias": 0, "1.weight": 0, "1.bias": 0}
