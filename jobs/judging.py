@@ -46,8 +46,8 @@ def kept_judgments(pipeline: "Pipeline") -> "Artifact":
         return judged
     from jobs.labels import sample
 
-    out = pipeline.path("judgments-sampled")
-    return pipeline.once("sample", lambda: sample(judged, settings, out))
+    out, map_ = pipeline.path("judgments-sampled"), calibration(pipeline)
+    return pipeline.once("sample", lambda: sample(judged, settings, out, map_))
 
 
 def _contrasted(pipeline: "Pipeline") -> "Artifact":
@@ -94,8 +94,11 @@ def _judged(pipeline: "Pipeline") -> "Artifact":
 
         links, anchors = pipeline.links(), pipeline.anchors()
         settings, out = pipeline.recipe.neighbours, pipeline.path("judgments")
+        corpus = pipeline.data().corpus
         assert anchors is not None
-        return pipeline.once("judge", lambda: judge_neighbours(links, anchors, settings, out))
+        return pipeline.once(
+            "judge", lambda: judge_neighbours(links, anchors, corpus, settings, out)
+        )
     if pipeline.recipe.judging.judge == "cascade":
         return _cascaded(pipeline)
     return _judged_by(pipeline, pipeline.judging(), pipeline.pairs(), "judge", "judgments")
@@ -246,9 +249,9 @@ def judged_preferences(pipeline: "Pipeline") -> "Artifact":
     # First: the judgments are paid for too.
     refuse_limited_comparisons(pipeline)
     judgments, queries = pipeline.judgments(), pipeline.all_queries()
-    recipe, out = pipeline.recipe, pipeline.path("pairings")
+    recipe, out, map_ = pipeline.recipe, pipeline.path("pairings"), calibration(pipeline)
     settings, model = recipe.preferring, recipe.judging.vllm
-    chosen = pipeline.once("pairings", lambda: pairings(judgments, settings, out))
+    chosen = pipeline.once("pairings", lambda: pairings(judgments, settings, out, map_))
     return pipeline.once(
         "prefer",
         lambda: prefer(

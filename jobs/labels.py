@@ -31,7 +31,7 @@ from bixse.records import (
 )
 from bixse.scale import Scale, linear
 from jobs.parts import rejected_table, rows_of
-from jobs.supervision import read_relevance
+from jobs.supervision import read_rows
 from jobs.texts import DocumentTexts
 
 
@@ -174,10 +174,7 @@ def verify(
     draft = begin(out, "judgments", config=settings.model_dump(), inputs=inputs)
     if isinstance(draft, Artifact):
         return draft
-    table = judgments.table(["query_id", "doc_id", "relevance"])
-    relevance_N = read_relevance(judgments, calibration, table)
-    columns = (table["query_id"].to_pylist(), table["doc_id"].to_pylist(), relevance_N.tolist())
-    judged = [Judged(*row) for row in zip(*columns, strict=True)]
+    judged = [Judged(*row) for row in read_rows(judgments, calibration)]
     seeds = {
         query_id: doc_id
         for artifact in queries
@@ -204,17 +201,20 @@ def verify(
     )
 
 
-def sample(judgments: Artifact, settings: Stratified, out: str) -> Artifact:
+def sample(
+    judgments: Artifact, settings: Stratified, out: str, calibration: Artifact | None = None
+) -> Artifact:
     """Of each query the best judged document and others that cover the range of relevance.
 
-    What is left out is rejected. A query keeps its draw whatever the other queries are.
+    They are read as training reads them, through the map that `calibration` holds, if any. What is
+    left out is rejected. A query keeps its draw whatever the other queries are.
     """
-    inputs = fingerprints(judgments=judgments)
+    inputs = fingerprints(judgments=judgments, calibration=calibration)
     draft = begin(out, "judgments", config=settings.model_dump(), inputs=inputs)
     if isinstance(draft, Artifact):
         return draft
     by_query: dict[str, list[tuple[str, float]]] = {}
-    for query_id, doc_id, relevance in judgments.rows("query_id", "doc_id", "relevance"):
+    for query_id, doc_id, relevance in read_rows(judgments, calibration):
         by_query.setdefault(query_id, []).append((doc_id, relevance))
     kept: set[tuple[str, str]] = set()
     for query_id, judged in by_query.items():

@@ -8,7 +8,7 @@ linked documents.
 """
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
@@ -111,12 +111,13 @@ def anchors(links: Artifact, corpus: Artifact, given: Artifact, out: str) -> Art
 
 
 def judge_neighbours(
-    links: Artifact, anchors: Artifact, settings: Neighbours, out: str
+    links: Artifact, anchors: Artifact, corpus: Artifact, settings: Neighbours, out: str
 ) -> Artifact:
     """Of each anchor, documents of the positive band at relevance 1, negatives at 0.
 
-    Raises ValueError when the bands overlap, hold fewer than are drawn of them, or leave no
-    document for easy negatives: with few linked documents they must be wider.
+    A copy of the anchor's text is neither, and one of a positive's is no negative: they are
+    rejected. Raises ValueError when the bands overlap, hold fewer than are drawn of them, or leave
+    no document for easy negatives: with few linked documents they must be wider.
     """
     inputs = fingerprints(links=links, anchors=anchors)
     config = settings.model_dump(mode="json", exclude={"links"})
@@ -125,14 +126,38 @@ def judge_neighbours(
         return draft
     judge = f"neighbours:{links.fingerprint[:12]}"
     asked = dict(anchors.rows("seed_doc_id", "query_id"))
+    ends = _ends(links)
+    nodes = linked(ends)
+    hashes = dict(zip(nodes, map(text_hash, DocumentTexts(corpus).get(nodes)), strict=True))
     found: list[Judgment] = []
-    for doc_id, drawn in _drawn(_ends(links), settings):
-        if doc_id in asked:
-            found += _judgments(asked[doc_id], drawn.positives, 1.0, judge)
-            found += _judgments(asked[doc_id], (*drawn.hard, *drawn.easy), 0.0, judge)
-    write_rows(draft, found, JUDGMENTS, PART_ROWS)
+    rejected: list[Rejection] = []
+    for doc_id, drawn in _drawn(ends, settings):
+        if doc_id not in asked:
+            continue
+        query_id, copies = asked[doc_id], _copies(doc_id, drawn, hashes)
+        for doc_ids, relevance in ((drawn.positives, 1.0), ((*drawn.hard, *drawn.easy), 0.0)):
+            apart = [other for other in doc_ids if other not in copies]
+            found += _judgments(query_id, apart, relevance, judge)
+        rejected += [
+            Rejection(reason, query_id=query_id, doc_id=other) for other, reason in copies.items()
+        ]
+    write_rows(draft, found, JUDGMENTS, PART_ROWS, rejected)
     extra = {"scale": SCALE.record, "origin": "links", "judges": [judge]}
     return draft.finish(extra=extra)
+
+
+def _copies(doc_id: str, drawn: Drawn, hashes: Mapping[str, str]) -> dict[str, str]:
+    """Documents drawn for an anchor whose text speaks against their side, and why."""
+    near = {hashes[other] for other in drawn.positives}
+    copies = {
+        other: "has the text of a positive"
+        for other in (*drawn.hard, *drawn.easy)
+        if hashes[other] in near
+    }
+    for other in (*drawn.positives, *drawn.hard, *drawn.easy):
+        if hashes[other] == hashes[doc_id]:
+            copies[other] = "has the text of its anchor"
+    return copies
 
 
 def _drawn(ends: Sequence[tuple[str, str]], settings: Neighbours) -> Iterator[tuple[str, Drawn]]:

@@ -20,19 +20,27 @@ from jobs.engine import Engine, judge_name
 from jobs.loading import pin
 from jobs.parts import row_units, run_units, sorted_out
 from jobs.recipe import Placement
+from jobs.supervision import read_rows
 from jobs.texts import DocumentTexts
 
 PART_ROWS = 100_000
 
 
-def pairings(judgments: Artifact, preferring: Preferring, out: str) -> Artifact:
-    """Which documents to compare. Raises ValueError when no query has two judged documents."""
+def pairings(
+    judgments: Artifact, preferring: Preferring, out: str, calibration: Artifact | None = None
+) -> Artifact:
+    """Which documents to compare: those near to each other as training reads the judgments, through
+    the map that `calibration` holds, if any.
+
+    Raises ValueError when no query has two judged documents.
+    """
     shaping = preferring.model_dump(include={"window", "pairs_per_query", "seed"})
-    draft = begin(out, "pairings", config=shaping, inputs=fingerprints(judgments=judgments))
+    inputs = fingerprints(judgments=judgments, calibration=calibration)
+    draft = begin(out, "pairings", config=shaping, inputs=inputs)
     if isinstance(draft, Artifact):
         return draft
     ranked: dict[str, dict[str, float]] = {}
-    for query_id, doc_id, relevance in judgments.rows("query_id", "doc_id", "relevance"):
+    for query_id, doc_id, relevance in read_rows(judgments, calibration):
         ranked.setdefault(query_id, {})[doc_id] = relevance
     found = []
     for query_id, judged in sorted(ranked.items()):

@@ -107,6 +107,18 @@ def read_relevance(judgments: Artifact, calibration: Artifact | None, table: pa.
     return relevance(signed, scale, load(calibration)).astype(np.float32)
 
 
+def read_rows(
+    judgments: Artifact, calibration: Artifact | None
+) -> Iterator[tuple[str, str, float]]:
+    """(query_id, doc_id, relevance) of every judgment, as training reads them. Raises as
+    `read_relevance`."""
+    table = judgments.table(["query_id", "doc_id", "relevance"])
+    relevance = read_relevance(judgments, calibration, table).tolist()
+    yield from zip(
+        table["query_id"].to_pylist(), table["doc_id"].to_pylist(), relevance, strict=True
+    )
+
+
 def _rows_where(
     artifact: Artifact, key: str, values: Container[str], columns: Sequence[str]
 ) -> Iterator[dict[str, Any]]:

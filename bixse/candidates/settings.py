@@ -35,7 +35,7 @@ class Neighbours(Settings):
     """Ranks of neighbours that positives come from, as shares of the linked documents (ours; the
     paper: ranks 20 to 25 of its training papers)."""
     hard: tuple[float, float] = (0.1, 0.15)
-    """Ranks that hard negatives come from (ours; the paper: 3998 to 4000)."""
+    """Ranks that hard negatives come from, as shares too (ours; the paper: ranks 3998 to 4000)."""
     positives: int = Field(default=5, ge=1)
     """Of each document (the paper's)."""
     hard_negatives: int = Field(default=2, ge=0)

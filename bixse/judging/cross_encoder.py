@@ -7,7 +7,7 @@ human grades (Platt 1999); the identity where none was. K logits are K grades in
     p_k         = exp(logit_k) / sum_j exp(logit_j)
 
 Pairs become tokens as the model was trained: `tokenizer(query, passage)`. A pair that does not fit
-is rejected, never cut.
+is rejected; documents are cut only where `document_tokens` says so.
 """
 
 import math
@@ -17,7 +17,7 @@ from typing import Any
 
 from bixse.judging.asked import Verdict
 from bixse.judging.settings import CrossEncoder
-from bixse.reading.chats import Plain, load_tokenizer
+from bixse.reading.chats import Plain, first_tokens, load_tokenizer
 from bixse.records import Judgment, Rejection
 from bixse.scale import Scale, linear
 
@@ -33,19 +33,23 @@ class EncodedPair:
 class PairTokenizer:
     """The tokenizer of a cross-encoder; no engine needed."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, document_tokens: int = 0) -> None:
+        """`document_tokens` cuts longer passages; 0 cuts none."""
         self._tokenizer = tokenizer
         self._plain = Plain(tokenizer)
+        self._document_tokens = document_tokens
 
     @classmethod
     def load(cls, settings: CrossEncoder) -> "PairTokenizer":
         """Raises ValueError when there is no such tokenizer."""
-        return cls(load_tokenizer(settings.model, settings.revision, "cross-encoder"))
+        tokenizer = load_tokenizer(settings.model, settings.revision, "cross-encoder")
+        return cls(tokenizer, settings.document_tokens)
 
     def encode(self, queries: Sequence[str], passages: Sequence[str]) -> list[EncodedPair]:
         if not queries:
             return []
         first, second = list(map(self._plain, queries)), list(map(self._plain, passages))
+        second = first_tokens(self._tokenizer, second, self._document_tokens)
         found = self._tokenizer(first, second, truncation=False, verbose=False)
         types = found.get("token_type_ids") or [[]] * len(queries)
         return [

@@ -150,6 +150,8 @@ class CrossEncoder(Settings):
     """Intercept of the same map."""
     max_model_len: int = Field(default=512, ge=8)
     """Longest pair in tokens; a longer one is rejected."""
+    document_tokens: int = Field(default=0, ge=0)
+    """Cut documents to this many tokens of the model before they are judged; 0 cuts none."""
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     """Share of the GPU that the engine takes."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
@@ -220,8 +222,9 @@ class Judging(Settings):
     vllm: Pointwise = Pointwise()
     given: Given = Given()
     preferences: str | None = None
-    """A file that says which of two documents is preferred for a query, for objectives that read
-    it: columns query-id, preferred-id, other-id, or query_id, doc_id_a, doc_id_b, prob_a."""
+    """A tab-separated file that says which of two documents is preferred, for objectives
+    that read it: a header and columns query-id, preferred-id, other-id, or query_id, doc_id_a,
+    doc_id_b, prob_a."""
     openai: ChatEndpoint = ChatEndpoint()
     cross_encoder: CrossEncoder = CrossEncoder()
     cascade: Cascade = Cascade()

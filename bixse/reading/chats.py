@@ -77,11 +77,16 @@ class Chats:
         return ids
 
     def cut(self, texts: Sequence[str], tokens: int) -> list[str]:
-        """The first `tokens` tokens of each text; 0 cuts none."""
-        if not tokens or not texts:
-            return list(texts)
-        found = self.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
-        return [
-            text if len(offsets) <= tokens else text[: offsets[tokens - 1][1]]
-            for text, offsets in zip(texts, found["offset_mapping"], strict=True)
-        ]
+        """As `first_tokens`."""
+        return first_tokens(self.tokenizer, texts, tokens)
+
+
+def first_tokens(tokenizer: Any, texts: Sequence[str], tokens: int) -> list[str]:
+    """The first `tokens` tokens of each text; 0 cuts none."""
+    if not tokens or not texts:
+        return list(texts)
+    found = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
+    return [
+        text if len(offsets) <= tokens else text[: offsets[tokens - 1][1]]
+        for text, offsets in zip(texts, found["offset_mapping"], strict=True)
+    ]

@@ -53,6 +53,14 @@ class Batch:
         return target_QD
 
     @property
+    def mean_target(self) -> float:
+        """Of all cells that are not masked."""
+        queries, documents = self._shape
+        return float(self.relevance_K.sum(dtype=np.float64)) / (
+            queries * documents - len(self.row_M)
+        )
+
+    @property
     def weight_QD(self) -> Floats:
         """1, or 0 where the cell is masked."""
         weight_QD = np.ones(self._shape, np.float32)

@@ -57,11 +57,11 @@ def batch_gradients(
 
 
 @torch.no_grad()
-def batch_cosines(
+def batch_logits(
     module: EncoderScoring, cells: Cells, reading: Reading, _: bool = True
 ) -> Tensor | None:
-    """Cosines of this rank's queries with the documents of all ranks, [Q, K * D]: those of whole
-    vectors, then those of each number of leading components (`EncoderScoring.cosines`).
+    """The logits of a batch, without bias, counted by size (`losses.count_logits`) over all ranks:
+    those of whole vectors, then of each number of leading components, [K, 2, bins].
 
     None, on every rank, when the memory of one did not suffice.
     """
@@ -71,7 +71,10 @@ def batch_cosines(
         return None
     query_QE, own_NE = (module.vectors(made_NE, side) for side in reading.sides)
     document_DE = gather_rows(own_NE, cells.documents, module.world)
-    return torch.cat(module.cosines(query_QE, document_DE), dim=1)
+    counted = module.count_logits(query_QE, document_DE, cells)
+    if module.world.size > 1:
+        dist.all_reduce(counted)
+    return counted
 
 
 def _alike(module: Scoring, reading: Reading) -> Reading:

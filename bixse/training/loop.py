@@ -25,11 +25,11 @@ from bixse.training.attention import fast_attention
 from bixse.training.compiling import compiled, compiles
 from bixse.training.dev import Dev
 from bixse.training.feed import Mine, batches_from, first_batches, fitted, share_of
-from bixse.training.gather import World, gather_rows
-from bixse.training.gradients import batch_cosines, batch_gradients, most
+from bixse.training.gather import World
+from bixse.training.gradients import batch_gradients, batch_logits, most
 from bixse.training.groups import Labels, count_groups, count_rows
 from bixse.training.objective import refuse_idle
-from bixse.training.order import Plan, Turns, rate_factor, shares
+from bixse.training.order import Plan, Turns, rate_factor
 from bixse.training.scoring import EncoderScoring, Scoring, scoring_of
 from bixse.training.seen import Seen
 from bixse.training.settings import Training
@@ -287,17 +287,11 @@ def _lines(history: list[list[float]], turns: Turns, since: int) -> list[dict[st
 
 @torch.no_grad()
 def _calibrate(module: EncoderScoring, first: Mine, limit: int | None) -> None:
-    """Set each bias of a set on its first global batch; every rank bisects the same cells."""
-    attempt = partial(batch_cosines, module, first.cells)
-    cosine_QKD, _ = fitted(module, first, limit, attempt)
-    if module.world.size > 1:
-        counts = shares(len(first.batch.query_Q), module.world.size)
-        cosine_QKD = gather_rows(cosine_QKD, counts, module.world)
-    target_QD = torch.from_numpy(first.batch.target_QD)
-    weight_QD = torch.from_numpy(first.batch.weight_QD)
+    """Set each bias of a set on its first global batch; every rank bisects the same counts."""
+    counted, _ = fitted(module, first, limit, partial(batch_logits, module, first.cells))
     biases = module.biases(first.batch.set_number)
-    for number, cosine_QD in enumerate(cosine_QKD.cpu().chunk(len(biases), dim=1)):
-        biases[number] = losses.calibrate_bias(cosine_QD, target_QD, weight_QD, module.scale)
+    for number, of_logits in enumerate(counted.cpu()):
+        biases[number] = losses.bias_of(of_logits, first.batch.mean_target)
 
 
 def refuse_unequal(steps: int, world: World) -> None:

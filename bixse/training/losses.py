@@ -19,6 +19,9 @@ from torch.nn.functional import cross_entropy, log_softmax, softplus
 Positives = Literal["all", "threshold", "weighted"]
 Weighting = Literal["lambdarank", "ndcg_loss2", "ndcg_loss2pp"]
 
+_BINS = 2**17
+"""Of logits that a bias is calibrated on: 2 MB, whatever the batch."""
+
 
 def graded_bce(logit_QD: Tensor, target_QD: Tensor, weight_QD: Tensor, queries: float) -> Tensor:
     """sum_ij w_ij (softplus(s_ij) - t_ij s_ij) / queries: BiXSE, arXiv 2508.06781 (methods 1.1).
@@ -268,14 +271,37 @@ def calibrate_bias(cosine_QD: Tensor, target_QD: Tensor, weight_QD: Tensor, scal
 
     A mean target of 0 or 1 has no finite answer: it is taken as half a cell away from it.
     """
-    seen = weight_QD.bool()
-    logits = scale * cosine_QD[seen].double()
-    half = 0.5 / len(logits)
-    mean = min(max(float(target_QD[seen].double().mean()), half), 1 - half)
-    low, high = -2 * scale - 40.0, 2 * scale + 40.0
+    mean = float(target_QD[weight_QD > 0].double().mean())
+    return bias_of(count_logits(cosine_QD, weight_QD, scale), mean)
+
+
+def count_logits(cosine_QD: Tensor, weight_QD: Tensor, scale: float) -> Tensor:
+    """How many of the logits scale * c lie in each of equal bins from -scale to scale, and the sum
+    of those, [2, bins]; masked cells are none.
+
+    Counts of some rows add up, over ranks too: what `bias_of` asks of a batch, whose cells need
+    never exist at once.
+    """
+    logits = scale * cosine_QD[weight_QD > 0].double()
+    bins = ((logits / scale + 1) * (_BINS / 2)).long().clamp_(0, _BINS - 1)
+    sums = torch.bincount(bins, weights=logits, minlength=_BINS)
+    return torch.stack([torch.bincount(bins, minlength=_BINS).double(), sums])
+
+
+def bias_of(counted: Tensor, mean_target: float) -> float:
+    """`calibrate_bias` of the cells that `count_logits` has counted, each taken as its bin's mean.
+
+    At scale 100 that changes the mean of sigma by a part in 10 million.
+    """
+    count, sums = counted[:, counted[0] > 0]
+    logits, cells = sums / count, float(count.sum())
+    half = 0.5 / cells
+    mean = min(max(mean_target, half), 1 - half)
+    high = 2 * float(logits.abs().max()) + 40.0
+    low = -high
     for _ in range(100):
         middle = (low + high) / 2
-        if float(torch.sigmoid(logits + middle).mean()) < mean:
+        if float((count * torch.sigmoid(logits + middle)).sum()) < mean * cells:
             low = middle
         else:
             high = middle

@@ -276,8 +276,7 @@ def _combined(
     for weight, part, divisor in zip(
         objective.weights, objective.parts, grid.divisors, strict=True
     ):
-        own_scale = scale if part.learns_bias else part.scale
-        more = share(part, cosine_QD, replace(grid, divisors=(divisor,)), own_scale, bias)
+        more = share(part, cosine_QD, replace(grid, divisors=(divisor,)), scale, bias)
         loss, floor = loss + weight * more[0], floor + weight * more[1]
     return loss, floor
 

@@ -54,7 +54,7 @@ class GradedBCE(_Single):
 
     kind: Literal["graded_bce"] = "graded_bce"
     scale: float = Field(default=20.0, gt=0)
-    """alpha, on cosine; 1 / temperature (LLM2Vec's 20, and the best of our toy, methods 1.3)."""
+    """alpha, on cosine; 1 / temperature (LLM2Vec's 20, and the best of our toy)."""
     learn_scale: bool = False
     """Learn log alpha beside the encoder; else alpha stays."""
     bias_learning_rate_factor: float = Field(default=10.0, gt=0)
@@ -143,8 +143,8 @@ class Wasserstein(_Single):
     scale: float = Field(default=20.0, gt=0)
     """1 / temperature, on cosine (the paper: dot products of vectors of any length)."""
     target_scale: float = Field(default=3.0, gt=0)
-    """Label of relevance 1; the paper's run from 0 to 3. In a large batch most of the target lies
-    on documents of label 0 unless it is raised (methods 3)."""
+    """Label of relevance 1; the paper's run from 0 to 3. Unless it is raised, in a large batch most
+    of the target lies on documents of label 0: 89 % with 64 queries of four documents."""
 
     @property
     def whole_batch(self) -> bool:

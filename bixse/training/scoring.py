@@ -29,6 +29,7 @@ from bixse.precision import autocast
 from bixse.reading.chunks import Reading, Side, Texts, longest_of, template_tokens, tokenise
 from bixse.reading.tokenising import Role
 from bixse.settings import Precision
+from bixse.training import losses
 from bixse.training import objective as objectives
 from bixse.training.batches import Batch
 from bixse.training.gather import World, gather_rows
@@ -239,12 +240,28 @@ class EncoderScoring(Scoring):
         if rows <= size:
             return of_rows(query_QE, document_DE, slice(0, rows))
         loss, floor = query_QE.new_zeros(()), query_QE.new_zeros(())
-        for start in range(0, rows, max(1, size)):
-            part = slice(start, min(rows, start + max(1, size)))
+        for part in _parts(rows, size):
             # What a chunk makes is made again on the way back, not kept.
             more = checkpoint(of_rows, query_QE[part], document_DE, part, use_reentrant=False)
             loss, floor = loss + more[0], floor + more[1]
         return loss, floor
+
+    def count_logits(self, query_QE: Tensor, document_DE: Tensor, cells: Cells) -> Tensor:
+        """Of this rank's queries (`losses.count_logits`), in chunks of rows, for each set of
+        `cosines`, [K, 2, bins]."""
+        found = []
+        # Of each cell it keeps several numbers of double precision.
+        for part in _parts(len(query_QE), self.chunk_cells // (8 * len(document_DE))):
+            weight_QD = cells.grid(part).weight_QD
+            cosines = self.cosines(query_QE[part], document_DE)
+            found.append([losses.count_logits(c_QD, weight_QD, self.scale) for c_QD in cosines])
+        return torch.stack([torch.stack(of_part) for of_part in found]).sum(dim=0)
+
+
+def _parts(rows: int, size: int) -> Iterator[slice]:
+    """Rows in pieces of at most `size`, or of one; of no rows an empty piece."""
+    for start in range(0, max(1, rows), max(1, size)):
+        yield slice(start, min(rows, start + max(1, size)))
 
 
 class RerankerScoring(Scoring):

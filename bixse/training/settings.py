@@ -28,7 +28,8 @@ class LoRA(Settings):
 
 
 class Training(Settings):
-    """The `train` stage."""
+    """The `train` stage. How BiXSE itself was trained is not public: numbers without a source are
+    ours."""
 
     objective: Objective = GradedBCE()
     batch_size: int = Field(default=64, ge=2)

@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from bixse.judging.asked import Answers, Asked, Cost, Usage
 from bixse.judging.cross_encoder import PairTokenizer, classes, scale_of, verdict
 from bixse.judging.pointwise import too_long, unreadable
 from bixse.judging.settings import CrossEncoder
+from bixse.scale import Scale
 from jobs.judges.seam import Judge
 from jobs.loading import pin
 from jobs.pooling import Pooling
@@ -24,14 +26,7 @@ def cross_encoder(settings: CrossEncoder) -> Judge:
         scale=scale,
         origin="cross_encoder",
         inputs={"judge": identity},
-        signature={
-            "judge": "cross_encoder",
-            "model": identity,
-            "scale": scale.record,
-            "dtype": pinned.dtype,
-            "slope": pinned.slope,
-            "intercept": pinned.intercept,
-        },
+        signature=signature(pinned, identity, scale),
         plan=CrossEncoderPlan,
         planned=("prompt_tokens",),
     )
@@ -86,7 +81,22 @@ class CrossEncoderPlan:
         return [Cost(n) if n <= self._limit else Cost(fits=False) for n in lengths]
 
 
+def signature(settings: CrossEncoder, identity: str, scale: Scale) -> dict[str, Any]:
+    """What labels are filed under."""
+    cut = {"document_tokens": settings.document_tokens} if settings.document_tokens else {}
+    return {
+        "judge": "cross_encoder",
+        "model": identity,
+        "scale": scale.record,
+        "dtype": settings.dtype,
+        "slope": settings.slope,
+        "intercept": settings.intercept,
+        **cut,
+    }
+
+
 def cross_encoder_name(settings: CrossEncoder, identity: str, dtype: str) -> str:
-    """Who judged: the model's name, its weights, and the map that changes an answer."""
+    """Who judged: the model's name, its weights, and the settings that change an answer."""
     name = settings.model.rstrip("/").rpartition("/")[2]
-    return f"{name}@{identity[:12]}:{dtype}:{settings.slope:g}*logit{settings.intercept:+g}"
+    cut = f":document_tokens={settings.document_tokens}" if settings.document_tokens else ""
+    return f"{name}@{identity[:12]}:{dtype}:{settings.slope:g}*logit{settings.intercept:+g}{cut}"

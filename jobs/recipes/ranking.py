@@ -73,11 +73,12 @@ def pairdistill() -> Recipe:
         name="pairdistill",
         about=About(
             paper="PairDistill, arXiv 2410.01383",
-            hardware="as bixse",
+            hardware="1+ GPU; laptop with given grades and preferences",
             cost="as bixse; two prefills a compared pair, unless the preferences are yours",
         ),
         preferring=Preferring(train=True),
-        # The paper's batch of 32 queries; its 64 documents a query where a query has as many.
+        # The paper's batch of 32 queries; its 64 documents a query where a query has as many. Rate
+        # and steps are ours (the paper: 1e-5 and 30,000 steps for ColBERT, 3e-5 for DPR).
         training=Training(objective=sum_of_three, batch_size=32, docs_per_query=64),
     )
 
@@ -88,6 +89,8 @@ def stratified_kd() -> Recipe:
     Of 100 retrieved documents 8 are kept, one from each bin of equal width (the paper's binning and
     numbers are not public). The teacher's score is its probability of relevance, and not its
     log-odds. `--judging.judge given --judging.given.file` takes a teacher's scores from a file.
+    Documents that the teacher cannot read whole are rejected, unless
+    `--judging.cross-encoder.document-tokens` cuts them.
     """
     return bixse().replace(
         name="stratified_kd",

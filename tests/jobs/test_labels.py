@@ -224,6 +224,15 @@ def test_verified_judgments_are_the_others_rejected(tmp_path: Path, corpus: Arti
     assert again.fingerprint == made.fingerprint
 
 
+def map_of(at: Path, judged: tuple[float, ...], human: tuple[float, ...]) -> Artifact:
+    """A calibration map of what `judged_rows` are signed by."""
+    kind = Isotonic(judged=judged, human=human)
+    fitted = Calibration(map=kind, signed=(("j", "p"),), scale=(0, 1), pairs=3, queries=1)
+    draft = drafted(at, KIND)
+    draft.write_file(FILE, fitted.model_dump_json().encode())
+    return draft.finish()
+
+
 def test_judgments_are_verified_as_training_reads_them(tmp_path: Path, corpus: Artifact) -> None:
     """Through the map: what it makes neither answer nor none was kept, and trained as a negative of
     the answer."""
@@ -232,16 +241,35 @@ def test_judgments_are_verified_as_training_reads_them(tmp_path: Path, corpus: A
     rows = judged_rows(0.9, 0.6, 0.3)
     scale = {"values": [0, 1]}
     judged = artifact(tmp_path / "judged", "judgments", [rows], JUDGMENTS, scale=scale)
-    kind = Isotonic(judged=(0.3, 0.6, 0.9), human=(0.1, 0.4, 0.8))
-    fitted = Calibration(map=kind, signed=(("j", "p"),), scale=(0, 1), pairs=3, queries=1)
-    draft = begin(str(tmp_path / "map"), KIND, config={}, inputs={})
-    assert isinstance(draft, Draft)
-    draft.write_file(FILE, fitted.model_dump_json().encode())
+    map_ = map_of(tmp_path / "map", judged=(0.3, 0.6, 0.9), human=(0.1, 0.4, 0.8))
     arguments = (judged, [queries], corpus, Verification(near_duplicate=1.0))
-    made = verify(*arguments, str(tmp_path / "verified"), draft.finish())
+    made = verify(*arguments, str(tmp_path / "verified"), map_)
     assert made.table().to_pylist() == [judged.table().to_pylist()[n] for n in (0, 2)]
     stored = verify(*arguments, str(tmp_path / "stored"))
     assert stored.table()["doc_id"].to_pylist() == ["d0", "d1"]
+
+
+def test_a_sample_covers_what_training_reads(tmp_path: Path) -> None:
+    """Through the map: it covered the range of what the judge had said, of which the map makes one
+    score and another."""
+    judged_at = (*(n / 40 for n in range(21)), 0.625, 0.75, 0.875, 1.0)
+    scale = {"values": [0, 1]}
+    judged = artifact(
+        tmp_path / "judged", "judgments", [judged_rows(*judged_at)], JUDGMENTS, scale=scale
+    )
+    # What the judge says from 0 to .5 people spread over the range, and the rest is its top.
+    map_ = map_of(tmp_path / "map", judged=(0.0, 0.5, 1.0), human=(0.0, 1.0, 1.0))
+
+    def documents(name: str, calibration: Artifact | None) -> set[int]:
+        made = sample(judged, Stratified(documents=6), str(tmp_path / name), calibration)
+        assert made.manifest.rows == 6
+        return {int(doc_id[1:]) for doc_id in made.table()["doc_id"].to_pylist()}
+
+    # Of five bins of a fifth each, and the best: the first is its document.
+    mapped = {min(1.0, judged_at[n] * 2) for n in documents("mapped", map_)}
+    assert {min(4, int(value * 5)) for value in mapped} == {0, 1, 2, 3, 4}
+    stored = {judged_at[n] for n in documents("stored", None)}
+    assert {min(4, int(value * 5)) for value in stored} == {0, 1, 2, 3, 4}
 
 
 def test_a_part_whose_pairs_were_all_rejected_is_left_as_it_is(

@@ -112,7 +112,7 @@ def test_linked_documents_are_asked_with_near_and_far_ones(
     assert rows["anchor:d004"]["text"] == bodies()[4]
     assert rows["anchor:d004"]["seed_doc_id"] == "d004"
 
-    made = judge_neighbours(links, asked, WIDE, str(tmp_path / "judgments"))
+    made = judge_neighbours(links, asked, corpus, WIDE, str(tmp_path / "judgments"))
     assert made.table().schema == JUDGMENTS
     found: dict[str, dict[str, float]] = {}
     for row in made.table().to_pylist():
@@ -129,9 +129,9 @@ def test_linked_documents_are_asked_with_near_and_far_ones(
         assert {other // SIZE for other in near} == {own // SIZE}
         assert own // SIZE not in {other // SIZE for other in far}
         assert max(near | far) < BLOCKS * SIZE
-    again = judge_neighbours(links, asked, WIDE, str(tmp_path / "again"))
+    again = judge_neighbours(links, asked, corpus, WIDE, str(tmp_path / "again"))
     assert again.table() == made.table()
-    other = judge_neighbours(links, asked, WIDE.replace(seed=1), str(tmp_path / "other"))
+    other = judge_neighbours(links, asked, corpus, WIDE.replace(seed=1), str(tmp_path / "other"))
     assert other.table() != made.table()
 
 
@@ -139,12 +139,37 @@ def test_too_few_documents_for_the_bands_are_refused(tmp_path: Path, corpus: Art
     links = import_links(corpus, links_file(tmp_path), str(tmp_path / "links"))
     asked = anchors(links, corpus, given(tmp_path), str(tmp_path / "anchors"))
     with pytest.raises(ValueError, match="positive band holds 1 documents, 5 are asked of it"):
-        judge_neighbours(links, asked, Neighbours(), str(tmp_path / "judgments"))
+        judge_neighbours(links, asked, corpus, Neighbours(), str(tmp_path / "judgments"))
     far = WIDE.replace(hard=(0.9, 1.0))
     with pytest.raises(ValueError, match="has 99 neighbours, the bands reach to 100"):
-        judge_neighbours(links, asked, far, str(tmp_path / "judgments"))
+        judge_neighbours(links, asked, corpus, far, str(tmp_path / "judgments"))
     # Nothing was made: other bands may begin there.
-    judge_neighbours(links, asked, WIDE, str(tmp_path / "judgments"))
+    judge_neighbours(links, asked, corpus, WIDE, str(tmp_path / "judgments"))
+
+
+def test_no_copy_is_far_from_what_it_is_a_copy_of(tmp_path: Path) -> None:
+    """Equal texts are one document to training: a copy of the anchor was judged irrelevant to it,
+    and one of a positive made the mean of both."""
+    # Every other document has a text of its own, the others share three.
+    texts = [f"text {n}" if n % 2 else f"shared {n % 3}" for n in range(BLOCKS * SIZE)]
+    rows = [{"doc_id": f"d{n:03}", "title": "", "text": text} for n, text in enumerate(texts)]
+    corpus = artifact(tmp_path / "corpus", "corpus", rows, CORPUS)
+    links = import_links(corpus, links_file(tmp_path), str(tmp_path / "links"))
+    asked = anchors(links, corpus, given(tmp_path), str(tmp_path / "anchors"))
+    made = judge_neighbours(links, asked, corpus, WIDE, str(tmp_path / "judgments"))
+    grades: dict[tuple[str, str], set[float]] = {}
+    for row in made.table().to_pylist():
+        key = row["query_id"], texts[int(row["doc_id"][1:])]
+        grades.setdefault(key, set()).add(row["relevance"])
+        assert key[1] != texts[int(row["query_id"].removeprefix("anchor:d"))]
+    assert all(len(found) == 1 for found in grades.values())
+    rejected = made.rejected()
+    assert rejected is not None
+    assert set(rejected["reason"].to_pylist()) == {
+        "has the text of its anchor",
+        "has the text of a positive",
+    }
+    assert made.manifest.rows + made.manifest.rejected == 10 * asked.manifest.rows
 
 
 @pytest.mark.slow
@@ -193,8 +218,10 @@ def test_neighbours_of_real_articles_share_their_subject(tmp_path: Path) -> None
     links = import_links(corpus, str(CACM / "citation_graph.tsv"), str(tmp_path / "links"))
     assert (links.manifest.rows, links.manifest.rejected) == (28_410, 0)
     asked = anchors(links, corpus, given(tmp_path), str(tmp_path / "anchors"))
-    made = judge_neighbours(links, asked, Neighbours(), str(tmp_path / "judgments"))
-    assert made.manifest.rows == 10 * asked.manifest.rows
+    made = judge_neighbours(links, asked, corpus, Neighbours(), str(tmp_path / "judgments"))
+    # Some articles have the title of another.
+    assert made.manifest.rows + made.manifest.rejected == 10 * asked.manifest.rows
+    assert made.manifest.rejected < 0.01 * made.manifest.rows
     shared: dict[float, list[bool]] = {0.0: [], 1.0: []}
     for row in made.table(["query_id", "doc_id", "relevance"]).to_pylist():
         words, others = (

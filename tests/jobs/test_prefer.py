@@ -13,6 +13,7 @@ import torch
 
 from bixse.artifacts import Artifact
 from bixse.judging.asked import Usage
+from bixse.judging.calibration import FILE, KIND, Calibration, Temperature
 from bixse.judging.pairwise import PAIRWISE, PairwiseTokenizer
 from bixse.judging.pointwise import BROKEN
 from bixse.judging.settings import Pointwise, Preferring
@@ -23,7 +24,7 @@ from jobs.judging import compares
 from jobs.prefer import PreferenceUnit, pairings
 from jobs.trackers import _TRACKERS
 from jobs.verbs import main
-from tests.artifacts import artifact
+from tests.artifacts import artifact, drafted
 from tests.jobs.conftest import write_beir
 
 TEXTS = {
@@ -58,6 +59,33 @@ def test_pairings_are_neighbours_in_the_judged_order(tmp_path: Path) -> None:
     alone = judged(tmp_path / "alone", {("q1", "d0"): 1.0})
     with pytest.raises(ValueError, match="no query has two judged documents"):
         pairings(alone, Preferring(), str(tmp_path / "none"))
+
+
+def test_the_order_is_that_of_what_training_reads(tmp_path: Path) -> None:
+    """Through the map: the windows were of the order in which the judge itself had them."""
+    probs = {"d0": [0.45, 0.1, 0.45], "d1": [0.1, 0.5, 0.4], "d2": [0.4, 0.0, 0.6]}
+    rows = [
+        {"query_id": "q0", "doc_id": doc_id, "grade_probs": p, "relevance": p[1] / 2 + p[2],
+         "judge": "j", "prompt": "p", "origin": "llm"}
+        for doc_id, p in probs.items()
+    ]  # fmt: skip
+    draft = drafted(tmp_path / "judgments", "judgments")
+    draft.write_part(0, pa.Table.from_pylist(rows, schema=JUDGMENTS))
+    stored = draft.finish(extra={"scale": {"values": [0, 1, 2]}})
+    # From .5, .65 and .6 to .5, .62 and .88: of sharper distributions the last has one grade.
+    sharp = Calibration(
+        map=Temperature(temperature=0.2), signed=(("j", "p"),), scale=(0, 1, 2), pairs=1, queries=1
+    )
+    draft = drafted(tmp_path / "map", KIND)
+    draft.write_file(FILE, sharp.model_dump_json().encode())
+    map_, window = draft.finish(), Preferring(window=1)
+
+    def compared(name: str, calibration: Artifact | None) -> list[tuple[str, str]]:
+        made = pairings(stored, window, str(tmp_path / name), calibration)
+        return [(row["doc_id_a"], row["doc_id_b"]) for row in made.table().to_pylist()]
+
+    assert compared("as stored", None) == [("d1", "d2"), ("d2", "d0")]
+    assert compared("mapped", map_) == [("d2", "d1"), ("d1", "d0")]
 
 
 @pytest.mark.parametrize(("verb", "recipe"), [("train", "pairdistill"), ("prefer", "bixse")])

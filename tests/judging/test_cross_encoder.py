@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from bixse.judging.cross_encoder import PairTokenizer, classes, probs_of, scale_of, verdict
 from bixse.judging.settings import CrossEncoder
 from bixse.records import Judgment, Rejection
+from bixse.scale import linear
+from jobs.judges.cross_encoder import cross_encoder_name, signature
 from tests.encoders import save_tiny_cross_encoder
 
 PLAIN = CrossEncoder(model="any")
@@ -54,6 +56,26 @@ def test_pairs_are_two_segments_and_no_passage_opens_a_third(tmp_path: Path) -> 
     assert plain.second == 4
     assert forged.ids.count(plain.ids[-1]) == 2
     assert tokens.encode([], []) == []
+
+
+def test_documents_are_cut_by_tokens_only_when_asked(tmp_path: Path) -> None:
+    """A teacher reads the beginning of a document, where all of it would be rejected."""
+    plain = PLAIN.replace(model=str(save_tiny_cross_encoder(tmp_path, logits=1)))
+    long, short = "ban bar bas bal bam", "bar ban"
+    cut = PairTokenizer.load(plain.replace(document_tokens=3))
+    assert cut.encode(["bal bam"] * 2, [long, short]) == PairTokenizer.load(plain).encode(
+        ["bal bam"] * 2, ["ban bar bas", short]
+    )
+    assert PairTokenizer.load(plain).encode(["bal"], [long]) != cut.encode(["bal"], [long])
+
+
+def test_who_cuts_documents_is_another_judge() -> None:
+    """And who cuts none is who it was: labels that stand are not paid for again."""
+    cut = PLAIN.replace(document_tokens=9)
+    assert cross_encoder_name(PLAIN, "0" * 32, "float32") == "any@000000000000:float32:1*logit+0"
+    assert cross_encoder_name(cut, "0" * 32, "float32").endswith("+0:document_tokens=9")
+    assert "document_tokens" not in signature(PLAIN, "0", linear(0, 1))
+    assert signature(cut, "0", linear(0, 1))["document_tokens"] == 9
 
 
 def test_settings_that_could_only_fail_are_refused(tmp_path: Path, tiny_llm: str) -> None:

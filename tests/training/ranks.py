@@ -23,9 +23,10 @@ from bixse.training.adapters import adapt_transformer
 from bixse.training.batches import Batch, batch_of
 from bixse.training.completions import Completions
 from bixse.training.gather import World, cells_of
-from bixse.training.gradients import batch_gradients
+from bixse.training.gradients import batch_gradients, batch_logits
 from bixse.training.groups import Labels, Preferred, group
 from bixse.training.loop import Notice, Run, train_loop
+from bixse.training.losses import bias_of
 from bixse.training.objective_settings import (
     LCE,
     Combined,
@@ -241,7 +242,8 @@ def part_of(value: Tensor) -> Tensor:
 
 
 def gradients(world: World, tokens: int | None = None, sharded: bool = False) -> dict[str, Tensor]:
-    """Loss, gradients and sizes of all-reduces, by objective, batch and parameter.
+    """Loss, gradients, sizes of all-reduces and where biases would begin, by objective, batch and
+    parameter.
 
     With `tokens`, encoded twice in chunks of at most so many texts; `sharded`, by a model of which
     each rank has a part.
@@ -268,6 +270,11 @@ def gradients(world: World, tokens: int | None = None, sharded: bool = False) ->
             for parameter, value in module.named_parameters():
                 if value.grad is not None:
                     found[f"{name}/{kind}/{parameter}"] = whole(value.grad)
+            if isinstance(module, EncoderScoring) and objective.learns_bias:
+                made = batch_logits(module, cells, read)
+                assert made is not None
+                biases = [bias_of(of_logits, batch.mean_target) for of_logits in made]
+                found[f"{name}/{kind}/calibrated"] = torch.tensor(biases)
     return found
 
 

@@ -111,6 +111,23 @@ def test_merged_equals_unmerged_and_is_a_plain_directory(kind: str, tmp_path: Pa
     torch.testing.assert_close(found, unmerged, atol=1e-5, rtol=0)
 
 
+def test_what_is_merged_is_the_product_times_its_scaling(tmp_path: Path) -> None:
+    model = load_model(str(save_tiny_encoder(tmp_path)), "cpu")
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    merge = adapt(model, LoRA(rank=4, scaling=3.0), seed=0)
+    torch.manual_seed(1)
+    wanted, halves = dict(before), dict(model.named_parameters())
+    for name, a in halves.items():
+        if "lora_A" in name:
+            b = torch.nn.init.normal_(halves[name.replace("lora_A", "lora_B")])
+            layer = name.replace("lora_A.default.", "")
+            wanted[layer] = before[layer] + 3 * (b @ a).detach()
+    merge()
+    for name, value in model.named_parameters():
+        torch.testing.assert_close(value.detach(), wanted[name], atol=1e-5, rtol=1e-5, msg=name)
+    assert sum(not torch.equal(wanted[name], before[name]) for name in before) > 4
+
+
 def test_adapters_begin_alike_at_the_same_seed(tmp_path: Path) -> None:
     directory, drawn = str(save_tiny_encoder(tmp_path)), []
     for seed in (0, 0, 1):

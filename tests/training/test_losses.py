@@ -7,7 +7,9 @@ import torch
 
 from bixse.training.losses import (
     Positives,
+    bias_of,
     calibrate_bias,
+    count_logits,
     graded_bce,
     infonce,
     label_entropy,
@@ -211,6 +213,24 @@ def test_calibrated_bias_gives_the_mean_target(spread: float) -> None:
     first = float(graded_bce(20 * cosine + bias, target, weight, size))
     assert first <= 3 * size * entropy
     assert float(graded_bce(20 * cosine, target, weight, size)) >= 10 * first
+
+
+def test_logits_are_counted_in_parts_and_their_bins_are_fine_enough() -> None:
+    draw = torch.Generator().manual_seed(1)
+    cosine = torch.rand(300, 200, generator=draw, dtype=torch.float64) * 2 - 1
+    weight = (torch.rand(300, 200, generator=draw) < 0.9).double()
+    seen = cosine[weight > 0]
+    for scale in (0.5, 20.0, 100.0):
+        parts = [count_logits(cosine[r], weight[r], scale) for r in (slice(0, 7), slice(7, None))]
+        counted = torch.stack(parts).sum(dim=0)
+        assert float(counted[0].sum()) == len(seen)
+        assert float(counted[1].sum()) == pytest.approx(float(scale * seen.sum()), abs=1e-6)
+        for mean in (1e-4, 0.01, 0.6):
+            bias = bias_of(counted, mean)
+            assert float(torch.sigmoid(scale * seen + bias).mean()) == pytest.approx(mean, rel=1e-6)
+    # Rounding may put a cosine beyond 1.
+    edges = torch.tensor([[1 + 1e-6, -1 - 1e-6]])
+    assert float(count_logits(edges, torch.ones(1, 2), 20.0)[0].sum()) == 2
 
 
 def test_calibration_ignores_masked_cells_and_survives_a_batch_of_zeros() -> None:

@@ -1,13 +1,17 @@
 """What the seam promises of every objective, known to it by settings alone."""
 
+from typing import Any, get_args
+
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from torch.nn.functional import normalize
 
+from bixse.training import losses
 from bixse.training.batches import batch_of
 from bixse.training.gather import World, cells_of
-from bixse.training.gradients import batch_gradients
+from bixse.training.gradients import batch_gradients, batch_logits
 from bixse.training.groups import Labels, group
 from bixse.training.loop import plan_of
 from bixse.training.objective import Grid, share
@@ -23,6 +27,7 @@ from bixse.training.objective_settings import (
     PreferenceKL,
     RankNet,
     Triplet,
+    Wasserstein,
 )
 from bixse.training.scoring import EncoderScoring
 from bixse.training.settings import Training
@@ -43,6 +48,56 @@ def whole(objective: Objective, kind: str = "even") -> tuple[torch.Tensor, torch
 def grid(objective: Objective, kind: str) -> Grid:
     batch = ranks.batches()[kind]
     return cells_of(batch, objective, World(), CPU).grid(slice(0, len(batch.query_Q)))
+
+
+def test_every_setting_reaches_the_formula() -> None:
+    """Values that are no defaults, so that none of them can be forgotten on the way."""
+    batch = ranks.batches()["even"]
+    draw = torch.Generator().manual_seed(3)
+    cosine = torch.rand(batch.own_QD.shape, generator=draw, dtype=torch.float64) * 1.6 - 0.8
+    s = 7 * cosine
+    z, weight = torch.from_numpy(batch.target_QD), torch.from_numpy(batch.weight_QD)
+    known, own = torch.from_numpy(batch.known_QD), torch.from_numpy(batch.own_QD)
+    rows, whole = len(batch.query_Q), weight > 0
+    positive, better = losses.positive_weights(z, own, "threshold", 0.8), known & (z >= 0.8)
+    row, a, b = (torch.from_numpy(x) for x in (batch.row_R, batch.a_R, batch.b_R))
+    prob_a = torch.from_numpy(batch.prob_a_R)
+    assert len(row)
+    formulae: dict[Objective, torch.Tensor] = {
+        InfoNCE(positives="threshold", threshold=0.8, scale=7): losses.infonce(
+            s, z, weight, known, positive, float(positive.sum())
+        ),
+        ListKL(scale=7, target_scale=2): losses.list_kl(s, 2 * z, known, whole, rows),
+        ListKL(scale=7, target_scale=2, in_batch=False): losses.list_kl(
+            s, 2 * z, known, known, rows
+        ),
+        Wasserstein(scale=7, target_scale=2): losses.wasserstein(s, 2 * z, weight),
+        PreferenceKL(scale=7): losses.preference_kl(s[row, a], s[row, b], prob_a, len(row)),
+        Triplet(margin=0.3, threshold=0.8, in_batch=False): losses.triplet(
+            cosine, better, known & ~better, 0.3, triplets(better, known)
+        ),
+        **{
+            LambdaLoss(scale=7, weighting=weighting): losses.lambda_loss(
+                s, z, known, whole, weighting, rows
+            )
+            for weighting in get_args(losses.Weighting)
+        },
+        **{
+            made: form(s, y, known, whole, len(ordered_by_hand(grid(made, "even"), True)))
+            for made, form, y in (
+                (RankNet(scale=7), losses.ranknet, z),
+                (MarginMSE(scale=7, target_scale=2), losses.margin_mse, 2 * z),
+            )
+        },
+    }
+    for objective, wanted in formulae.items():
+        found, _ = share(objective, cosine, grid(objective, "even"), 1.0, BIAS)
+        torch.testing.assert_close(found, wanted.double(), atol=1e-9, rtol=1e-6, msg=str(objective))
+    assert len({round(float(wanted), 6) for wanted in formulae.values()}) == len(formulae)
+
+
+def triplets(positive: torch.Tensor, known: torch.Tensor) -> float:
+    return float((positive.sum(dim=1) * (known & ~positive).sum(dim=1)).sum())
 
 
 def test_a_combination_is_the_weighted_sum_of_its_parts() -> None:
@@ -130,6 +185,37 @@ def test_chunks_of_rows_equal_the_whole(name: str) -> None:
         found.append({"shares": shares, **gradients})
     for chunked in found[1:]:
         torch.testing.assert_close(chunked, found[0], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["graded_bce", "matryoshka"])
+def test_the_bias_is_calibrated_on_a_few_rows_at_a_time(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It took the whole matrix, of a batch that is trained on in chunks."""
+    objective, batch = ranks.OBJECTIVES[name], ranks.batches()["even"]
+    module = ranks.scoring(objective, World(), name)
+    assert isinstance(module, EncoderScoring)
+    sizes: list[int] = []
+    plain = EncoderScoring.cosines
+
+    def noted(self: EncoderScoring, query: torch.Tensor, document: torch.Tensor) -> Any:
+        sizes.append(len(query) * len(document))
+        return plain(self, query, document)
+
+    monkeypatch.setattr(EncoderScoring, "cosines", noted)
+    module.chunk_cells = 400
+    cells = cells_of(batch, objective, World(), CPU)
+    counted = batch_logits(module, cells, ranks.reading(module, batch))
+    assert counted is not None
+    assert len(sizes) > 2
+    assert max(sizes) <= 400 / 8
+    target, weight = torch.from_numpy(batch.target_QD), torch.from_numpy(batch.weight_QD)
+    assert batch.mean_target == pytest.approx(float(target[weight > 0].mean()), rel=1e-6)
+    query, document = (side.detach() for side in ranks.vectors(module.encoder, batch))
+    for leading, of_logits in zip((6, 4, 2), counted, strict=False):
+        cosine = normalize(query[:, :leading]) @ normalize(document[:, :leading]).T
+        wanted = losses.calibrate_bias(cosine, target, weight, 5.0)
+        assert losses.bias_of(of_logits, batch.mean_target) == pytest.approx(wanted, abs=1e-6)
 
 
 def test_no_preference_in_the_batch_moves_nothing() -> None:

@@ -59,6 +59,9 @@ def test_one_process_equals_the_formula(name: str, kind: str) -> None:
     shares = batch_gradients(module, cells, ranks.reading(module, batch))
     assert shares is not None
     torch.testing.assert_close(shares[0], loss.detach(), atol=1e-10, rtol=1e-9)
+    # What the labels leave open: nothing of a positive among negatives.
+    open_ = -(z * np.log(z) + (1 - z) * np.log(1 - z)) if isinstance(objective, PairBCE) else 0 * z
+    assert float(shares[1]) == pytest.approx(open_.mean(), abs=1e-6)
     for mine, wanted in zip(module.encoder.parameters(), model.parameters(), strict=True):
         expected = torch.zeros_like(mine) if wanted.grad is None else wanted.grad
         assert mine.grad is not None
