@@ -118,6 +118,31 @@ def test_the_same_content_has_the_same_fingerprint(tmp_path: Path) -> None:
     assert make(str(tmp_path / "c"), x=1).fingerprint != make(str(tmp_path / "a2")).fingerprint
 
 
+OLDER = """{
+ "fingerprint": "e685c8e19e903f7c5de7b563272dbb5b",
+ "sha256": "117f41f8e9cda951f251b9d8a19426c4e0849eed88f3f8dafb939951484400fd",
+ "kind": "notes",
+ "schema_version": 1,
+ "rows": 3,
+ "rejected": 0,
+ "files": {"notes.txt": {
+  "sha256": "a9f74d1ec36ebdeb2da3f6e5868090cd2a2d20b3dcca7b62f60304b1d3d9ef42", "bytes": 3}},
+ "inputs": {"corpus": "abc"},
+ "config": {"seed": 0},
+ "versions": {"pyarrow": "26.0.1"},
+ "seconds": 1.5,
+ "device": "cpu",
+ "extra": {"leaves": 3}
+}"""
+
+
+def test_an_artefact_of_an_older_build_opens(tmp_path: Path) -> None:
+    """Whatever enters its hashes anew, all that was made before would be damaged."""
+    (tmp_path / "notes.txt").write_bytes(b"tea")
+    (tmp_path / MANIFEST).write_text(OLDER)
+    assert Artifact.open(str(tmp_path), "notes").manifest.extra == {"leaves": 3}
+
+
 def test_inputs_are_named_and_several_are_numbered(tmp_path: Path) -> None:
     corpus, first, second = (make(str(tmp_path / name), x=name) for name in "abc")
     assert fingerprints(corpus=corpus, queries=[first, second], preferences=None) == {

@@ -40,6 +40,14 @@ def test_fractional_scale_keeps_vote_shares() -> None:
     assert scale.relevance((0.75, 0.25)) == 0.25
 
 
+def test_given_grades_have_whole_steps_or_two_ends() -> None:
+    assert linear(-1, 1).values == (-1, 0, 1)
+    assert len(linear(100, 200).values) == 101
+    assert linear(0, 101).values == (0, 101)
+    assert linear(0.5, 2).values == (0.5, 2)
+    assert linear(0, 1.5).values == (0, 1.5)
+
+
 @pytest.mark.parametrize("probs", [(0.5, 0.5), (0.5, 0.5, 0.5, 0.5), (-0.5, 0.5, 0.5, 0.5)])
 def test_what_is_no_distribution_has_no_relevance(probs: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="distribution"):

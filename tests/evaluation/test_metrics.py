@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bixse.evaluation.metrics import measure, measures, ndcg, unjudged, without_relevant
+from bixse.evaluation.metrics import (
+    measure,
+    measures,
+    ndcg,
+    others,
+    themselves,
+    unjudged,
+    without_relevant,
+)
 from bixse.records import Hit
 
 
@@ -102,6 +110,19 @@ def test_judged_and_unjudged_agree():
 def test_queries_that_no_ranking_can_score_on_are_counted():
     qrels = {"q1": {"a": 1.0}, "q2": {"a": 0.2}, "q3": {"a": 0.0}}
     assert without_relevant(qrels, 0.5) == {"no_gain": 1, "none_relevant": 2}
+
+
+def test_a_query_that_is_a_document_does_not_find_itself():
+    texts = {"a": "green tea", "b": "black tea", "c": "white tea", "x": "red wine"}
+    documents = [
+        *(("a", "", "Green tea"), ("b", "black", "tea"), ("c", "", "white tea")),
+        *(("x", "", "blue"), ("d", "", "green tea")),
+    ]
+    # c was judged for itself, x is another text, and d is a copy under another id.
+    itself = themselves(texts, {"a": {"d": 1.0}, "c": {"c": 1.0}}, documents)
+    assert itself == {"a", "b"}
+    assert others("a", hits("d", "a", "c"), itself) == hits("d", "c")
+    assert others("c", hits("c", "a"), itself) == hits("c", "a")
 
 
 def test_a_document_twice_in_a_ranking_is_refused():

@@ -41,6 +41,24 @@ def headline_of(ndcg: dict[str, npt.NDArray[np.float64]]) -> str:
     return found
 
 
+def test_what_changed_is_counted_and_named_the_most_first() -> None:
+    base = np.full(5, 0.5)
+    trained = base + np.array([0.25, -0.375, 0, 0.125, 1e-12])
+    values = {"base": {"ndcg@10": base}, "trained": {"ndcg@10": trained}}
+    queries = {f"q{number}": f"query {number}" for number in range(5)}
+    found = summarise(Measured(queries, values), SETTINGS)
+    assert found["ndcg@10"] == {"base": 0.5, "trained": pytest.approx(0.5)}
+    assert found["differences"]["trained-base"]["ndcg@10"]["mean"] == pytest.approx(0, abs=1e-9)
+    changes = found["changes"]["trained-base"]
+    # An nDCG that was added in another order is the same.
+    assert [changes[name] for name in ("better", "worse", "same")] == [2, 1, 2]
+    assert [row["query_id"] for row in changes["best"]] == ["q0", "q3"]
+    assert changes["worst"] == [
+        {"query_id": "q1", "text": "query 1", "trained": 0.125, "base": 0.5, "change": -0.375}
+    ]
+    assert changes["sorted"] == [-0.375, 0, 0, 0.125, 0.25]
+
+
 @pytest.mark.parametrize("gains", [(0.3,), (0.3, 0.2), (-0.1, -0.2, -0.3)])
 def test_few_queries_prove_nothing_however_narrow_their_interval(gains: tuple[float, ...]) -> None:
     said = headline(*gains)

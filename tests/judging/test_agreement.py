@@ -11,6 +11,7 @@ from bixse.judging.agreement import (
     calibration_error,
     confusion,
     grade,
+    interval,
     intervals,
     kappa,
     measures,
@@ -137,6 +138,17 @@ def test_intervals_draw_queries_not_pairs() -> None:
     # A query a pair: the textbook standard error of a mean.
     assert high - low == pytest.approx(2 * 1.96 * error.std() / 10, rel=0.25)
     assert low < error.mean() < high
+
+
+def test_intervals_of_two_queries_reach_from_one_to_the_other() -> None:
+    """A quarter of the samples is one of them twice, wherever their pairs stand."""
+    both = aligned([3, 0, 3, 0], [0, 0, 0, 0], [1, 0, 1, 0])
+    assert intervals(both, 10, 100, seed=0)["over_rating"] == (0, 1)
+
+
+def test_an_interval_is_of_the_samples_that_have_a_value() -> None:
+    assert interval(np.array([np.nan, 0.25, 0.25])) == (0.25, 0.25)
+    assert np.isnan(interval(np.array([np.nan, np.nan]))).all()
 
 
 def test_nothing_graded_twice_is_an_error() -> None:

@@ -82,6 +82,7 @@ def test_positives_among_negatives_are_named() -> None:
     assert find(("q1", "a", 0.1), ("q1", "b", 0.4)) == []
     assert find(("q1", "c", 1.0), ("q3", "c", 0.0)) == []
     assert find(("q1", "c", 1.0), ("q1", "c", 0.2)) == []
+    assert find(("q1", "a", 0.2), ("q1", "a", 0.4)) == []
     # Stored as float32, 0.7 is a little less.
     stored = float(np.float32(0.7))
     lone = [Hidden("q1", "a", stored, "b", None)]

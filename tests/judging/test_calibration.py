@@ -1,5 +1,7 @@
 """Maps with known answers, and the refusals of a map that was fitted on something else."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -19,7 +21,7 @@ from bixse.judging.calibration import (
 )
 from bixse.judging.given import ASSUMED
 from bixse.records import JUDGMENTS
-from bixse.scale import UMBRELA
+from bixse.scale import LIGHTBLUE, UMBRELA, Scale
 
 SCALE = UMBRELA.values
 
@@ -39,10 +41,11 @@ def table(probs: np.ndarray, judge: str = "gpt", prompt: str = "p") -> pa.Table:
     return pa.Table.from_pylist(rows, schema=JUDGMENTS)
 
 
-def test_expected_relevance_is_that_of_the_scale() -> None:
-    probs = np.random.default_rng(0).dirichlet(np.ones(4), 50)
-    each = [UMBRELA.relevance(row) for row in probs.tolist()]
-    assert expected_relevance(probs, SCALE) == pytest.approx(np.array(each))
+@pytest.mark.parametrize("scale", [UMBRELA, LIGHTBLUE])
+def test_expected_relevance_is_that_of_the_scale(scale: Scale) -> None:
+    probs = np.random.default_rng(0).dirichlet(np.ones(len(scale.values)), 50)
+    each = [scale.relevance(row) for row in probs.tolist()]
+    assert expected_relevance(probs, scale.values) == pytest.approx(np.array(each))
 
 
 def test_isotonic_of_single_grades_is_what_people_say_on_average() -> None:
@@ -76,6 +79,14 @@ def test_temperature_is_recovered() -> None:
     fitted = fit_temperature(sharp, drawn / 3, SCALE)
     assert fitted.temperature == pytest.approx(2.5, rel=0.05)
     assert apply(fitted, sharp, SCALE) == pytest.approx(expected_relevance(truth, SCALE), abs=0.02)
+    assert fit_temperature(sharp, drawn / 3, (1, 2, 3, 4)) == fitted
+
+
+def test_a_temperature_stays_within_its_bounds() -> None:
+    probs = np.array([[0.28, 0.24, 0.24, 0.24]])
+    agreed, contradicted = (fit_temperature(probs, np.array([z]), SCALE) for z in (0.0, 1.0))
+    assert 0.05 <= agreed.temperature < 0.051
+    assert 19.9 < contradicted.temperature <= 20
 
 
 def test_grades_without_a_vote_have_no_part_in_the_temperature() -> None:
@@ -104,9 +115,14 @@ def test_single_grades_have_no_temperature() -> None:
         fit_temperature(one_hot([0, 1, 2, 3]), np.array([0, 0.3, 0.6, 1]), SCALE)
 
 
-def test_nothing_to_fit_on_is_an_error() -> None:
+@pytest.mark.parametrize("fit", [fit_isotonic, fit_temperature])
+def test_what_no_map_can_be_fitted_on_is_an_error(fit: Callable[..., object]) -> None:
     with pytest.raises(ValueError, match="nothing to fit a map on"):
-        fit_isotonic(np.zeros((0, 4)), np.zeros(0), SCALE)
+        fit(np.zeros((0, 4)), np.zeros(0), SCALE)
+    even = np.full((2, 4), 0.25)
+    for probs, human in ((even * np.nan, [0.0, 1.0]), (even, [0.0, np.nan])):
+        with pytest.raises(ValueError, match="must be finite"):
+            fit(probs, np.array(human), SCALE)
 
 
 @given(st.integers(0, 20), st.integers(2, 60))
@@ -140,7 +156,8 @@ def test_a_map_of_other_judges_is_refused_by_name() -> None:
         relevance(table(one_hot([0]), judge="llama"), SCALE, calibration())
     with pytest.raises(ValueError, match=r"also by gpt \(prompt other\)"):
         relevance(table(one_hot([0]), prompt="other"), SCALE, calibration())
-    assert signers(table(one_hot([0, 0]), prompt="")) == (("gpt", ""),)
+    both = pa.concat_tables([table(one_hot([0]), "llama"), table(one_hot([0, 0]), prompt="")])
+    assert signers(both) == (("gpt", ""), ("llama", "p"))
 
 
 def test_a_candidate_that_nobody_judged_is_not_mapped() -> None:

@@ -72,6 +72,13 @@ def test_every_part_of_the_signature_enters_the_key() -> None:
     assert signature_hash(reordered) == signature_hash(SIGNATURE)
 
 
+def test_the_key_is_pinned() -> None:
+    """Another key, and every label that was paid for is lost without a word."""
+    assert signature_hash(SIGNATURE) == "f5165a0b747a95ee218aa48eb39a00ed"
+    found = label_key(SIGNATURE, "what is tea", "A leaf, caf\u00e9.").hex()
+    assert found == "254fab22d10df56df7c9ee0d7727c7c2c5c2d7c4c3700adfa0b79a965d42c518"
+
+
 @given(st.text())
 def test_normalising_twice_changes_nothing(text: str) -> None:
     assert normalised(normalised(text)) == normalised(text)

@@ -31,6 +31,9 @@ def test_a_ranking_without_hits_or_span_decides_nothing() -> None:
     assert [hit.doc_id for hit in fuse_ranks([DENSE, []], 10)] == ["a", "b", "c"]
     assert [hit.doc_id for hit in fuse_scores([], LEXICAL, 0.9, 10)] == ["c", "a", "z"]
     assert [hit.score for hit in fuse_scores([Hit("a", -1.0, 1)], [], 1.0, 10)] == [0.0]
+    # A small span is one all the same.
+    assert [hit.score for hit in fuse_scores([Hit("a", -0.5, 1)], [], 1.0, 10)] == [1.0]
+    assert [hit.score for hit in fuse_scores([], [Hit("a", 0.5, 1)], 0.25, 10)] == [0.75]
     assert fuse_ranks([[], []], 10) == []
 
 

@@ -112,7 +112,8 @@ def test_a_k_for_each_query_and_fields_of_rows(tmp_path: Path) -> None:
     doc_ids, vectors = made()
     group = ShardGroup(shards(tmp_path, SETTINGS["exact"], doc_ids, vectors, 3))
     ks: Sequence[int] = [3, 170, 1]
-    for found, k, query in zip(group.rankings(vectors[:3], ks), ks, vectors, strict=False):
+    queries = vectors[:3]
+    for found, k, query in zip(group.rankings(queries, ks), ks, queries, strict=True):
         assert len(found.doc_ids) == len(found.scores) == k
         assert found.doc_ids == [hit.doc_id for hit in group.search(query[None], k)[0]]
         assert group.doc_ids(found.rows) == found.doc_ids

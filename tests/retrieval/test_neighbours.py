@@ -10,9 +10,39 @@ from bixse.retrieval import finder, metadata
 from bixse.retrieval.building import build_shard
 from bixse.retrieval.merge import ranked
 from bixse.retrieval.metadata import Kept
+from bixse.retrieval.neighbours import kept_of, neighbour_counts
 from bixse.retrieval.settings import Retrieval, Structure
 from bixse.retrieval.shard import Shard
 from tests.retrieval.made import clustered, table
+
+
+def test_as_many_neighbours_are_asked_for_as_are_faster_than_comparing() -> None:
+    assert neighbour_counts(10, 10**6) == [128, 1024]
+    assert neighbour_counts(10, 1023) == [128]
+    assert neighbour_counts(10, 127) == []
+    assert neighbour_counts(1000, 10**6) == [4000]
+    assert neighbour_counts(1025, 10**6) == []
+
+
+def test_kept_neighbours_by_hand() -> None:
+    kept, none = Kept.of(np.array([1, 0, 1, 1, 0, 0, 0, 1], np.bool_)), -np.inf
+    scores = np.array(
+        [[0.75, 0.5, 0.25, 0.125], [0.75, 0.5, 0.25, none], [0.75, none, none, none]], np.float32
+    )
+    rows = np.array([[0, 1, 2, 3], [1, 0, 2, -1], [0, -1, -1, -1]])
+
+    def enough(fetch: int, k: int, whole: bool) -> list[bool]:
+        return kept_of(scores, rows, kept, fetch, k, whole)[0].tolist()
+
+    _, found_scores, found_rows = kept_of(scores, rows, kept, fetch=1, k=1, whole=False)
+    assert found_rows.tolist() == [[0, 2, 3], [0, 2, -1], [0, -1, -1]]
+    assert found_scores.tolist() == [[0.75, 0.25, 0.125], [0.5, 0.25, none], [0.75, none, none]]
+    # One of the first two is kept, of each query.
+    assert enough(1, 1, whole=False) == [True, True, True]
+    assert enough(2, 1, whole=False) == [False, False, False]
+    # More may tie with the third of the first query; the others have no third, or no second.
+    assert enough(1, 2, whole=True) == [True, True, False]
+    assert enough(1, 3, whole=True) == [False, False, False]
 
 
 def topical(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -49,6 +49,13 @@ def test_known_grades_fill_the_batch() -> None:
     assert batch.weight_QD.tolist() == [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 1]]
 
 
+def test_a_batch_that_leaves_out_a_query_knows_what_is_of_its_own() -> None:
+    batch = batch_of(labels_of(ROWS, {}), np.asarray([0, 4]))
+    assert (batch.query_Q.tolist(), batch.document_D.tolist()) == ([0, 2], [0, 3])
+    assert batch.target_QD.tolist() == [[1, 0], [0, 0.75]]
+    assert batch.own_QD.tolist() == batch.known_QD.tolist() == [[True, False], [False, True]]
+
+
 def test_a_copy_of_a_document_is_the_document() -> None:
     labels = labels_of(ROWS, {"c": "A"})
     batch = batch_of(labels, np.asarray([0, 2, 3, 4]))

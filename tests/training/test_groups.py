@@ -134,7 +134,10 @@ def test_judgments_without_a_contrast_are_refused() -> None:
         count_groups(labels_of([("q0", "a", 1.0), ("q1", "b", 0.0)]), 0.5)
 
 
-JUDGED = [("q0", "a", 1.0), ("q0", "b", 0.5), ("q0", "c", 0.0), ("q1", "b", 0.25)]
+JUDGED = [
+    *(("q0", "a", 1.0), ("q0", "b", 0.5), ("q0", "c", 0.0)),
+    *(("q1", "b", 0.25), ("q1", "c", 0.5)),
+]
 
 
 def preferring(*rows: tuple[str, str, str, float]) -> Labels:
@@ -162,20 +165,22 @@ def test_preferences_of_a_pair_are_turned_one_way_and_averaged() -> None:
         ("q0", "b", "A", 0.3),
         ("q0", "c", "b", 0.25),
         ("q0", "a", "A", 0.5),  # one document
-        ("q1", "b", "c", 1.0),  # c was not judged for q1
+        ("q1", "c", "b", 0.0),
+        ("q1", "b", "a", 1.0),  # a was not judged for q1
+        ("q1", "z", "b", 1.0),
         ("q2", "a", "b", 1.0),
         ("q0", "a", "z", 1.0),
     )
     found = labels.preferences
     assert found is not None
-    assert found.from_Q1.tolist() == [0, 2, 2]
-    assert found.a_R.tolist() == [0, 1]
-    assert found.b_R.tolist() == [1, 2]
-    assert found.prob_a_R.tolist() == pytest.approx([(0.9 + 0.7) / 2, 0.75])
+    assert found.from_Q1.tolist() == [0, 2, 3]
+    assert found.a_R.tolist() == [0, 1, 1]
+    assert found.b_R.tolist() == [1, 2, 2]
+    assert found.prob_a_R.tolist() == pytest.approx([(0.9 + 0.7) / 2, 0.75, 1.0])
     # In the batch only those whose two documents are both there.
     part = batch_of(labels, np.asarray([0, 1, 3]))
     assert (part.row_R.tolist(), part.a_R.tolist(), part.b_R.tolist()) == ([0], [0], [1])
-    assert len(batch_of(labels, np.asarray([0, 2, 3])).row_R) == 2
+    assert batch_of(labels, np.asarray([0, 2, 3])).row_R.tolist() == [0, 0, 1]
     assert len(batch_of(labels, np.asarray([0, 2])).row_R) == 0
 
 

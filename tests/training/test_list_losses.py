@@ -14,6 +14,7 @@ from bixse.training.losses import (
     lambda_loss,
     lce,
     list_kl,
+    local_groups,
     margin_mse,
     preference_kl,
     ranknet,
@@ -295,6 +296,16 @@ def test_noisy_transitive_preferences_are_recovered() -> None:
         preference_kl(s[a], s[b], prob, len(a)).backward()
         descent.step()
     assert kendalltau(s.detach().numpy(), quality).statistic > 0.95
+
+
+def test_local_groups_put_each_positive_before_the_negatives_of_its_row() -> None:
+    score = rows([1, 2, 3], [4, 5, 6])
+    positive = torch.tensor([[True, False, False], [True, True, False]])
+    negative = torch.tensor([[False, False, True], [False, False, False]])
+    none = -math.inf
+    assert local_groups(score, positive, negative).tolist() == [[1, none, none, 3]]
+    both = torch.stack([negative[0], negative[0]])
+    assert local_groups(score, positive, both)[:, 0].tolist() == [1, 4, 5]
 
 
 def test_lce_is_cross_entropy_of_the_first_and_ignores_the_order_of_the_rest() -> None:

@@ -147,6 +147,14 @@ def test_infonce_by_hand() -> None:
     assert loss("all", masked) == pytest.approx(math.log(6 / 4) / 2, abs=1e-6)
 
 
+def test_documents_of_one_grade_are_no_negatives_of_each_other() -> None:
+    logit = torch.tensor([[math.log(4), math.log(2), 0.0]])
+    target, own = torch.tensor([[0.5, 0.5, 0.0]]), torch.tensor([[True, True, False]])
+    positive = positive_weights(target, own, "threshold", 0.5)
+    loss = infonce(logit, target, torch.ones(1, 3), own, positive, 2.0)
+    assert float(loss) == pytest.approx((math.log(5 / 4) + math.log(3 / 2)) / 2, abs=1e-6)
+
+
 def test_infonce_is_plain_cross_entropy_when_nothing_else_is_known() -> None:
     cells = batch()
     own = cells["own"]

@@ -55,7 +55,9 @@ def test_the_first_batch_of_each_set_is_the_first_that_training_meets() -> None:
     settings = Training(batch_size=8)
     turns = turns_of(SETS, settings)
     mixed = list(batches_from(SETS, settings, turns, 0))
-    for number, first in enumerate(first_batches(SETS, settings, turns)):
+    firsts = list(first_batches(SETS, settings, turns))
+    assert len(firsts) == len(SETS)
+    for number, first in enumerate(firsts):
         met = next(batch for batch in mixed if batch.set_number == number)
         assert np.array_equal(first.query_Q, met.query_Q)
         assert np.array_equal(first.document_D, met.document_D)

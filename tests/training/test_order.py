@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bixse.training.order import Plan, Turns, rate_factor, share
+from bixse.training.order import Plan, Turns, rate_factor, share, shares
 
 rows = st.integers(2, 300)
 batch_sizes = st.integers(2, 64)
@@ -96,6 +96,7 @@ def test_one_row_is_refused() -> None:
 def test_shares_are_a_partition(count: int, parts: int) -> None:
     pieces = [range(count)[share(count, part, parts)] for part in range(parts)]
     assert [i for piece in pieces for i in piece] == list(range(count))
+    assert shares(count, parts) == [*map(len, pieces)]
     assert max(map(len, pieces)) - min(map(len, pieces)) <= 1
 
 
