@@ -10,8 +10,10 @@ import pytest
 
 from bixse.artifacts import Artifact
 from bixse.candidates.settings import Stratified
+from bixse.judging.calibration import FILE, KIND, Calibration, Isotonic
 from jobs.labels import sample
 from jobs.verbs import main
+from tests.artifacts import drafted
 from tests.encoders import save_tiny_cross_encoder, save_tiny_encoder
 from tests.jobs.conftest import write_beir
 from tests.jobs.test_train import judgments
@@ -46,6 +48,27 @@ def test_the_sample_covers_each_query_and_accounts_for_every_row(tmp_path: Path)
     assert set(again.table()["doc_id"].to_pylist()) == set(found["q3"])
     other = sample(judged, Stratified(documents=8, seed=1), str(tmp_path / "other"))
     assert other.table() != made.table()
+
+
+def test_the_recipe_samples_through_the_map_that_it_trains_through(tmp_path: Path) -> None:
+    data, out = write_beir(tmp_path / "beir", documents=80, queries=24), tmp_path / "out"
+    lines = [
+        f"q{q:03d}\td{d:05d}\t{z}" for q in range(12) for d, z in enumerate(scores(30, seed=q))
+    ]
+    lines += ["q000\td00070\t1.0"]
+    (tmp_path / "teacher.tsv").write_text("query-id\tcorpus-id\tscore\n" + "\n".join(lines))
+    fitted = Calibration(
+        map=Isotonic(judged=(0.0, 1.0), human=(0.0, 0.5)), signed=(("teacher", ""),), scale=(0, 1),
+        pairs=1, queries=1,
+    )  # fmt: skip
+    draft = drafted(tmp_path / "map", KIND)
+    draft.write_file(FILE, fitted.model_dump_json().encode())
+    map_ = draft.finish()
+    line = ["--judging.judge", "given", "--judging.given.file", str(tmp_path / "teacher.tsv")]
+    line += ["--data", str(data), "--out", str(out), "--judging.calibration", map_.url]
+    main("judge", ["stratified_kd", *line])
+    sampled = Artifact.open(str(out / "judgments-sampled"))
+    assert sampled.manifest.inputs["calibration"] == map_.fingerprint
 
 
 def run(tmp_path: Path, *flags: str) -> Path:

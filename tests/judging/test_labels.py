@@ -118,6 +118,8 @@ def test_many_runs_answer_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert sum(len(run) < 8 for run in store._runs) < 3
     assert len(store) == 60
     assert store.find(keys(61)) == [*[label(n) for n in range(60)], None]
+    # Read at once, a run is full as soon as a part has filled it.
+    assert max(map(len, Labels(str(tmp_path), SIGNATURE)._runs)) == 9
 
 
 def test_keys_with_an_equal_head_are_told_apart(tmp_path: Path) -> None:
