@@ -15,14 +15,14 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 from typing import Any
 
-# torch: the release that the project serves with.
 NEEDS = {
-    "txtai": ("txtai[api]", "sentence-transformers==6.2.0", "torch==2.13.0", "faiss-cpu==1.15.1"),
-    "chroma": ("chromadb", "sentence-transformers==6.2.0", "torch==2.13.0", "fastapi", "uvicorn"),
+    "txtai": ("txtai[api]", "sentence-transformers", "faiss-cpu"),
+    "chroma": ("chromadb", "sentence-transformers", "fastapi", "uvicorn"),
 }
 INSTALL_WITHIN_S = 600
 
@@ -30,14 +30,20 @@ INSTALL_WITHIN_S = 600
 def installed(peer: str, peers: Path) -> Path:
     """The Python of a peer's environment, made when there is none.
 
-    Raises CalledProcessError or TimeoutExpired when it cannot be installed.
+    What it needs and this environment has, as torch, it takes from here: the same release, and
+    minutes less. Raises CalledProcessError, TimeoutExpired or OSError when it cannot be installed.
     """
     place, done = peers / peer, peers / f"{peer}.installed"
     python = place / "bin" / "python"
     if not done.exists():
         subprocess.run([sys.executable, "-m", "venv", place], check=True)
+        version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+        own = place / "lib" / version / "site-packages"
+        (own / "shared.pth").write_text(sysconfig.get_path("purelib"))
         command = [str(python), "-m", "pip", "install", "-q", *NEEDS[peer]]
-        subprocess.run(command, check=True, timeout=INSTALL_WITHIN_S)
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_WITHIN_S)
+        if ran.returncode:
+            raise OSError(f"pip ends with {ran.returncode}: {ran.stderr.strip()[-500:]}")
         done.touch()
     return python
 
