@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bixse.models.reranker import Reranker, trained_directory
+from bixse.settings import Precision
 from serve.fanout import RERANKER
 from serve.generation import Generation
 from serve.ledger import Follower
@@ -29,13 +30,14 @@ _SAME = 0.01
 class RerankerStore:
     """Loaded rerankers of some generations. They run on one thread, one batch at a time."""
 
-    def __init__(self, threads: int, batch_tokens: int) -> None:
+    def __init__(self, threads: int, batch_tokens: int, precision: Precision = "float32") -> None:
         import torch
 
         torch.set_num_threads(threads)
         self._rerankers: dict[int, tuple[Reranker, float]] = {}
         self._reads = Reads()
         self._batch_tokens = batch_tokens
+        self._precision = precision
         # OpenMP keeps its number of threads by thread: it must be set on the one that scores too.
         self._thread = ThreadPoolExecutor(
             1, "reranker", initializer=torch.set_num_threads, initargs=(threads,)
@@ -53,7 +55,7 @@ class RerankerStore:
         held = self._rerankers.values()
         same = [one for one in held if one[0].fingerprint == wanted.fingerprint]
         if not same:
-            reranker = Reranker.load(str(directory))
+            reranker = Reranker.load(str(directory), precision=self._precision)
             if reranker.fingerprint != wanted.fingerprint:
                 raise ValueError(
                     f"expected reranker {wanted.fingerprint} at {wanted.start}, found "
@@ -98,10 +100,14 @@ class RerankServer:
     """The reranker, a deployment that follows the ledger."""
 
     async def __init__(  # type: ignore[misc]  # Ray Serve awaits it.
-        self, ledger: "DeploymentHandle[Any]", threads: int, batch_tokens: int
+        self,
+        ledger: "DeploymentHandle[Any]",
+        threads: int,
+        batch_tokens: int,
+        precision: Precision,
     ) -> None:
         """Raises ValueError as `RerankerStore.load`."""
-        self._store = store = RerankerStore(threads, batch_tokens)
+        self._store = store = RerankerStore(threads, batch_tokens, precision)
 
         async def load(generation: Generation) -> None:
             await asyncio.to_thread(store.load, generation)

@@ -125,7 +125,8 @@ def _reranker(
         max_ongoing_requests=2 * fronts * CALLS_A_REPLICA * args.reranker_replicas,
         ray_actor_options={"num_cpus": args.reranker_cpus, "num_gpus": args.reranker_gpus},
     )
-    return (deployment.bind(ledger, args.reranker_cpus, args.rerank_batch_tokens),)
+    settings = (args.reranker_cpus, args.rerank_batch_tokens, args.reranker_precision)
+    return (deployment.bind(ledger, *settings),)
 
 
 def _ledger(args: ServeArgs, first: Generations, slots: tuple[str, ...]) -> ray.serve.Application:

@@ -17,12 +17,15 @@ from bixse.models.encoder import (
     resolve,
     unloadable,
 )
+from bixse.precision import in_bfloat16
 from bixse.records import Hit
+from bixse.settings import Precision
 
 _WITH_A_HEAD = ("ForSequenceClassification", "ForCausalLM")
 """What sentence-transformers takes scores from as it finds it."""
 
 if TYPE_CHECKING:
+    import torch
     from sentence_transformers import CrossEncoder
 
 
@@ -139,6 +142,28 @@ def trained_directory(start: str) -> Path:
     return directory
 
 
+def _round(model: "CrossEncoder", heads: "Sequence[torch.nn.Linear]") -> None:
+    """Weights to bfloat16, in place, but for those of the heads."""
+    from bixse.models.prepacking import prepack
+
+    model.bfloat16()
+    for head in heads:
+        head.float().register_forward_pre_hook(_widen)
+    if model.device.type == "cpu":
+        prepack(model)
+
+
+def _heads(model: "CrossEncoder") -> "list[torch.nn.Linear]":
+    """The linear layers of one output: of those the score is made, unless it is a token's."""
+    import torch
+
+    return [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == 1]
+
+
+def _widen(head: "torch.nn.Module", given: "tuple[torch.Tensor, ...]") -> Any:
+    return tuple(x.float() for x in given)
+
+
 class Reranker:
     """Pairs in, log-odds out; loaded once, called often. Not thread-safe."""
 
@@ -147,11 +172,27 @@ class Reranker:
         self.fingerprint = fingerprint
 
     @classmethod
-    def load(cls, start: str, device: str | None = None) -> "Reranker":
-        """Raises ValueError as `trained_directory` and `load_reranker`."""
+    def load(
+        cls, start: str, device: str | None = None, precision: Precision = "float32"
+    ) -> "Reranker":
+        """With weights in bfloat16 where `precision` says so, but for the head: log-odds that are
+        rounded to three digits would be ties. A model without such a head, whose score is the
+        log-odds of a token, stays in float32 where `precision` is auto.
+
+        Raises ValueError as `trained_directory` and `load_reranker`, and for such a model where
+        `precision` is bfloat16.
+        """
         directory = trained_directory(start)
         model = load_reranker(str(directory), device)
         model.eval()
+        heads = _heads(model)
+        if precision == "bfloat16" and not heads:
+            raise ValueError(
+                f"{start} makes its score by no linear layer of one output, and bfloat16 would "
+                "round it to three digits: float32 does not"
+            )
+        if heads and in_bfloat16(model.device, precision):
+            _round(model, heads)
         return cls(model, encoder_fingerprint(directory))
 
     def score(

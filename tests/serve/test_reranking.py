@@ -205,6 +205,16 @@ def test_a_store_holds_the_rerankers_it_was_told(reranker, model, other_reranker
     asyncio.run(run())
 
 
+def test_a_store_rounds_the_rerankers_it_holds_where_it_is_told(reranker, model, index):
+    second = ServedReranker.read(str(reranker))
+    generation = Generation(1, ServedIndex.read(index.url), PACKAGED, second)
+    store, pairs = RerankerStore(1, 1024, "bfloat16"), [("x", "the raven"), ("x", "a lynx")]
+    store.load(generation)
+    found, exact = np.array(asyncio.run(store.score(1, pairs, 60)).scores), model.logits(pairs)
+    assert not np.array_equal(found, exact)
+    np.testing.assert_allclose(found, exact, atol=0.05 * np.abs(exact).max())
+
+
 def test_a_head_is_never_drawn_to_score_with(tmp_path, reranker):
     with pytest.raises(ValueError, match="no trained reranker"):
         trained_directory(str(resolve(PACKAGED)))
