@@ -356,7 +356,7 @@ class Encoder:
         with torch.inference_mode(), rounded, packed(model) if self._packs else nullcontext():
             asked = ([Texts([texts[row] for row in window], role)] for window in windows)
             # oneDNN, which multiplies bfloat16 on a CPU, compiles for every shape that it meets.
-            read = (tokenise(model, one, most, even=half) for one in asked)
+            read = (tokenise(model, one, most, alike=half) for one in asked)
             # A GPU reads on while the vectors before are fetched.
             made = one_behind(self._read(model, one) for one in ahead(read, len(windows)))
             found = [np.asarray(vectors.float().cpu().numpy()) for vectors in made]

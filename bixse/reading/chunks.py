@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 _CHUNK_COST = {"cpu": 128, "cuda": 8192}
 
 _GRAIN = 16
-"""Texts in even chunks are this many tokens long, or a multiple: 8 were as good, 32 no better
-(MiniLM, two threads)."""
+"""Texts in chunks of few shapes are this many tokens long, or a multiple: 8 were as good, 32 no
+better (MiniLM, two threads)."""
 
 
 @dataclass(frozen=True)
@@ -146,17 +146,19 @@ def cut(lengths: npt.NDArray[np.int64], cost: int, most: int | None = None) -> l
     return chunks[::-1]
 
 
+def even(lengths: npt.NDArray[np.int64], limit: int | None) -> npt.NDArray[np.int64]:
+    """Lengths rounded up to one of few, but not above `limit`, where the model has no positions."""
+    rounded = -(-np.maximum(lengths, 1) // _GRAIN) * _GRAIN
+    return rounded if limit is None else np.maximum(lengths, np.minimum(rounded, limit))
+
+
 def evenly(lengths: npt.NDArray[np.int64], most: int) -> list[slice]:
-    """Texts of falling length into chunks of as many as `most` tokens hold of the longest, whose
-    length is rounded up: chunks of a length have one size."""
+    """Texts of falling length into chunks of as many as `most` tokens hold of the longest: of even
+    lengths, chunks of few sizes."""
     starts, texts = [0], len(lengths)
     while (start := starts[-1]) < texts:
-        starts.append(min(texts, start + max(1, most // _even(int(lengths[start])))))
+        starts.append(min(texts, start + max(1, most // int(lengths[start]))))
     return [slice(*bounds) for bounds in pairwise(starts)]
-
-
-def _even(length: int) -> int:
-    return -(-length // _GRAIN) * _GRAIN
 
 
 def fill(lengths: npt.NDArray[np.int64], most: int | None = None) -> list[slice]:
@@ -199,12 +201,12 @@ def longest_of(model: "BaseModel", role: Role) -> int | None:
 
 
 def tokenise(
-    model: "BaseModel", asked: Sequence[Texts], most: int | None = None, even: bool = False
+    model: "BaseModel", asked: Sequence[Texts], most: int | None = None, alike: bool = False
 ) -> Reading:
     """One or more texts of each of some sides as `encode_query`, `encode_document` or, of pairs,
     `predict` of sentence-transformers would read them.
 
-    Chunks hold at most `most` tokens, padding included, or one text. With `even` they hold nearly
+    Chunks hold at most `most` tokens, padding included, or one text. With `alike` they hold nearly
     that and have few shapes, for which more is padded: where kernels are compiled for each shape.
     """
     made = [_tokens_of(model, one) for one in asked]
@@ -227,7 +229,7 @@ def tokenise(
         joined = Ragged.joined(tokens)
         order = torch.argsort(joined.length_N, descending=True, stable=True)
         at = []
-        for chunk, texts in _chunks(model, role, joined.taken(order), most, even):
+        for chunk, texts in _chunks(model, role, joined.taken(order), most, alike):
             chunks.append((role, _moved(chunk, model.device)))
             at.append(rows + torch.arange(texts))
             rows += _texts(chunk)
@@ -288,7 +290,7 @@ def _alike(model: "BaseModel", made: Sequence[Ragged | Features]) -> bool:
 
 
 def _chunks(
-    model: "BaseModel", role: Role, tokens: Ragged, most: int | None, even: bool
+    model: "BaseModel", role: Role, tokens: Ragged, most: int | None, alike: bool
 ) -> Iterator[tuple[Features, int]]:
     """Texts of falling length in chunks, in their order; how many of a chunk's first texts they
     are."""
@@ -302,13 +304,15 @@ def _chunks(
     tokenizer = getattr(first_module(model, role), "tokenizer", None)
     left = getattr(tokenizer, "padding_side", "right") == "left"
     pad = getattr(tokenizer, "pad_token_id", None) or 0
-    if even and most is not None:
-        parts = evenly(lengths, most)
+    if alike and most is not None:
+        widths = even(lengths, longest_of(model, role))
+        parts = evenly(widths, most)
     else:
+        widths = lengths
         parts = cut(lengths, _CHUNK_COST.get(model.device.type, 0), most)
     for part in parts:
-        width = _even(int(lengths[part.start])) if even else 1
-        yield tokens.taken(part).padded(left, pad, width), part.stop - part.start
+        padded = tokens.taken(part).padded(left, pad, int(widths[part.start]))
+        yield padded, part.stop - part.start
 
 
 def _rounded(texts: Ragged, most: int | None) -> Ragged:

@@ -78,7 +78,7 @@ class Ragged:
         """[N, L] again, `pad` for `input_ids` where no token is and 0 for all else. L is that of
         the longest, or `width`."""
         # Texts of no token at all: what the model makes of them is for it to say.
-        width = max(width, int(self.length_N.max()))
+        width = max(1, width, int(self.length_N.max()))
         row_T = torch.repeat_interleave(torch.arange(len(self.length_N)), self.length_N)
         column_T = self.positions()
         if left:

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import (
     BoW,
@@ -25,7 +27,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import BertModel
 
 from bixse.models.encoder import Encoder, Role, load_model
-from bixse.reading.chunks import Texts, longest_of, tokenise
+from bixse.reading.chunks import Texts, even, evenly, longest_of, tokenise
 from tests.encoders import (
     WORDS,
     save_tiny_decoder,
@@ -131,6 +133,46 @@ def test_vectors_are_those_of_sentence_transformers(
         assert encoder.encode([], role).shape == (0, encoder.dim)
         # Texts stand apart, so that an order lost would show.
         assert np.median(wanted @ wanted.T) < 0.9999
+
+
+@pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
+def test_chunks_of_few_shapes_give_the_same_vectors(
+    make: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    model = load_model(str(make(tmp_path)), "cpu").eval()
+    read = [text for text in TEXTS if text or make not in (static, words)]
+    roles: tuple[Role, ...] = ("query", "document")
+    for role in roles:
+        found = []
+        for alike in (False, True):
+            reading = tokenise(model, [Texts(read, role)], 100, alike)
+            with torch.no_grad():
+                made = [
+                    model(dict(c), task=role)["sentence_embedding"] for role, c in reading.chunks
+                ]
+            found.append(torch.cat(made)[reading.sides[0].place].numpy())
+        np.testing.assert_allclose(found[1], found[0], atol=5e-6)
+
+
+@given(
+    lengths=st.lists(st.integers(0, 600), min_size=1, max_size=60),
+    limit=st.none() | st.integers(600, 700),
+    most=st.integers(1, 5000),
+)
+def test_even_lengths_hold_their_texts_within_the_models_positions(
+    lengths: list[int], limit: int | None, most: int
+) -> None:
+    falling = np.array(sorted(lengths, reverse=True))
+    wide = even(falling, limit)
+    assert (wide >= falling).all()
+    assert (wide < falling + 16 + (falling == 0)).all()
+    assert limit is None or wide.max() <= limit
+    assert (wide > 0).all()
+    parts = evenly(wide, most)
+    assert [row for part in parts for row in range(part.start, part.stop)] == [*range(len(wide))]
+    for part in parts:
+        texts = part.stop - part.start
+        assert texts == 1 or texts * wide[part.start] <= most
 
 
 def asked_of_bert(most: int, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
