@@ -207,11 +207,11 @@ def plan(
     done, where nothing is written.
 
     With `judging.price_per_gpu_hour` a few pairs are judged to measure the rate; their labels go
-    to the store. Raises ValueError when there is nothing to plan, or what stands at `out` was made
-    otherwise.
+    to the store. Grades that are given (`pairs` is None) cost nothing: no pair is judged. Raises
+    ValueError when what stands at `out` was made otherwise.
     """
     if pairs is None:
-        raise ValueError(f"--judging.judge {judging.judge} costs nothing: no pair is judged")
+        return {"pairs": 0, "known": 0, "new": 0}
     chosen = choose(judging, corpus, embeddings, lexical, placement)
     inputs = _inputs(pairs, queries, corpus, chosen)
     pairs, grouped = ordered(pairs, queries, corpus, chosen, f"{out}-order")

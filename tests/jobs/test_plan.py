@@ -112,9 +112,13 @@ def test_comparisons_are_named_beside_the_counts(
     assert found["not_counted"].startswith("up to 100 comparisons a query")
 
 
-def test_given_grades_are_free(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    said = refused(["bixse", *flags], capsys)
-    assert said == "error: --judging.judge human costs nothing: no pair is judged"
+def test_given_grades_are_free(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main("judge", ["bixse", *flags, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert (found["pairs"], found["known"], found["new"]) == (0, 0, 0)
+    assert not (tmp_path / "out" / "judgments").exists()
 
 
 @pytest.mark.parametrize(
