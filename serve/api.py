@@ -147,6 +147,9 @@ def application(
     app.get("/admin/generation", response_model_exclude_none=True)(handlers.generations)
     app.get("/livez")(handlers.livez)
     app.get("/readyz")(handlers.readyz)
+    for path, probe in (("/livez", handlers.livez), ("/readyz", handlers.readyz)):
+        # Some load balancers ask for no body.
+        app.head(path, include_in_schema=False)(probe)
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics_page() -> Response:

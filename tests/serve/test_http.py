@@ -256,6 +256,12 @@ def test_a_large_body_is_413(served):
         assert error_of(reply, 413)["type"] == "too_large"
 
 
+@pytest.mark.parametrize("path", ["/livez", "/readyz"])
+def test_probes_may_ask_for_no_body(served, path):
+    reply = served.client.head(path)
+    assert (reply.status_code, reply.content) == (200, b"")
+
+
 def test_unknown_routes_and_methods(served):
     assert error_of(served.client.get("/nowhere"), 404)["type"] == "not_found"
     assert error_of(served.client.get("/docs"), 404)["type"] == "not_found"
