@@ -118,7 +118,7 @@ class ServeArgs(Settings):
     """GPUs of each reranker replica."""
     reranker_precision: Precision = "float32"
     """What the reranker's weights are. auto: bfloat16 on a GPU, and on a CPU that has instructions
-    for it (3.6 times the pairs a second, MiniLM, one core with AMX), but for its head, and none of
+    for it (4.4 times the pairs a second, MiniLM, one core with AMX), but for its head, and none of
     it where the score is a token's; near ties may then fall otherwise from batch to batch."""
     drain_within_s: float = Field(default=30, ge=0)
     """On SIGTERM new requests are refused, and those under way have so long to be answered."""
