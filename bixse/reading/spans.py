@@ -60,7 +60,7 @@ def attend(
     """
     cut = spans(tuple(bounds), value_HTE.dtype, sight)
     scale = query_HTE.shape[-1] ** -0.5 if scaling is None else scaling
-    # torch leaves it without types.
+    # torch leaves `Function.apply` without types.
     made: Tensor = _Attention.apply(  # type: ignore[no-untyped-call]
         query_HTE, key_HTE, value_HTE, cut, scale
     )

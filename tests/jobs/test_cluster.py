@@ -53,6 +53,8 @@ def test_a_ray_that_does_not_answer_is_a_sentence(monkeypatch: pytest.MonkeyPatc
     def init(**options: object) -> None:
         raise Exception("The current node timed out during startup.")
 
+    # Which machine makes Ray late cannot be arranged: what it raises then is all that is replaced.
+    # The variable may be unset, and another test of this process may have a Ray.
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr("ray.init", init)

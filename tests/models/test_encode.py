@@ -205,6 +205,7 @@ def test_calls_keep_to_the_budget_with_little_padding(
 def test_calls_in_bfloat16_on_a_cpu_have_few_shapes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A CPU without instructions for it would stay in float32; torch multiplies there all the same.
     monkeypatch.setattr("bixse.precision._multiplies_bfloat16", lambda device: True)
     encoder = Encoder.load(str(plain(tmp_path)), "cpu")
     asked = asked_of_bert(10**6, monkeypatch)

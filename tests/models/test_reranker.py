@@ -49,6 +49,7 @@ def linear(reranker: Reranker) -> list[torch.nn.Linear]:
 def test_a_score_that_is_a_tokens_is_left_in_float32_or_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A CPU without instructions for it would stay in float32; torch multiplies there all the same.
     monkeypatch.setattr("bixse.precision._multiplies_bfloat16", lambda device: True)
     start = str(save_tiny_chat_reranker(tmp_path))
     exact, auto = (Reranker.load(start, "cpu", p) for p in ("float32", "auto"))

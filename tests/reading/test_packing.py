@@ -138,6 +138,7 @@ def test_it_is_for_models_that_agree(tmp_path: Path, monkeypatch: pytest.MonkeyP
             parameter.data *= 100
     assert agreement(model) > 0.999999
     assert may_pack(model)
+    # An attention that looks at nothing: no model that packs wrongly is at hand.
     monkeypatch.setattr("bixse.reading.spans.attend", lambda query, key, value, *_: value)
     assert not may_pack(model)
 
