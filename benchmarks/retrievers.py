@@ -84,11 +84,15 @@ class Workbench:
         read = [opening(text, limit) for text in corpus.values()]
         return self._reader.encode(read, "document")
 
+    def queries(self, texts: Sequence[str]) -> Vectors:
+        """Unit vectors [Q, D]."""
+        return self._reader.encode(texts, "query")
+
     def ndcg(
         self, corpus: Mapping[str, str], asked: Mapping[str, str], qrels: Qrels
     ) -> dict[str, float]:
         """nDCG@10 of each query over the whole corpus."""
-        queries_QD = self._reader.encode(list(asked.values()), "query")
+        queries_QD = self.queries(list(asked.values()))
         hits = search(queries_QD, self.documents(corpus), list(corpus), CUTOFF)
         return {
             query_id: ndcg(found, qrels[query_id], CUTOFF)

@@ -185,6 +185,20 @@ JUDGED_PREFERENCES = pa.schema(
 )
 """Preferences of a judge of ours, who signs them."""
 
+CLICKS = pa.schema(
+    [
+        ("query_id", pa.string()),
+        ("doc_id", pa.string()),
+        ("rank", pa.int32()),
+        ("impressions", pa.int64()),
+        ("clicks", pa.int64()),
+        ("rank_bias", pa.float32()),
+        ("weight", pa.float32()),
+    ]
+)
+"""A document shown for a query at a rank, how often, and how often clicked; what the rank adds to
+the log-odds of a click, and what an impression weighs."""
+
 LINKS = pa.schema([("doc_id", pa.string()), ("other_doc_id", pa.string())])
 """Two documents that have to do with each other, in either direction."""
 

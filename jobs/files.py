@@ -84,6 +84,23 @@ def find_files(data: str, source: str, out: str) -> Files:
     return Files(_url(fs, root), texts, asked, graded, described)
 
 
+def expanded(urls: Sequence[str]) -> list[str]:
+    """The files that are named, and those in the directories that are named, in their order.
+
+    Raises ValueError where there is none, or a directory cannot be listed.
+    """
+    found = []
+    for url in urls:
+        fs, path = _resolved(url)
+        if not fs.exists(path):
+            raise ValueError(f"no file at {short_name(url)}")
+        names = [path] if fs.isfile(path) else sorted(_files_below(fs, path, lambda _: True))
+        if not names:
+            raise ValueError(f"{short_name(url)} is an empty directory")
+        found += [_url(fs, name) for name in names]
+    return found
+
+
 def _files_below(fs: Any, root: str, enters: Callable[[str], bool]) -> Iterator[str]:
     """Paths of the files in `root` and in the directories below it that are entered."""
     pending = [root]

@@ -11,6 +11,7 @@ artefact of its own. Under `--out`:
     judgments-sampled     what the recipe's sampling leaves
     judgments-contrasted  for a reranker, given grades and unjudged candidates as irrelevant
     preferences           of a file
+    clicks                what was shown and clicked, by rank
     pairings, judged-preferences  documents to compare, and what the judge prefers
     calibration, audit, audit-calibrated
                           what `jobs.audit` makes of the judgments: a map, and a report without one
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from jobs.recipe import Recipe
 
 
-UNASKED = ("human", "given", "written", "neighbours")
+UNASKED = ("human", "given", "written", "neighbours", "clicks")
 """Judges that need no candidates: their grades stand somewhere already."""
 
 
@@ -99,9 +100,27 @@ def _judged(pipeline: "Pipeline") -> "Artifact":
         return pipeline.once(
             "judge", lambda: judge_neighbours(links, anchors, corpus, settings, out)
         )
+    if pipeline.recipe.judging.judge == "clicks":
+        from jobs.clicks import judge_clicks
+
+        shown, settings_ = clicks(pipeline), pipeline.recipe.judging.clicks
+        out = pipeline.path("judgments")
+        return pipeline.once("judge", lambda: judge_clicks(shown, settings_, out))
     if pipeline.recipe.judging.judge == "cascade":
         return _cascaded(pipeline)
     return _judged_by(pipeline, pipeline.judging(), pipeline.pairs(), "judge", "judgments")
+
+
+def clicks(pipeline: "Pipeline") -> "Artifact":
+    """What was shown and clicked, of queries that may be trained on."""
+    from jobs.clicks import import_clicks
+
+    settings, queries = pipeline.recipe.judging.clicks, pipeline.all_queries()
+    corpus, held_out = pipeline.data().corpus, pipeline.held_out_query_ids(queries)
+    return pipeline.once(
+        "clicks",
+        lambda: import_clicks(settings, queries, corpus, held_out, pipeline.path("clicks")),
+    )
 
 
 def _refuse_unnamed_endpoint(judging: "Judging", key: bool) -> None:

@@ -65,7 +65,7 @@ def open_run(url: str) -> Supervision:
         return Artifact.open(f"{url}/{name}", kind) if _is_there(url, name) else None
 
     try:
-        more = made("synthetic", "queries"), made("anchors", "queries")
+        more = [made(name, "queries") for name in ("synthetic", "anchors", "shown-queries")]
         given = Artifact.open(f"{url}/queries", "queries")
         run = Supervision(
             url,

@@ -93,8 +93,19 @@ class Pipeline:
             "anchors", lambda: anchors(links, data.corpus, data.queries, self.path("anchors"))
         )
 
+    def shown_queries(self) -> "Artifact | None":
+        """What people asked, where the recipe learns from what they clicked on."""
+        if self.recipe.judging.judge != "clicks":
+            return None
+        from jobs.clicks import shown_queries
+
+        settings, given = self.recipe.judging.clicks, self.data().queries
+        return self.once(
+            "shown queries", lambda: shown_queries(settings, given, self.path("shown-queries"))
+        )
+
     def all_queries(self) -> list["Artifact"]:
-        made = (self.synthetic(), self.anchors())
+        made = (self.synthetic(), self.anchors(), self.shown_queries())
         return [self.data().queries, *(queries for queries in made if queries is not None)]
 
     def pairs(self) -> "Artifact | None":
@@ -198,7 +209,7 @@ class Pipeline:
 
     def _trained(self, start: Callable[[], str], folder: str) -> str:
         from jobs.held_out import refuse_held_out
-        from jobs.train import check_preferences, refuse_uninstalled, train
+        from jobs.train import check_clicks, check_preferences, refuse_uninstalled, train
 
         recipe = self.recipe
         # First: without a dev split, with a mix or a map that is none, with preferences that the
@@ -207,6 +218,7 @@ class Pipeline:
         refuse_uninstalled(recipe.training, self.run.track, self.path(folder))
         compares = judging.compares(recipe)
         check_preferences(recipe.training, compares or recipe.judging.preferences is not None)
+        check_clicks(recipe.training, recipe.judging.judge == "clicks")
         if compares:
             judging.refuse_limited_comparisons(self)
         dev, mix, calibration = self.dev(), self.mix, self.calibration()
@@ -218,6 +230,7 @@ class Pipeline:
         if recipe.judging.judge == "given":
             refuse_held_out(judgments, self.held_out_query_ids(queries))
         documents = self.documents()
+        clicks = judging.clicks(self) if recipe.training.objective.reads_clicks else None
         artifact = self.once(
             "train",
             lambda: train(
@@ -232,6 +245,7 @@ class Pipeline:
                 calibration=calibration,
                 preferences=preferences,
                 documents=documents,
+                clicks=clicks,
                 dev=dev,
                 track=self.run.track,
                 mix=mix,
@@ -303,7 +317,7 @@ class Pipeline:
     def refuse_trained_split(self) -> None:
         """Raises ValueError when the queries to evaluate are those that this run trains on: the
         report would be refused for it, after the training."""
-        learnt = self.recipe.judging.judge not in ("given", "written", "neighbours")
+        learnt = self.recipe.judging.judge not in ("given", "written", "neighbours", "clicks")
         learnt |= getattr(self.recipe.synthesis, "with_given", False)
         if self.run.encoder is not None or self.run.split != "train" or not learnt:
             return

@@ -1,4 +1,4 @@
-"""What training learns from: judgments with the texts that they name, and preferences."""
+"""What training learns from: judgments with the texts that they name, preferences and clicks."""
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 
 from bixse.artifacts import Artifact
-from bixse.records import CORPUS, PREFERENCES, document_text, is_document
+from bixse.records import CLICKS, CORPUS, PREFERENCES, document_text, is_document
 
 if TYPE_CHECKING:
-    from bixse.training.groups import Labels
+    from bixse.training.groups import Clicked, Labels
 
 
 def read_labels(
@@ -21,6 +21,7 @@ def read_labels(
     calibration: Artifact | None = None,
     preferences: Artifact | None = None,
     documents: Artifact | None = None,
+    clicks: Artifact | None = None,
     *,
     aside: Path,
 ) -> "Labels":
@@ -51,7 +52,18 @@ def read_labels(
         table = preferences.table(PREFERENCES.names)
         asked, a, b = (table[name].to_pylist() for name in ("query_id", "doc_id_a", "doc_id_b"))
         preferred = Preferred(asked, a, b, table["prob_a"].to_numpy())
-    return group(query_ids, doc_ids, relevance, query_texts, document_texts, seeds, preferred)
+    clicked = None if clicks is None else _clicked(clicks)
+    texts = query_texts, document_texts
+    return group(query_ids, doc_ids, relevance, *texts, seeds, preferred, clicked)
+
+
+def _clicked(clicks: Artifact) -> "Clicked":
+    from bixse.training.groups import Clicked
+
+    table = clicks.table(CLICKS.names)
+    ids = (table[name].to_pylist() for name in ("query_id", "doc_id"))
+    numbers = ("impressions", "clicks", "rank_bias", "weight")
+    return Clicked(*ids, *(table[name].to_numpy() for name in numbers))
 
 
 def _queries(

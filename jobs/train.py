@@ -71,6 +71,16 @@ def check_preferences(settings: Training, given: bool) -> None:
         )
 
 
+def check_clicks(settings: Training, given: bool) -> None:
+    """Raises ValueError when the objective reads clicks and none are given. They may be given to
+    one that reads the judgments made of them."""
+    if settings.objective.reads_clicks and not given:
+        raise ValueError(
+            "this objective learns from clicks: set --judging.judge clicks and "
+            "--judging.clicks.shown, or take recipe two_tower"
+        )
+
+
 def refuse_uninstalled(settings: Training, track: Sequence[str], out: str) -> None:
     """Raises ValueError when a tracker, or what adapters need, is not installed, or a tracker
     cannot write beside `out`; a model that stands there finished needs neither."""
@@ -93,6 +103,7 @@ def train(
     calibration: Artifact | None = None,
     preferences: Artifact | None = None,
     documents: Artifact | None = None,
+    clicks: Artifact | None = None,
     dev: DevSplit | None = None,
     track: Sequence[str] = (),
     mix: Sequence[Supervision] = (),
@@ -101,7 +112,8 @@ def train(
     at `out`.
 
     The judgments are read through the map that `calibration` holds, if any, and stay as they are.
-    `documents` are written ones (jobs.writing), which judgments may name beside the corpus's.
+    `documents` are written ones (jobs.writing), which judgments may name beside the corpus's;
+    `clicks` are those that the judgments were made of, where the objective reads them.
     `dev` is what `evaluate_every` measures on, `track` names the trackers that are told of it
     (`jobs.trackers`), `mix` has other runs' judgments to train on too. Goes on from the last
     checkpoint of an interrupted run.
@@ -110,11 +122,13 @@ def train(
     reads a query of it, when a tracker, or what adapters need, is not installed, when there is
     nothing to learn from (no judgments, all of relevance 0, fewer than two rows), when a judgment
     names a query or document that is not there, when the objective reads preferences and there are
-    none, or the reverse, and as `refuse_repeated`, `labels_of`, `plan_of`, `begin`,
-    `refuse_no_model` and `load_model` (of a reranker: `load_reranker`).
+    none, or the reverse, when it reads clicks and there are none, and as `refuse_repeated`,
+    `labels_of`, `plan_of`, `begin`, `refuse_no_model` and `load_model` (of a reranker:
+    `load_reranker`).
     Raises Ended on SIGTERM or Ctrl-C, with the steps so far saved.
     """
     check_preferences(settings, preferences is not None)
+    check_clicks(settings, clicks is not None)
     if (dev is None) != (settings.evaluate_every is None):
         raise ValueError("training.evaluate_every and a dev split go together: one is missing")
     refuse_repeated(judgments, mix)
@@ -127,6 +141,7 @@ def train(
         **fingerprints(judgments=judgments, queries=queries, corpus=corpus),
         "start": encoder_fingerprint(directory),
         **fingerprints(calibration=calibration, preferences=preferences, documents=documents),
+        **fingerprints(clicks=clicks),
     }
     for number, other in enumerate(mix):
         inputs |= other.inputs(f"mix-{number}")
@@ -144,7 +159,7 @@ def train(
     refuse_uninstalled(settings, track, out)
     # Before anything is written: what teaches nothing leaves nothing behind.
     with tempfile.TemporaryDirectory() as aside:
-        read = (judgments, queries, corpus, calibration, preferences, documents)
+        read = (judgments, queries, corpus, calibration, preferences, documents, clicks)
         labels = read_labels(*read, aside=Path(aside))
         sets = [labels, *(labels_of(other, settings, Path(aside)) for other in mix)]
         turns = turns_of(sets, settings)

@@ -121,7 +121,7 @@ def _pair(pipeline: Pipeline) -> dict[str, Any]:
     pairs = pipeline.pairs()
     if pairs is None:
         raise ValueError(
-            "--judging.judge human, given, written or neighbours needs no candidates: "
+            f"--judging.judge {pipeline.recipe.judging.judge} needs no candidates: "
             "choose features or vllm"
         )
     return _made("pair", pairs)

@@ -50,6 +50,32 @@ class Given(Settings):
     """The best grade of the scale; unset takes the highest that stands in the file."""
 
 
+class Clicks(Settings):
+    """What people were shown, and clicked: a two-tower click model, arXiv 2506.20501."""
+
+    shown: tuple[str, ...] = ()
+    """Files, or directories of them, of JSON lines that say what was shown, as `--request-log` of
+    the server writes them; a document that was clicked may say `"click": true`."""
+    clicked: tuple[str, ...] = ()
+    """Tables of clicks with the columns request_id and doc_id and, where a request asked several
+    queries, query. Unset: clicks stand in `shown`."""
+    policies: tuple[str, ...] = ()
+    """Read what was shown under these policies only (`--policy` of the server). Unset: all."""
+    ranks: int = Field(default=20, ge=1)
+    """Deepest rank that is read."""
+    rank_bias: tuple[float, ...] = ()
+    """What each rank adds to the log-odds of a click, where an experiment has told. Unset: found in
+    the log, from documents that were shown at two ranks for the same query."""
+    prior_deviation: float = Field(default=1.0, gt=0)
+    """How far the log-odds of documents lie apart before anybody clicks (ours): of few impressions
+    the relevance stays near that of all."""
+    placement_weights: bool = False
+    """Train on each place of a document as if it had been chosen at random: the paper's weights,
+    for models too simple for what people click on. They cost variance."""
+    largest_weight: float = Field(default=10.0, ge=1)
+    """Most that an impression may weigh beside one that was always placed so."""
+
+
 class ChatEndpoint(Settings):
     """A chat-completions endpoint of OpenAI's shape that grades one pair at a time.
 
@@ -202,11 +228,13 @@ class Judging(Settings):
         "cross_encoder",
         "written",
         "neighbours",
+        "clicks",
         "cascade",
     ] = "human"
     """human: the qrels of the train split. features: the embedded model. vllm: a language model.
     given: the grades of a file. openai: a chat-completions endpoint. cross_encoder: a classifier of
-    pairs in vLLM. written: the grade that a text was written at. neighbours: bands of a graph."""
+    pairs in vLLM. written: the grade that a text was written at. neighbours: bands of a graph.
+    clicks: what people clicked on, the rank's part taken out."""
     unit_pairs: int = Field(default=512, ge=1)
     """Pairs judged and written at a time: what an interruption can cost."""
     store: str | None = None
@@ -221,6 +249,7 @@ class Judging(Settings):
     """Price of one GPU for an hour (of one worker, where there are no GPUs), in your currency."""
     vllm: Pointwise = Pointwise()
     given: Given = Given()
+    clicks: Clicks = Clicks()
     preferences: str | None = None
     """A tab-separated file that says which of two documents is preferred, for objectives
     that read it: a header and columns query-id, preferred-id, other-id, or query_id, doc_id_a,

@@ -42,6 +42,11 @@ class Batch:
     a_R: Ints
     b_R: Ints
     prob_a_R: Floats
+    cell_O: Ints
+    """Clicks on known cells, in the order of those; one for each rank of a cell."""
+    click_rate_O: Floats
+    rank_bias_O: Floats
+    click_weight_O: Floats
     set_number: int
     """The set of labels that it is of."""
 
@@ -105,6 +110,12 @@ def batch_of(labels: Labels, pairs: Ints, set_number: int = 0) -> Batch:
         both = a_here & b_here
         row_R, a_R, b_R = row_R[both], a_R[both], b_R[both]
         prob_a_R = labels.preferences.prob_a_R[known][both]
+    cell_O = np.zeros(0, np.int64)
+    rate_O = rank_bias_O = weight_O = np.zeros(0, np.float32)
+    if labels.clicks is not None:
+        cell_O, seen = _spans(labels.clicks.from_P1, judged[here])
+        rate_O, weight_O = labels.clicks.rate_O[seen], labels.clicks.weight_O[seen]
+        rank_bias_O = labels.clicks.rank_bias_O[seen]
     return Batch(
         query_Q,
         document_D,
@@ -118,12 +129,17 @@ def batch_of(labels: Labels, pairs: Ints, set_number: int = 0) -> Batch:
         a_R,
         b_R,
         prob_a_R,
+        cell_O,
+        rate_O,
+        rank_bias_O,
+        weight_O,
         set_number,
     )
 
 
 def _spans(from_Q1: Ints, query_Q: Ints) -> tuple[Ints, Ints]:
-    """What each query has between its two bounds: the query's row in the batch, and its number."""
+    """What each query (or pair) has between its two bounds: the place of the query among these, and
+    the number of what it has."""
     size_Q = from_Q1[query_Q + 1] - from_Q1[query_Q]
     row = np.repeat(np.arange(len(query_Q)), size_Q)
     before_Q = np.cumsum(size_Q) - size_Q

@@ -4,14 +4,17 @@ Queries of equal text are one query, documents of equal text one document (`reco
 several judgments of one such pair are averaged: so a pair has one grade, wherever it meets in a
 batch, and a copy of a relevant document is never a negative.
 
-Preferences between two judged documents of a query are merged likewise.
+Preferences between two judged documents of a query are merged likewise, and so are clicks on a
+judged document at a rank.
 
-Shapes: Q queries, D documents, P judged pairs (in the order of their query), R preferences (too).
+Shapes: Q queries, D documents, P judged pairs (in the order of their query), R preferences (too), O
+observations of clicks (in the order of their pair).
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +26,7 @@ from bixse.training.texts import MappedTexts, column
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
+Reals = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,20 @@ class Preferences:
     b_R: Ints
     prob_a_R: Floats
     """Probability in [0, 1] that a is the more relevant."""
+
+
+@dataclass(frozen=True)
+class Clicks:
+    """How often judged pairs were clicked where they were shown."""
+
+    from_P1: Ints
+    """Those of pair p are from `[p]` up to `[p + 1]`, one for each rank."""
+    rate_O: Floats
+    """Clicks an impression, in [0, 1]."""
+    rank_bias_O: Floats
+    """What the rank adds to the log-odds of a click."""
+    weight_O: Floats
+    """Of a query as many as it has pairs, shared out by impressions."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +72,7 @@ class Labels:
     judgments: int
     """Rows that were read, before equal pairs were merged."""
     preferences: Preferences | None = None
+    clicks: Clicks | None = None
 
     @property
     def pairs(self) -> int:
@@ -87,6 +106,19 @@ class Preferred:
     prob_a: Floats
 
 
+@dataclass(frozen=True)
+class Clicked:
+    """The columns of clicks."""
+
+    query_ids: Sequence[str]
+    doc_ids: Sequence[str]
+    impressions: Ints
+    clicks: Ints
+    rank_bias: Reals
+    weight: Reals
+    """Of an impression."""
+
+
 def group(
     query_ids: Sequence[str],
     doc_ids: Sequence[str],
@@ -95,12 +127,15 @@ def group(
     document_texts: Mapping[str, str],
     seed_doc_ids: Mapping[str, str],
     preferred: Preferred | None = None,
+    clicked: Clicked | None = None,
 ) -> Labels:
-    """Labels from the columns of judgments (and preferences) and the texts that they name.
+    """Labels from the columns of judgments (and preferences, and clicks) and the texts that they
+    name.
 
     `seed_doc_ids` names the document that a query was written from or is, where there is one.
     Raises ValueError when there is no judgment, none above 0, or one outside [0, 1], and for
-    preferences as `_preferences`; KeyError for an id of a judgment without a text.
+    preferences as `_preferences`, for clicks as `_clicks`; KeyError for an id of a judgment without
+    a text.
     """
     if not len(relevance):
         raise ValueError("no judgments to train on")
@@ -133,6 +168,7 @@ def group(
         preferences=None
         if preferred is None
         else _preferences(preferred, query_row, document_row, keys, queries),
+        clicks=None if clicked is None else _clicks(clicked, query_row, document_row, keys),
     )
 
 
@@ -175,6 +211,42 @@ def _preferences(
         a_R=a,
         b_R=b,
         prob_a_R=mean.astype(np.float32),
+    )
+
+
+def _clicks(
+    clicked: Clicked,
+    query_row: Mapping[str, int],
+    document_row: Mapping[str, int],
+    judged: Ints,
+) -> Clicks:
+    """Clicks on judged pairs; those of equal texts where the rank does the same to them are summed.
+
+    `judged` are the sorted keys (query * documents + document) of judged pairs; clicks on others
+    are left out. Raises ValueError when a judged pair was never shown.
+    """
+    documents = max(document_row.values()) + 1
+    query, document = (
+        np.asarray([of.get(name, -1) for name in ids], np.int64)
+        for of, ids in ((query_row, clicked.query_ids), (document_row, clicked.doc_ids))
+    )
+    key = np.where((query < 0) | (document < 0), -1, query * documents + document)
+    pair = np.minimum(np.searchsorted(judged, key), len(judged) - 1)
+    known = judged[pair] == key
+    if len(np.unique(pair[known])) < len(judged):
+        raise ValueError("a judged document was never shown: its clicks are of another log")
+    bias, of_bias = np.unique(clicked.rank_bias[known], return_inverse=True)
+    at, inverse = np.unique(pair[known] * len(bias) + of_bias, return_inverse=True)
+    shown, clicks = clicked.impressions[known], clicked.clicks[known]
+    pair, impressions = at // len(bias), np.bincount(inverse, shown)
+    weight = np.bincount(inverse, shown * clicked.weight[known])
+    query = judged[pair] // documents
+    pairs_Q, weight_Q = np.bincount(judged // documents), np.bincount(query, weight)
+    return Clicks(
+        from_P1=np.searchsorted(pair, np.arange(len(judged) + 1)),
+        rate_O=(np.bincount(inverse, clicks) / impressions).astype(np.float32),
+        rank_bias_O=bias[at % len(bias)].astype(np.float32),
+        weight_O=(weight * (pairs_Q / weight_Q)[query]).astype(np.float32),
     )
 
 

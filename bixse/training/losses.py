@@ -1,9 +1,10 @@
 """The objectives: functions of tensors, with their papers. Reductions are in float32 or better.
 
 Shapes: Q queries, D documents, P positives (or the better ends of ordered pairs), R preferences,
-G groups of K documents. `logit_QD` is scale * cosine (+ bias for the BCE), `target_QD` relevance in
-[0, 1], `weight_QD` 1 or, where a cell is masked, 0; `known_QD` the judged cells and `list_QD` the
-cells that compete in a row: the judged ones, or every one that is not masked.
+O observations of clicks, G groups of K documents. `logit_QD` is scale * cosine (+ bias for the
+BCE), `target_QD` relevance in [0, 1], `weight_QD` 1 or, where a cell is masked, 0; `known_QD` the
+judged cells and `list_QD` the cells that compete in a row: the judged ones, or every one that is
+not masked.
 
 Every function returns the share of some rows of a batch in the loss of the whole batch: the divisor
 is the batch's, passed in, so that the shares of all ranks add up to the loss of one process.
@@ -30,6 +31,17 @@ def graded_bce(logit_QD: Tensor, target_QD: Tensor, weight_QD: Tensor, queries: 
     """
     s, t, w = _reduced(logit_QD, target_QD, weight_QD)
     return (w * (softplus(s) - t * s)).sum() / queries
+
+
+def click_bce(
+    logit_O: Tensor, rank_bias_O: Tensor, rate_O: Tensor, weight_O: Tensor, queries: float
+) -> Tensor:
+    """sum_o w_o BCE(c_o, sigma(theta_o + s_o)) / queries: two-tower click model, arXiv 2506.20501.
+
+    Of observations o, a document shown for a query at a rank: s what the encoder says of the two,
+    theta what the rank does, c the clicks an impression.
+    """
+    return graded_bce(logit_O + rank_bias_O, rate_O, weight_O, queries)
 
 
 def label_entropy(target_QD: Tensor, weight_QD: Tensor, queries: float) -> Tensor:

@@ -6,7 +6,7 @@ batch, equal on every rank), and the share of some rows in that loss (`share`). 
 rows add up to the loss of the batch, so that W ranks equal one and rows may be taken in chunks.
 
 Shapes: Q queries (rows at hand), D documents of the batch, K known cells, M masked ones,
-R preferences.
+R preferences, O observations of clicks.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,6 +22,7 @@ from bixse.training.batches import Batch
 from bixse.training.groups import Ints, Labels
 from bixse.training.objective_settings import (
     LCE,
+    ClickBCE,
     Combined,
     GradedBCE,
     InfoNCE,
@@ -54,6 +55,11 @@ class Grid:
     a_R: Tensor
     b_R: Tensor
     prob_a_R: Tensor
+    row_O: Tensor
+    column_O: Tensor
+    click_rate_O: Tensor
+    rank_bias_O: Tensor
+    click_weight_O: Tensor
     divisors: Divisors
     gather: Gather
 
@@ -77,6 +83,11 @@ class Cells:
     a_R: Tensor
     b_R: Tensor
     prob_a_R: Tensor
+    row_O: Tensor
+    column_O: Tensor
+    click_rate_O: Tensor
+    rank_bias_O: Tensor
+    click_weight_O: Tensor
     set_number: int
     documents: Sequence[int]
     """Documents that each rank encodes."""
@@ -90,8 +101,9 @@ class Cells:
         """All cells of some of these rows."""
         shape = (part.stop - part.start, sum(self.documents))
         device = self.row_K.device
-        k, m, r = (
-            (row >= part.start) & (row < part.stop) for row in (self.row_K, self.row_M, self.row_R)
+        k, m, r, o = (
+            (row >= part.start) & (row < part.stop)
+            for row in (self.row_K, self.row_M, self.row_R, self.row_O)
         )
         known = (self.row_K[k] - part.start, self.column_K[k])
         target_QD = torch.zeros(shape, device=device).index_put(known, self.relevance_K[k])
@@ -108,6 +120,11 @@ class Cells:
             a_R=self.a_R[r],
             b_R=self.b_R[r],
             prob_a_R=self.prob_a_R[r],
+            row_O=self.row_O[o] - part.start,
+            column_O=self.column_O[o],
+            click_rate_O=self.click_rate_O[o],
+            rank_bias_O=self.rank_bias_O[o],
+            click_weight_O=self.click_weight_O[o],
             divisors=self.divisors,
             gather=self.gather,
         )
@@ -127,6 +144,9 @@ def cells_of(
         for row in (batch.row_K, batch.row_M, batch.row_R)
     )
 
+    o = slice(*np.searchsorted(batch.cell_O, (k.start, k.stop)))
+    cell_O = batch.cell_O[o]
+
     def on(values: np.ndarray) -> Tensor:
         return torch.from_numpy(values).to(device)
 
@@ -143,6 +163,11 @@ def cells_of(
         a_R=on(batch.a_R[r]),
         b_R=on(batch.b_R[r]),
         prob_a_R=on(batch.prob_a_R[r]),
+        row_O=on(batch.row_K[cell_O] - part.start),
+        column_O=on(batch.column_K[cell_O]),
+        click_rate_O=on(batch.click_rate_O[o]),
+        rank_bias_O=on(batch.rank_bias_O[o]),
+        click_weight_O=on(batch.click_weight_O[o]),
         set_number=batch.set_number,
         documents=documents,
         row_cells=len(batch.document_D) * widest,
@@ -158,7 +183,7 @@ def divisors(objective: Objective, batch: Batch) -> Divisors:
     Where there is none every share is 0, whatever it is divided by.
     """
     match objective:
-        case GradedBCE() | ListKL() | LambdaLoss() | Wasserstein():
+        case GradedBCE() | ClickBCE() | ListKL() | LambdaLoss() | Wasserstein():
             return (float(len(batch.query_Q)),)
         case InfoNCE():
             weight_K = losses.positive_weights(
@@ -261,12 +286,25 @@ def share(
         target_QD, weight_QD, (queries,) = grid.target_QD, grid.weight_QD, grid.divisors
         loss = losses.graded_bce(logit_QD, target_QD, weight_QD, queries)
         return loss, losses.label_entropy(target_QD, weight_QD, queries)
+    if isinstance(objective, ClickBCE):
+        return _of_clicks(scale * cosine_QD + bias, grid)
     if isinstance(objective, PairBCE):
         weight_QD, (pairs,) = grid.own_QD.to(grid.weight_QD.dtype), grid.divisors
         loss = losses.graded_bce(cosine_QD, grid.target_QD, weight_QD, pairs)
         return loss, losses.label_entropy(grid.target_QD, weight_QD, pairs)
     loss = _loss(objective, cosine_QD, grid)
     return loss, torch.zeros_like(loss)
+
+
+def _of_clicks(logit_QD: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Clicks on what was shown; every other document of the batch is irrelevant, as in BiXSE."""
+    (queries,) = grid.divisors
+    logit_O = logit_QD[grid.row_O, grid.column_O]
+    clicks = grid.click_rate_O, grid.click_weight_O
+    loss = losses.click_bce(logit_O, grid.rank_bias_O, *clicks, queries)
+    other_QD = grid.weight_QD.masked_fill(grid.known_QD, 0.0)
+    zeros = losses.graded_bce(logit_QD, torch.zeros_like(logit_QD), other_QD, queries)
+    return loss + zeros, losses.label_entropy(*clicks, queries)
 
 
 def _combined(

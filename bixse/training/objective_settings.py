@@ -36,6 +36,11 @@ class _Single(Settings):
         return False
 
     @property
+    def reads_clicks(self) -> bool:
+        """Whether it learns from clicks where they were made, beside judgments."""
+        return False
+
+    @property
     def scores_pairs(self) -> bool:
         """Whether it is for a reranker, which reads query and document together."""
         return False
@@ -183,6 +188,33 @@ class PreferenceKL(_Single):
         return True
 
 
+class ClickBCE(_Single):
+    """Binary cross-entropy on clicks, a rank's part in them apart: arXiv 2506.20501.
+
+    The encoder is the relevance tower. What a rank does is known before (`judging.clicks`), and the
+    batch's other documents count as irrelevant, as in BiXSE: the paper learns both towers at once,
+    and only from what was shown.
+    """
+
+    kind: Literal["click_bce"] = "click_bce"
+    scale: float = Field(default=20.0, gt=0)
+    """alpha, on cosine; 1 / temperature."""
+    bias_learning_rate_factor: float = Field(default=10.0, gt=0)
+    """Learning rate of beta over the encoder's (ours)."""
+
+    @property
+    def learns_bias(self) -> bool:
+        return True
+
+    @property
+    def own_rate_factor(self) -> float:
+        return self.bias_learning_rate_factor
+
+    @property
+    def reads_clicks(self) -> bool:
+        return True
+
+
 class _OfPairs(_Single):
     """What is true of all objectives of a reranker."""
 
@@ -233,6 +265,7 @@ _Singles = (
     | Wasserstein
     | Triplet
     | PreferenceKL
+    | ClickBCE
     | LCE
     | PairBCE
 )
@@ -286,6 +319,10 @@ class Combined(Settings):
     @property
     def reads_preferences(self) -> bool:
         return any(part.reads_preferences for part in self.parts)
+
+    @property
+    def reads_clicks(self) -> bool:
+        return any(part.reads_clicks for part in self.parts)
 
     @property
     def scores_pairs(self) -> bool:

@@ -97,11 +97,16 @@ class Training(Settings):
 
     @model_validator(mode="after")
     def _mixes_judgments(self) -> Self:
-        if self.mix and self.objective.reads_preferences:
-            raise ValueError(
-                "training.mix brings judgments and no preferences, which this objective learns "
-                "from: leave it out, or take another recipe"
-            )
+        read = {
+            "preferences": self.objective.reads_preferences,
+            "clicks": self.objective.reads_clicks,
+        }
+        for noun, needed in read.items():
+            if self.mix and needed:
+                raise ValueError(
+                    f"training.mix brings judgments and no {noun}, which this objective learns "
+                    "from: leave it out, or take another recipe"
+                )
         return self
 
     @model_validator(mode="after")

@@ -24,11 +24,12 @@ from bixse.training.batches import Batch, batch_of
 from bixse.training.completions import Completions
 from bixse.training.gather import World, cells_of
 from bixse.training.gradients import batch_gradients, batch_logits
-from bixse.training.groups import Labels, Preferred, group
+from bixse.training.groups import Clicked, Labels, Preferred, group
 from bixse.training.loop import Notice, Run, train_loop
 from bixse.training.losses import bias_of
 from bixse.training.objective_settings import (
     LCE,
+    ClickBCE,
     Combined,
     GradedBCE,
     InfoNCE,
@@ -67,6 +68,7 @@ OBJECTIVES: dict[str, Objective] = {
     "triplet": Triplet(),
     "triplet of the judged": Triplet(in_batch=False),
     "preference_kl": PreferenceKL(scale=5.0),
+    "click_bce": ClickBCE(scale=5.0),
     "combined": Combined(
         parts=(Wasserstein(scale=5.0), GradedBCE(scale=3.0, learn_scale=True), PreferenceKL()),
         weights=(0.5, 2.0, 3.0),
@@ -143,7 +145,8 @@ def vectors(encoder: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def labels(queries: int, documents: int, seed: int) -> Labels:
-    """Random grades of half of all pairs and preferences between a few of those.
+    """Random grades of half of all pairs, preferences between a few of those, and clicks on each at
+    one rank or two.
 
     Some queries were written from an unjudged document.
     """
@@ -157,6 +160,17 @@ def labels(queries: int, documents: int, seed: int) -> Labels:
         [f"d{d}" for d in second[alike, 1]],
         np.random.default_rng(seed).random(alike.sum()).astype(np.float32),
     )
+    shown = judged[np.random.default_rng(seed + 3).permutation(np.tile(np.arange(len(judged)), 2))]
+    shown = np.concatenate([judged, shown[: len(judged) // 2]])
+    impressions = np.random.default_rng(seed + 4).integers(1, 9, len(shown))
+    clicked = Clicked(
+        [f"q{q}" for q, _ in shown],
+        [f"d{d}" for _, d in shown],
+        impressions,
+        np.random.default_rng(seed + 5).integers(0, impressions + 1),
+        -np.log(np.random.default_rng(seed + 6).integers(1, 6, len(shown))),
+        np.ones(len(shown)),
+    )
     query_texts = texts(queries, seed=seed + 1)
     document_texts = texts(documents, seed=seed + 2)
     return group(
@@ -167,6 +181,7 @@ def labels(queries: int, documents: int, seed: int) -> Labels:
         {f"d{d}": text for d, text in enumerate(document_texts)},
         {f"q{q}": f"d{q % documents}" for q in range(queries)},
         preferred,
+        clicked,
     )
 
 

@@ -12,10 +12,11 @@ from bixse.training import losses
 from bixse.training.batches import batch_of
 from bixse.training.gather import World, cells_of
 from bixse.training.gradients import batch_gradients, batch_logits
-from bixse.training.groups import Labels, group
+from bixse.training.groups import Clicked, Labels, group
 from bixse.training.loop import plan_of
 from bixse.training.objective import Grid, share
 from bixse.training.objective_settings import (
+    ClickBCE,
     Combined,
     GradedBCE,
     InfoNCE,
@@ -216,6 +217,57 @@ def test_the_bias_is_calibrated_on_a_few_rows_at_a_time(
         cosine = normalize(query[:, :leading]) @ normalize(document[:, :leading]).T
         wanted = losses.calibrate_bias(cosine, target, weight, 5.0)
         assert losses.bias_of(of_logits, batch.mean_target) == pytest.approx(wanted, abs=1e-6)
+
+
+def test_clicks_at_rank_one_alone_are_grades() -> None:
+    """Where ranks do nothing the objective is BiXSE's, with clicks an impression as relevance."""
+    query_ids, doc_ids = ["q0", "q0", "q1", "q2"], ["d0", "d1", "d1", "d2"]
+    shown, clicks = np.array([8, 8, 4, 2]), np.array([6, 2, 1, 2])
+    names = {name: f"text {name}" for name in (*query_ids, *doc_ids)}
+    rate = (clicks / shown).astype(np.float32)
+    clicked = Clicked(query_ids, doc_ids, shown, clicks, np.zeros(4), np.ones(4))
+    labels = group(query_ids, doc_ids, rate, names, names, {}, clicked=clicked)
+    batch = batch_of(labels, np.arange(labels.pairs))
+    cosine = torch.rand((3, 3), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = []
+    for objective in (ClickBCE(), GradedBCE()):
+        cells = cells_of(batch, objective, World(), CPU).grid(slice(0, 3))
+        found.append(share(objective, cosine, cells, objective.scale, BIAS))
+    torch.testing.assert_close(found[0], found[1], atol=1e-9, rtol=1e-9)
+
+
+def test_clicks_are_those_of_their_ranks_cell_by_cell() -> None:
+    """Written out from the columns: copies of a text are one, every query weighs as its pairs."""
+    query_ids, doc_ids = ["q0", "q0", "q0", "q1", "q1"], ["d0", "d0", "d1", "d0", "copy"]
+    impressions, clicks = np.array([4, 2, 10, 3, 5]), np.array([2, 1, 0, 3, 1])
+    bias, weight = np.array([0.0, -0.7, 0.0, -0.7, -0.7]), np.array([1.0, 3.0, 1.0, 2.0, 2.0])
+    names = {"q0": "who", "q1": "what", "d0": "this", "d1": "that", "copy": "This "}
+    clicked = Clicked(query_ids, doc_ids, impressions, clicks, bias, weight)
+    asked, judged = ["q0", "q0", "q1", "q1"], ["d0", "d1", "d0", "copy"]
+    relevance = np.full(4, 0.5, np.float32)
+    labels = group(asked, judged, relevance, names, names, {}, clicked=clicked)
+    batch = batch_of(labels, np.arange(labels.pairs))
+    objective = ClickBCE(scale=2.0)
+    cells = cells_of(batch, objective, World(), CPU).grid(slice(0, 2))
+    cosine = torch.tensor([[0.5, -0.25], [0.125, 0.75]], dtype=torch.float64)
+    loss, floor = share(objective, cosine, cells, 2.0, BIAS)
+
+    def bce(rate: float, logit: float) -> float:
+        return float(np.log1p(np.exp(logit)) - rate * logit)
+
+    s = 2 * cosine.numpy() + BIAS.item()
+    of_q0 = 2 / (4 + 6 + 10)
+    wanted = of_q0 * (4 * bce(0.5, s[0, 0]) + 6 * bce(0.5, s[0, 0] - 0.7) + 10 * bce(0, s[0, 1]))
+    wanted += bce(0.5, s[1, 0] - 0.7) + bce(0, s[1, 1])
+    assert loss.item() == pytest.approx(wanted / 2, rel=1e-6)
+    assert floor.item() == pytest.approx((of_q0 * 10 + 1) * np.log(2) / 2, rel=1e-6)
+
+
+def test_a_judged_document_that_was_never_shown_is_refused() -> None:
+    names = {"q": "who", "d": "this", "e": "that"}
+    clicked = Clicked(["q"], ["d"], np.array([1]), np.array([1]), np.zeros(1), np.ones(1))
+    with pytest.raises(ValueError, match="never shown"):
+        group(["q", "q"], ["d", "e"], np.ones(2, np.float32), names, names, {}, clicked=clicked)
 
 
 def test_no_preference_in_the_batch_moves_nothing() -> None:
