@@ -117,7 +117,7 @@ def application(
     """The ASGI application: routes behind keys and limits, every failure in one envelope."""
     limits = Limits(args)
     handlers = Handlers(engine, args, limits, places)
-    searches = Searches(engine, limits, args.policy, metrics, request_log)
+    searches = Searches(engine, limits, args.policy, metrics, request_log, args.swap_share)
     metrics.in_flight.set_function(lambda: places.taken)
     page = PAGE.read_bytes()
     policy = _content_policy(page.decode())

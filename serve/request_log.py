@@ -2,11 +2,13 @@
 
     {"request_id", "time", "policy", "k", "mode", "filter", "generation", "index", "encoder",
      "reranker", "feedback", "coverage",
-     "results": [{"query", "shown": [{"doc_id", "rank", "score"}]}]}
+     "results": [{"query", "shown": [{"doc_id", "rank", "score"}], "swapped"}]}
 
 Off unless `--request-log` names a directory, since queries are personal data: they are what people
 write. Files are readable by their owner only, nothing else of a request (key, address) is written,
-and the oldest files go when there are more than `--request-log-files`. Join clicks by `request_id`.
+and the oldest files go when there are more than `--request-log-files`. Join clicks by `request_id`:
+`python -m jobs.train two_tower` learns from both. `swapped` is the rank whose document changed
+places with the next (`--swap-share`), or null.
 """
 
 import json
@@ -17,7 +19,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -131,14 +133,16 @@ def line_of(
     answer: Answer,
     served: Generation,
     policy: str,
+    swapped: Sequence[int | None],
 ) -> dict[str, Any]:
     """What the log says of one request."""
     results = [
         {
             "query": text,
             "shown": [{"doc_id": h.doc_id, "rank": h.rank, "score": h.score} for h in found.hits],
+            "swapped": rank,
         }
-        for text, found in zip(texts, answer.results, strict=True)
+        for text, found, rank in zip(texts, answer.results, swapped, strict=True)
     ]
     return {
         "request_id": request_id,

@@ -16,6 +16,7 @@ from serve.metrics import Metrics
 from serve.ranking import feedback_of, hits_of, wanted_of, way_of
 from serve.request_log import RequestLog, line_of, request_id_of
 from serve.schema import CoverageReply, IndexReply, RetrieveRequest, SearchReply, SearchRequest
+from serve.swaps import Swaps
 
 
 class Searches:
@@ -28,13 +29,16 @@ class Searches:
         policy: str,
         metrics: Metrics,
         request_log: RequestLog | None,
+        swap_share: float = 0.0,
     ) -> None:
-        """`policy` is what the request log calls this application's way to rank."""
+        """`policy` is what the request log calls this application's way to rank; in a share of the
+        lists of `/search` two neighbours change places."""
         self._engine = engine
         self._limits = limits
         self._policy = policy
         self._metrics = metrics
         self._request_log = request_log
+        self._swaps = Swaps(swap_share)
 
     async def search(self, request: SearchRequest, http: Request) -> SearchReply:
         start = time.perf_counter()
@@ -48,10 +52,12 @@ class Searches:
                 asked = (request.rerank, request.k, len(texts))
                 self._limits.check_rerank(*asked, served.reranker)
             answer = await self._answer(session, texts, request)
+        answer, ranks = self._swaps.of(answer)
         request_id = None
         if self._request_log is not None:
             request_id = request_id_of(http.headers.get("x-request-id"))
-            self._request_log.put(line_of(request_id, texts, request, answer, served, self._policy))
+            line = line_of(request_id, texts, request, answer, served, self._policy, ranks)
+            self._request_log.put(line)
         rankings = [hits_of(found) for found in answer.results]
         total_ms = round((time.perf_counter() - start) * 1e3, 3)
         return SearchReply(

@@ -133,6 +133,10 @@ class ServeArgs(Settings):
     """Files kept in that directory; the oldest go."""
     policy: str = "bixse"
     """What the request log calls this application's way to rank, to tell experiments apart."""
+    swap_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of the lists of `/search` in which two neighbours change places, so that clicks tell
+    what a rank does from what a document is worth (recipe `two_tower`): .1 is plenty. The request
+    log says which; scores stay with their documents, so that there they do not fall."""
     least_recall: float = Field(default=0.9, ge=0, le=1)
     """A new index whose measured recall@10 is lower is refused."""
     gate_queries: str | None = None
@@ -150,6 +154,12 @@ class ServeArgs(Settings):
     def _gate_is_whole(self) -> "ServeArgs":
         if (self.gate_queries is None) != (self.gate_judgments is None):
             raise ValueError("give both --gate-queries and --gate-judgments, or neither")
+        return self
+
+    @model_validator(mode="after")
+    def _swaps_are_told(self) -> "ServeArgs":
+        if self.swap_share and self.request_log is None:
+            raise ValueError("--swap-share changes lists for --request-log: give both")
         return self
 
     @model_validator(mode="after")

@@ -4,14 +4,19 @@ import json
 import resource
 import stat
 import threading
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bixse.judging.settings import Clicks
+from bixse.records import QUERIES
+from jobs.clicks import shown_queries
 from serve.client import Client
 from serve.gateway import _Ingress
 from serve.request_log import RequestLog, made, request_id_of
+from tests.artifacts import artifact
 
 
 def lines_of(place: Path) -> list[dict[str, Any]]:
@@ -138,7 +143,7 @@ def test_an_id_that_is_none_is_replaced(offered):
 @pytest.mark.slow
 def test_the_application_writes_what_it_shows(tmp_path, run_app, index, corpus):
     place = tmp_path / "log"
-    flags = {"topology": "replicate", "request-log": place, "policy": "arm-b"}
+    flags = {"topology": "replicate", "request-log": place, "policy": "arm-b", "swap-share": 1}
     with run_app(tmp_path / "logged", index, corpus, **flags) as served:
         headers = {"X-Request-Id": "mine-1"}
         one = served.client.post("/search", json={"query": "otter", "k": 3}, headers=headers)
@@ -153,8 +158,16 @@ def test_the_application_writes_what_it_shows(tmp_path, run_app, index, corpus):
         {
             "query": "otter",
             "shown": [{n: h[n] for n in ("doc_id", "rank", "score")} for h in one.json()["hits"]],
+            "swapped": first["results"][0]["swapped"],
         }
     ]
+    scores = [hit["score"] for hit in one.json()["hits"]]
+    falls = [rank for rank, pair in enumerate(pairwise(scores), start=1) if pair[0] < pair[1]]
+    assert falls == [first["results"][0]["swapped"]]
+    none = artifact(tmp_path / "none", "queries", [], QUERIES)
+    read = shown_queries(Clicks(shown=(str(place),)), none, str(tmp_path / "shown-queries"))
+    assert set(read.column("text")) == {"otter", "a heron", "a lynx", "a toad"}
+    assert read.manifest.rejected == 0
     assert (first["request_id"], first["policy"], first["k"]) == ("mine-1", "arm-b", 3)
     assert first["mode"] == "dense"
     assert (first["filter"], third["filter"]) == (None, {"animal": {"eq": "toad"}})

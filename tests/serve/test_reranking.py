@@ -289,7 +289,7 @@ def test_the_request_log_names_the_reranker(index):
     served = Generation(1, ServedIndex.read(index.url), PACKAGED)
     answer = Answer([hits_and_documents("a")], SEEN, {}, reranker="f" * 32)
     request = SearchRequest(query="x", k=1)
-    assert line_of("r", ["x"], request, answer, served, "p")["reranker"] == "f" * 32
+    assert line_of("r", ["x"], request, answer, served, "p", [None])["reranker"] == "f" * 32
 
 
 def test_the_openapi_document_says_what_happens_without_scores(served):
