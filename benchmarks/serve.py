@@ -37,11 +37,11 @@ from typing import Any, Literal
 import tyro
 
 from benchmarks import serve_peers
-from benchmarks.serve_corpus import Corpus, K, Whole, made
+from benchmarks.serve_corpus import Corpus, K, made
 from bixse.models.encoder import Encoder, resolve
 from bixse.models.settings import PACKAGED
 from bixse.retrieval.library import use_threads
-from bixse.retrieval.settings import EXACT_BELOW
+from bixse.retrieval.settings import EXACT_BELOW, Structure
 from bixse.retrieval.shard import Shard
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,8 +68,9 @@ class Options:
     """Longest run of one load."""
     count: int = 20_000
     """Most requests of one load."""
-    structure: Whole | None = None
-    """Of the index; unset: exact up to 50,000 documents, then hnsw."""
+    structure: Structure | None = None
+    """Of the index; unset: exact up to 50,000 documents, then hnsw. Plain Ray Serve refines codes
+    as FAISS does (`IndexRefine`)."""
     rounds: int = 3
     """Rounds that each system takes, in turn."""
     query_precision: Literal["float32", "bfloat16", "auto"] = "float32"

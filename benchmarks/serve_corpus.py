@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,7 @@ from bixse.records import CORPUS
 from bixse.retrieval.building import build_shard, write_search
 from bixse.retrieval.library import faiss
 from bixse.retrieval.measuring import point, watch
-from bixse.retrieval.settings import Retrieval, Search
+from bixse.retrieval.settings import Retrieval, Search, Structure
 from bixse.retrieval.shard import Shard
 from bixse.retrieval.structures import resolve
 from bixse.retrieval.tuning import Point, Requirements, grid, relevant, tune
@@ -29,9 +29,6 @@ from bixse.retrieval.tuning import Point, Requirements, grid, relevant, tune
 K = 10
 RECALL = 0.95
 _ASKED, _TUNED_ON = 512, 200
-
-Whole = Literal["exact", "hnsw", "ivf_flat"]
-"""Structures that others can read too: FAISS indexes of whole vectors."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class Corpus:
 
 
 def made(
-    rows: int, start: str, place: Path, structure: Whole, encoded: int | None = None
+    rows: int, start: str, place: Path, structure: Structure, encoded: int | None = None
 ) -> Corpus:
     """Documents, their vectors, an index of one shard, queries and the truth.
 

@@ -51,14 +51,20 @@ class Searcher:
         self.texts = json.loads((Path(directory) / "texts.json").read_text())
         faiss.omp_set_num_threads(1)
         shard = Path(directory) / "index" / "shard-00000"
-        self.index = faiss.read_index(str(shard / "index.faiss"))
-        if (shard / "search.json").exists():
-            width = json.loads((shard / "search.json").read_text())
-            if isinstance(self.index, faiss.IndexHNSW):
-                self.index.hnsw.efSearch = width["ef_search"]
+        known: Any = faiss  # faiss' type stubs lack most of it.
+        self.index = index = known.read_index(str(shard / "index.faiss"))
+        searched = shard / "search.json"
+        width = json.loads(searched.read_text()) if searched.exists() else {}
+        if width:
+            if isinstance(index, faiss.IndexHNSW):
+                index.hnsw.efSearch = width["ef_search"]
             else:
-                lists: Any = self.index
-                lists.nprobe = width["nprobe"]
+                known.extract_index_ivf(index).nprobe = width["nprobe"]
+        if (shard / "vectors.npy").exists():
+            self.coded, self.whole = index, faiss.IndexFlatIP(index.d)  # FAISS owns neither.
+            self.whole.add(np.load(shard / "vectors.npy").astype(np.float32, copy=False))
+            self.index = known.IndexRefine(index, self.whole)
+            self.index.k_factor = width["refine_factor"]
 
     @ray.serve.batch(max_batch_size=32, batch_wait_timeout_s=0.001)
     async def __call__(self, vectors: list[Any]) -> list[Any]:
