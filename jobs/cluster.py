@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bixse.reachable import refuse_unreachable
+
 
 def start_ray() -> None:
     """Join the cluster that RAY_ADDRESS names, or start a local one; once a process.
@@ -23,6 +25,7 @@ def start_ray() -> None:
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     env = {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "TOKENIZERS_PARALLELISM": "false"}
     submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    refuse_unreachable(os.environ.get("RAY_ADDRESS", "local"))
     try:
         ray.init(
             address=os.environ.get("RAY_ADDRESS", "local"),

@@ -17,6 +17,7 @@ from ray.serve.schema import LoggingConfig
 
 from bixse.copies import leave
 from bixse.models.encoder import encoder_fingerprint, resolve
+from bixse.reachable import refuse_unreachable
 from serve.backend import CALLS_A_REPLICA
 from serve.fanout import RERANKER
 from serve.gateway import FRONT, Gateway, Replica
@@ -220,6 +221,7 @@ def start_ray(args: ServeArgs) -> None:
 
 
 def _init(address: str, **options: Any) -> None:
+    refuse_unreachable(address)
     try:
         ray.init(address=address, **options)
     except Exception as error:  # noqa: BLE001

@@ -188,6 +188,9 @@ def test_what_says_nothing_of_relevance_is_refused(
     unread = line("b", [("d0", 1, 0), ("d1", 2, 0)]) + line("b", [("d1", 1, 0), ("d0", 2, 0)])
     with pytest.raises(ValueError, match="nobody clicked on any of 4 documents"):
         imported(tmp_path / "b", corpus, given, unread)
+    tested, held_out = swapped("red shoes", "d0", "d1"), frozenset({"q1"})
+    with pytest.raises(ValueError, match="nobody clicked on any of 0 documents"):
+        imported(tmp_path / "d", corpus, given, tested, "", held_out)
     with pytest.raises(ValueError, match="has no column request_id"):
         imported(tmp_path / "c", corpus, given, fixed, "query\tdoc_id\na\td0\n")
 
