@@ -31,6 +31,7 @@ lint: $(VENV)/.installed-test
 bench: $(VENV)/.installed  ## the mechanics of the benchmarks, on made-up data
 	$(BIN)/python -m benchmarks.graded_losses --quick
 	$(BIN)/python -m benchmarks.graded_losses --quick --objectives pairdistill --docs-per-query 4
+	$(BIN)/python -m benchmarks.click_models --quick
 
 install: $(VENV)/.installed
 install-test: $(VENV)/.installed-test

@@ -1,7 +1,7 @@
 """What clicks teach an encoder, with and without what a rank does to them: full-corpus nDCG@10.
 
     python -m benchmarks.click_models --data DATA --set climate-fever-evidence --out runs/clicks
-    python -m benchmarks.click_models --data DATA --set cranfield --json
+    python -m benchmarks.click_models --quick --json
 
 Clicks are simulated (arXiv 2506.20501): the base encoder shows its best documents for each query of
 the train split `--lists` times, two neighbours of a list changed in `--swap-share` of the lists as
@@ -21,7 +21,7 @@ It needs neither Ray nor vLLM nor FAISS.
 import json
 import sys
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,6 +79,8 @@ class Options:
     """Where encoders train and encode."""
     out: str = "runs/click-models"
     """What is read on the way."""
+    quick: bool = False
+    """A made-up set and encoder: the mechanics in a minute, no evidence."""
     json: bool = False
     """End with one JSON object on standard output."""
 
@@ -98,6 +100,8 @@ def main() -> None:
     options = tyro.cli(Options)
     with redirect_stdout(sys.stderr):
         try:
+            if options.quick:
+                options = quick(options)
             found = compare(options)
         except ValueError as error:
             sys.exit(f"error: {error}")
@@ -107,6 +111,16 @@ def main() -> None:
         print(f"  rank bias {found['rank_bias']}, true {found['true_rank_bias']}")
     if options.json:
         print(json.dumps(found))
+
+
+def quick(options: Options) -> Options:
+    """The made-up set, at a rate and for as long as its encoder takes to learn."""
+    from benchmarks.made_set import NAME, make_set
+
+    data = Path(options.out) / "quick-data"
+    start = str(make_set(data))
+    made = replace(options, data=str(data), set=NAME, start=start, seeds=1, lists=200)
+    return replace(made, swap_share=0.5, epochs=10, learning_rate=1e-2)
 
 
 def compare(options: Options) -> dict[str, Any]:
@@ -125,6 +139,10 @@ def compare(options: Options) -> dict[str, Any]:
     for seed in range(options.seeds):
         shown = _log(ranked, options, seed)
         bias = rank_bias(shown, options.ranks)
+        if not bias.known_K.all():
+            raise ValueError(
+                "a rank is not connected with the first: raise --lists or --swap-share"
+            )
         for system in TRAINED:
             objective = ClickBCE() if system in ("two_tower", "rank_blind") else GradedBCE()
             settings = _training(options, seed).replace(objective=objective)
