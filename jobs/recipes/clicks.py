@@ -14,7 +14,7 @@ def two_tower() -> Recipe:
     two ranks for the same query, and stays (the paper learns a scalar a rank beside the relevance
     tower); the batch's other documents count as irrelevant, since an index ranks what was never
     shown as well. Queries weigh the same, however often they were asked.
-    `--training.objective.kind graded_bce` trains on the judgments made of the clicks instead.
+    `bixse --judging.judge clicks` trains on the judgments made of the clicks instead.
     """
     return bixse().replace(
         name="two_tower",
