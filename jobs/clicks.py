@@ -153,7 +153,9 @@ def judge_clicks(clicks: Artifact, settings: Clicks, out: str) -> Artifact:
         for key, z in zip(number, relevance_P.tolist(), strict=True)
     )
     write_rows(draft, found, JUDGMENTS, PART_ROWS)
-    return draft.finish(extra={"scale": SCALE.record, "origin": "clicks", "judges": [judge]})
+    told = {"rank_bias": clicks.manifest.extra["rank_bias"]}
+    extra = {"scale": SCALE.record, "origin": "clicks", "judges": [judge], **told}
+    return draft.finish(extra=extra)
 
 
 def _log_inputs(settings: Clicks) -> dict[str, str]:

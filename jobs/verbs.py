@@ -147,8 +147,7 @@ def _judge(pipeline: Pipeline) -> dict[str, Any]:
     extra = judgments.manifest.extra
     # Tokens are of judges that have some.
     more = {k: v for k, v in extra.get("usage", {}).items() if v or k in ("new", "known")}
-    if extra.get("store"):
-        more["store"] = extra["store"]
+    more |= {name: extra[name] for name in ("store", "rank_bias") if extra.get(name)}
     return _made("judge", judgments, **more)
 
 

@@ -39,6 +39,7 @@ class Shown:
     pair_O: Ints
     """Rising, from 0."""
     rank_O: Ints
+    """Rising within a pair."""
     impressions_O: Ints
     clicks_O: Ints
 
@@ -111,9 +112,6 @@ def _odds_ratios(shown: Shown, ranks: int) -> _OddsRatios:
     apart = 1
     while (same := np.flatnonzero(shown.pair_O[apart:] == shown.pair_O[:-apart])).size:
         i, j = same, same + apart
-        # The lower rank first.
-        swap = shown.rank_O[i] > shown.rank_O[j]
-        i, j = np.where(swap, j, i), np.where(swap, i, j)
         total = (shown.impressions_O[i] + shown.impressions_O[j]).astype(np.float64)
         for_i, for_j = yes[i] * no[j] / total, no[i] * yes[j] / total
         agree, differ = (yes[i] + no[j]) / total, (no[i] + yes[j]) / total

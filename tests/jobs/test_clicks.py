@@ -115,6 +115,7 @@ def test_a_log_becomes_queries_clicks_and_judgments(
     assert found["d0"] == pytest.approx(found["d2"]) == pytest.approx(0.502, abs=0.01)
     assert found["d1"] == pytest.approx(found["d3"]) == pytest.approx(0.210, abs=0.01)
     assert {row["origin"] for row in judged.table().to_pylist()} == {"clicks"}
+    assert judged.manifest.extra["rank_bias"] == extra["rank_bias"]
 
 
 def test_clicks_of_a_table_are_joined_by_request(
