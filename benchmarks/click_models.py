@@ -3,10 +3,11 @@
     python -m benchmarks.click_models --data DATA --set climate-fever-evidence --out runs/clicks
     python -m benchmarks.click_models --quick --json
 
-Clicks are simulated (arXiv 2506.20501): the base encoder shows its best documents for each query of
-the train split `--lists` times, two neighbours of a list changed in `--swap-share` of the lists as
-`serve.app --swap-share` does, and a document at rank k is clicked with probability sigma(gamma -
-log k), where gamma rises with its grade. The same log teaches every system:
+Clicks are simulated (arXiv 2506.20501). The base encoder shows its best documents for each query of
+the train split `--lists` times in the order of `--policy`, two neighbours of a list changed in
+`--swap-share` of the lists as `serve.app --swap-share` does. A document at rank k is clicked with
+probability sigma(gamma - log k), where gamma rises with its grade. The same log teaches every
+system:
 
     base        not trained
     two_tower   the recipe's objective on clicks, what ranks do as the log tells it
@@ -57,6 +58,9 @@ class Options:
     """Lists shown for each query."""
     ranks: int = 10
     """Documents of a list."""
+    policy: Literal["best_first", "shuffled"] = "best_first"
+    """Order of a list before anything is swapped: the base encoder's, or one drawn for each query
+    and kept, of a policy that knows nothing of relevance."""
     swap_share: float = 0.2
     """Share of the lists in which two neighbours have changed places."""
     irrelevant: float = -3.0
@@ -195,11 +199,16 @@ def _log(ranked: Ranked, options: Options, seed: int) -> Shown:
     """Impressions and clicks by pair and rank."""
     draw = np.random.default_rng([seed, 7])
     ranks, count = options.ranks, len(ranked.queries)
-    place = np.tile(np.arange(ranks), (options.lists, count, 1))
+    order_QK = np.tile(np.arange(ranks), (count, 1))
+    if options.policy == "shuffled":
+        order_QK = draw.permuted(order_QK, axis=1)
+    place = np.tile(order_QK, (options.lists, 1, 1))
     swapped = np.argwhere(draw.random((options.lists, count)) < options.swap_share)
     upper = draw.integers(ranks - 1, size=len(swapped))
     list_S, query_S = swapped.T
-    place[list_S, query_S, upper], place[list_S, query_S, upper + 1] = upper + 1, upper
+    moved_SK = place[list_S, query_S]
+    above_SK, below_SK = moved_SK == upper[:, None], moved_SK == upper[:, None] + 1
+    place[list_S, query_S] = moved_SK + above_SK - below_SK
     worth_QK = ranked.relevance_P.reshape(count, ranks)
     gamma_QK = options.irrelevant + (options.relevant - options.irrelevant) * worth_QK
     logit = gamma_QK - np.log(place + 1.0)

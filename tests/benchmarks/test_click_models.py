@@ -25,6 +25,11 @@ def test_clicks_follow_grades_and_ranks() -> None:
     assert (of_pair == 100).all()
     # Places change with the next one only.
     assert (np.abs(shown.rank_O - 1 - shown.pair_O % 5) <= 1).all()
+    drawn = _log(ranked(), replace(options, policy="shuffled", swap_share=0.0), seed=0)
+    assert (drawn.impressions_O == 100).all()
+    ranks_QK = drawn.rank_O.reshape(-1, 5)
+    assert (np.sort(ranks_QK, axis=1) == np.arange(1, 6)).all()
+    assert len(np.unique(ranks_QK, axis=0)) > 60
     for worth, rank in ((0.0, 1), (1.0, 2), (0.5, 3)):
         here = (ranked().relevance_P[shown.pair_O] == worth) & (shown.rank_O == rank)
         rate = shown.clicks_O[here].sum() / shown.impressions_O[here].sum()
