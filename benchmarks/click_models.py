@@ -142,7 +142,7 @@ def compare(options: Options) -> dict[str, Any]:
     values["base"] = [bench.ndcg(graded.corpus, graded.asked, graded.qrels)]
     for seed in range(options.seeds):
         shown = _log(ranked, options, seed)
-        bias = rank_bias(shown, options.ranks)
+        bias = rank_bias(shown, options.ranks, two_tower().judging.clicks.rank_deviation)
         if not bias.known_K.all():
             raise ValueError(
                 "a rank is not connected with the first: raise --lists or --swap-share"

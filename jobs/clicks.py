@@ -367,7 +367,7 @@ def _bias(settings: Clicks, shown: Shown) -> RankBias:
     """What ranks do: as the settings say, beside rank 1, or found in the log."""
     deepest = int(shown.rank_O.max())
     if not settings.rank_bias:
-        return rank_bias(shown, deepest)
+        return rank_bias(shown, deepest, settings.rank_deviation)
     theta_K = np.full(max(deepest, len(settings.rank_bias)), np.nan)
     theta_K[: len(settings.rank_bias)] = settings.rank_bias
     return RankBias(theta_K - theta_K[0], np.zeros_like(theta_K))

@@ -9,9 +9,14 @@ with theta what the rank does and gamma what the document is worth. Only documen
 at two ranks for the same query tell the two apart (finding 1): theta is known among ranks that such
 documents connect, and nothing is said of the others.
 
-theta comes from a tower that has a gamma for every pair, so that no encoder's errors end up in it
-(finding 3), and by Mantel and Haenszel's common odds ratio, which stays right where each pair was
-shown a few times only; maximum likelihood does not (Breslow, Biometrika 1981).
+theta comes from comparisons, in which gamma has no part: where a document was clicked at rank j and
+not at rank k, for the same query, j wins against k, and it does so with probability
+sigma(theta_j - theta_k) (Bradley and Terry's model; the likelihood given that one of the two was
+clicked). The comparisons of a pair weigh one over its impressions, as in Mantel and Haenszel's odds
+ratio, which this is for two ranks: so it stays right where each pair was shown a few times only, as
+maximum likelihood with a gamma for every pair does not, and no encoder's errors end up in it, as
+they do where theta is learnt beside one (finding 3). A log has few clicks far down, so theta_k is
+drawn to -eta log k, with eta found in the log.
 
 Shapes: O observations, a pair of query and document at a rank; P pairs; K ranks, from 1.
 """
@@ -28,6 +33,8 @@ Ints = npt.NDArray[np.int64]
 
 _ANYWHERE = 10.0
 """Deviation of what all documents have in common: known but where all were clicked, or none."""
+_STEPS, _FARTHEST = 200, 2.0
+"""Of Newton's method; a dozen steps do."""
 _GROUPS = 20
 """Of the jackknife."""
 
@@ -58,22 +65,15 @@ class RankBias:
         return np.isfinite(self.theta_K)
 
 
-@dataclass(frozen=True)
-class _OddsRatios:
-    """Of pairs of ranks, log of the common odds ratio of a click and its variance."""
-
-    first: Ints
-    second: Ints
-    log_ratio: Floats
-    variance: Floats
-
-
-def rank_bias(shown: Shown, ranks: int) -> RankBias:
-    """theta of ranks 1 to `ranks`: the weighted least squares of the odds ratios between ranks."""
-    theta_K = _theta(shown, ranks)
+def rank_bias(shown: Shown, ranks: int, deviation: float) -> RankBias:
+    """theta of ranks 1 to `ranks`, which lies about `deviation` from a power of the rank."""
+    theta_K = _theta(shown, ranks, deviation)
     groups = min(_GROUPS, int(shown.pair_O.max(initial=0)) + 1)
     without_GK = np.stack(
-        [_theta(_some(shown, shown.pair_O % groups != group), ranks) for group in range(groups)]
+        [
+            _theta(_some(shown, shown.pair_O % groups != group), ranks, deviation)
+            for group in range(groups)
+        ]
     )
     apart_GK = without_GK - without_GK.mean(axis=0)
     error_K = np.sqrt(np.square(apart_GK).sum(axis=0) * (groups - 1) / groups)
@@ -89,62 +89,58 @@ def _some(shown: Shown, chosen_O: npt.NDArray[np.bool_]) -> Shown:
     )
 
 
-def _theta(shown: Shown, ranks: int) -> Floats:
-    ratios = _odds_ratios(shown, ranks)
-    edges = coo_array((np.ones(len(ratios.first)), (ratios.first, ratios.second)), (ranks, ranks))
-    _, part_K = connected_components(edges, directed=False)
+def _theta(shown: Shown, ranks: int, deviation: float) -> Floats:
+    wins_KK = _wins(shown, ranks)
+    _, part_K = connected_components(wins_KK > 0, directed=False)
     (known,) = np.nonzero(part_K == part_K[0])
     theta_K = np.full(ranks, np.nan)
     theta_K[0] = 0.0
     if len(known) > 1:
-        theta_K[known[1:]] = _least_squares(ratios, known)
+        wins_KK = wins_KK[np.ix_(known, known)]
+        theta_K[known] = _most_likely(wins_KK, np.log(known + 1.0), deviation)
     return theta_K
 
 
-def _odds_ratios(shown: Shown, ranks: int) -> _OddsRatios:
-    """Mantel and Haenszel's ratio of every two ranks, over the pairs shown at both.
+def _wins(shown: Shown, ranks: int) -> Floats:
+    """How often a document was clicked at one rank and not at another, [K, K]."""
+    pairs = int(shown.pair_O.max(initial=-1)) + 1
+    impressions_P = np.bincount(shown.pair_O, shown.impressions_O, pairs)
+    place = shown.pair_O, shown.rank_O - 1
+    clicked, passed = shown.clicks_O, shown.impressions_O - shown.clicks_O
+    clicked_PK = coo_array((clicked / impressions_P[shown.pair_O], place), (pairs, ranks))
+    passed_PK = coo_array((passed, place), (pairs, ranks))
+    wins_KK: Floats = (clicked_PK.T.tocsr() @ passed_PK.tocsr()).toarray()
+    np.fill_diagonal(wins_KK, 0)
+    return wins_KK
 
-    Its variance is that of Robins, Breslow and Greenland (Biometrics 1986). Two ranks whose ratio
-    is 0 or infinite say nothing of each other.
+
+def _most_likely(wins_KK: Floats, log_rank_K: Floats, deviation: float) -> Floats:
+    """theta, of which the first is 0, where its posterior is highest; by Newton's method.
+
+    Of theta and eta together: sum_jk wins_jk log sigma(theta_j - theta_k) - sum_k (theta_k + eta
+    log k)^2 / (2 deviation^2), which is concave.
     """
-    sums = np.zeros((5, ranks * ranks))
-    yes, no = shown.clicks_O, shown.impressions_O - shown.clicks_O
-    apart = 1
-    while (same := np.flatnonzero(shown.pair_O[apart:] == shown.pair_O[:-apart])).size:
-        i, j = same, same + apart
-        total = (shown.impressions_O[i] + shown.impressions_O[j]).astype(np.float64)
-        for_i, for_j = yes[i] * no[j] / total, no[i] * yes[j] / total
-        agree, differ = (yes[i] + no[j]) / total, (no[i] + yes[j]) / total
-        key = (shown.rank_O[i] - 1) * ranks + shown.rank_O[j] - 1
-        terms = (
-            for_i,
-            for_j,
-            agree * for_i,
-            agree * for_j + differ * for_i,
-            differ * for_j,
-        )
-        sums += np.stack([np.bincount(key, term, ranks * ranks) for term in terms])
-        apart += 1
-    (keys,) = np.nonzero((sums[0] > 0) & (sums[1] > 0))
-    r, s, pr, mixed, qs = sums[:, keys]
-    variance = pr / (2 * r**2) + mixed / (2 * r * s) + qs / (2 * s**2)
-    return _OddsRatios(keys // ranks, keys % ranks, np.log(r / s), variance)
-
-
-def _least_squares(ratios: _OddsRatios, known: Ints) -> Floats:
-    """theta of the known ranks but the first, which has 0."""
-    place = np.full(known.max() + 1, -1)
-    place[known] = np.arange(len(known))
-    here = np.isin(ratios.first, known)
-    i, j = place[ratios.first[here]], place[ratios.second[here]]
-    weight = 1 / ratios.variance[here]
-    design = np.zeros((len(i), len(known)))
-    design[np.arange(len(i)), i] = 1
-    design[np.arange(len(i)), j] = -1
-    inner = design[:, 1:]
-    precision = inner.T @ (inner * weight[:, None])
-    theta = np.linalg.solve(precision, inner.T @ (weight * ratios.log_ratio[here]))
-    return np.asarray(theta, np.float64)
+    ranks, precision = len(wins_KK), 1 / deviation**2
+    both = np.zeros(ranks)  # theta after the first, then eta.
+    for _ in range(_STEPS):
+        theta_K, eta = np.append(0.0, both[:-1]), both[-1]
+        wins = _sigma(theta_K[:, None] - theta_K)
+        surprise_KK = wins_KK * (1 - wins)
+        curvature_KK = (wins_KK + wins_KK.T) * wins * (1 - wins)
+        from_line_K = theta_K + eta * log_rank_K
+        slope_K = surprise_KK.sum(axis=1) - surprise_KK.sum(axis=0) - from_line_K * precision
+        slope = np.append(slope_K[1:], -(from_line_K @ log_rank_K) * precision)
+        bend = np.zeros((ranks, ranks))
+        bend[:-1, :-1] = (np.diag(curvature_KK.sum(axis=1)) - curvature_KK)[1:, 1:]
+        bend[:-1, :-1] += np.eye(ranks - 1) * precision
+        bend[:-1, -1] = bend[-1, :-1] = log_rank_K[1:] * precision
+        bend[-1, -1] = log_rank_K @ log_rank_K * precision
+        step = np.linalg.solve(bend, slope)
+        # Far from the top a whole step may pass it by.
+        both = both + np.clip(step, -_FARTHEST, _FARTHEST)
+        if np.abs(step).max() < 1e-10:
+            break
+    return np.append(0.0, both[:-1])
 
 
 def relevance_of(shown: Shown, theta_O: Floats, prior_deviation: float) -> Floats:

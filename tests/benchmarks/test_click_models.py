@@ -35,14 +35,14 @@ def test_clicks_follow_grades_and_ranks() -> None:
         rate = shown.clicks_O[here].sum() / shown.impressions_O[here].sum()
         wanted = 1 / (1 + np.exp(-(-3 + 4 * worth - np.log(rank))))
         assert rate == pytest.approx(wanted, abs=0.02)
-    found = rank_bias(shown, 5).theta_K
+    found = rank_bias(shown, 5, 0.5).theta_K
     np.testing.assert_allclose(found, -np.log(np.arange(1, 6)), atol=0.15)
 
 
 def test_systems_differ_in_what_they_make_of_one_log() -> None:
     options = Options(lists=100, ranks=5, swap_share=0.5)
     shown = _log(ranked(), options, seed=0)
-    bias = rank_bias(shown, 5)
+    bias = rank_bias(shown, 5, 0.5)
     labels = {name: _labels(ranked(), shown, bias, name) for name in TRAINED}
     assert {name for name, made in labels.items() if made.clicks is not None} == {
         "two_tower", "rank_blind",

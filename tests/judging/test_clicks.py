@@ -36,14 +36,14 @@ def simulated(seed: int, lists: int, random_share: float, queries: int = 400) ->
 
 
 def test_one_document_at_two_ranks_says_its_odds_ratio() -> None:
-    found = rank_bias(shown((0, 1, 100, 50), (0, 2, 200, 40)), 2)
+    found = rank_bias(shown((0, 1, 100, 50), (0, 2, 200, 40)), 2, 0.5)
     np.testing.assert_allclose(found.theta_K, [0, np.log(0.25)], rtol=1e-12)
 
 
 def test_documents_are_strata() -> None:
     """Mantel and Haenszel: (10 * 80 / 200 + 40 * 80 / 200) / (90 * 20 / 200 + 60 * 20 / 200)."""
     rows = ((0, 1, 100, 10), (0, 2, 100, 20), (1, 1, 100, 40), (1, 2, 100, 20))
-    found = rank_bias(shown(*rows), 2)
+    found = rank_bias(shown(*rows), 2, 0.5)
     np.testing.assert_allclose(found.theta_K[1], -np.log((4 + 16) / (9 + 6)), rtol=1e-12)
 
 
@@ -54,8 +54,53 @@ def test_more_of_what_is_known_already_does_not_shift_it() -> None:
     for pair, ranks in enumerate([(1, 2), (2, 3), (1, 3), (1, 2, 3)]):
         for rank in ranks:
             rows.append((pair, rank, 3000, round(3000 * odds[rank] / (1 + odds[rank]))))
-    found = rank_bias(shown(*rows), 3)
-    np.testing.assert_allclose(found.theta_K, np.log([1, 0.5, 0.25]), atol=1e-12)
+    found = rank_bias(shown(*rows), 3, deviation=100)
+    np.testing.assert_allclose(found.theta_K, np.log([1, 0.5, 0.25]), atol=1e-6)
+
+
+def test_few_clicks_leave_a_rank_near_a_power_of_its_place() -> None:
+    """Ranks 1 and 2 are well known, of rank 8 there is one click: alone it would be a ratio of
+    any size."""
+    known = ((0, 1, 10_000, 5000), (0, 2, 10_000, 3333))
+    theta_2 = np.log(0.5)
+    rare = ((1, 2, 50, 0), (1, 8, 1, 1))
+    near, far = (rank_bias(shown(*known, *rare), 8, deviation) for deviation in (0.05, 50))
+    assert near.theta_K[1] == pytest.approx(theta_2, abs=0.01)
+    assert near.theta_K[7] == pytest.approx(3 * theta_2, abs=0.1)
+    assert far.theta_K[7] > 2
+
+
+@given(st.integers(0, 1000), st.floats(0.1, 5))
+@settings(deadline=None, max_examples=30)
+def test_what_is_found_is_the_top_of_the_posterior(seed: int, deviation: float) -> None:
+    """No step from it, of any rank or of eta, makes the clicks and the prior more likely."""
+    draw = np.random.default_rng(seed)
+    rows = [
+        (pair, rank, n, int(draw.integers(0, n + 1)))
+        for pair in range(12)
+        for rank in sorted(draw.choice(4, 2, replace=False) + 1)
+        for n in [int(draw.integers(1, 9))]
+    ]
+    found = rank_bias(shown(*rows), 4, deviation).theta_K
+    known = np.flatnonzero(np.isfinite(found))
+
+    def posterior(theta: np.ndarray) -> float:
+        likely = 0.0
+        for i, (pair, rank, n, clicks) in enumerate(rows):
+            for j, (other, lower, m, _) in enumerate(rows):
+                if pair == other and i != j:
+                    passed = m - rows[j][3]
+                    lead = theta[rank - 1] - theta[lower - 1]
+                    likely -= clicks * passed / (n + m) * np.log1p(np.exp(-lead))
+        line = np.log(known + 1.0)
+        eta = -(theta[known] @ line) / (line @ line) if len(known) > 1 else 0.0
+        return likely - float(np.square(theta[known] + eta * line).sum()) / (2 * deviation**2)
+
+    theta = np.where(np.isfinite(found), found, 0.0)
+    best = posterior(theta)
+    for rank in known[1:]:
+        for change in (-1e-3, 1e-3):
+            assert posterior(theta + change * (np.arange(4) == rank)) < best + 1e-9
 
 
 @pytest.mark.parametrize(
@@ -64,14 +109,14 @@ def test_more_of_what_is_known_already_does_not_shift_it() -> None:
 def test_what_ranks_do_is_found_whatever_the_policy(
     lists: int, random_share: float, most: float
 ) -> None:
-    found = rank_bias(simulated(0, lists, random_share), 8)
+    found = rank_bias(simulated(0, lists, random_share), 8, 0.5)
     wrong_K = np.abs(found.theta_K + np.log(np.arange(1, 9)))
     assert wrong_K.mean() < most
     assert (wrong_K[1:] < 6 * found.error_K[1:]).all()
 
 
 def test_a_log_without_swaps_says_nothing_of_ranks() -> None:
-    found = rank_bias(simulated(0, 20, 0.0), 8)
+    found = rank_bias(simulated(0, 20, 0.0), 8, 0.5)
     assert found.known_K.tolist() == [True, *[False] * 7]
 
 
@@ -82,9 +127,9 @@ def test_ranks_are_known_where_documents_connect_them() -> None:
         # Nobody clicked at either: it says nothing.
         *((2, 2, 10, 0), (2, 5, 10, 0)),
     ]
-    found = rank_bias(shown(*rows), 6)
+    found = rank_bias(shown(*rows), 6, 0.5)
     assert found.known_K.tolist() == [True, True, False, False, False, False]
-    joined = rank_bias(shown(*rows, (3, 2, 10, 3), (3, 4, 10, 5)), 6)
+    joined = rank_bias(shown(*rows, (3, 2, 10, 3), (3, 4, 10, 5)), 6, 0.5)
     assert joined.known_K.tolist() == [True, True, True, True, False, False]
 
 
@@ -96,7 +141,7 @@ def test_known_ranks_are_those_that_swaps_lead_to_from_the_first(
     rows = [(pair, rank, 10, 5) for pair, both in enumerate(swaps) for rank in sorted({*both})] or [
         (0, 1, 10, 5)
     ]
-    found = rank_bias(shown(*rows), 6)
+    found = rank_bias(shown(*rows), 6, 0.5)
     reached = {1}
     for _ in swaps:
         reached |= {rank for both in swaps if reached & {*both} for rank in both}

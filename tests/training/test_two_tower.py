@@ -84,7 +84,7 @@ def test_of_a_tower_that_does_not_fit_weights_take_the_policy_out() -> None:
     weighted = learnt(feature_PF, log, weights(log))
     assert wrong(weighted) < wrong(plain) / 2
     # What the judge does: a gamma of its own for every pair always fits.
-    assert wrong(rank_bias(log, RANKS).theta_K) < wrong(weighted)
+    assert wrong(rank_bias(log, RANKS, 0.5).theta_K) < wrong(weighted)
 
 
 def test_a_policy_that_never_changes_has_nothing_to_weigh() -> None:
