@@ -32,7 +32,8 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 _ANYWHERE = 10.0
-"""Deviation of what all documents have in common: known but where all were clicked, or none."""
+"""Deviation of what is known but where all was clicked, or nothing: how often documents are, and
+how steeply clicks fall with the rank."""
 _STEPS, _FARTHEST = 200, 2.0
 """Of Newton's method; a dozen steps do."""
 _GROUPS = 20
@@ -118,7 +119,7 @@ def _most_likely(wins_KK: Floats, log_rank_K: Floats, deviation: float) -> Float
     """theta, of which the first is 0, where its posterior is highest; by Newton's method.
 
     Of theta and eta together: sum_jk wins_jk log sigma(theta_j - theta_k) - sum_k (theta_k + eta
-    log k)^2 / (2 deviation^2), which is concave.
+    log k)^2 / (2 deviation^2) - eta^2 / 200, which is concave.
     """
     ranks, precision = len(wins_KK), 1 / deviation**2
     both = np.zeros(ranks)  # theta after the first, then eta.
@@ -129,12 +130,13 @@ def _most_likely(wins_KK: Floats, log_rank_K: Floats, deviation: float) -> Float
         curvature_KK = (wins_KK + wins_KK.T) * wins * (1 - wins)
         from_line_K = theta_K + eta * log_rank_K
         slope_K = surprise_KK.sum(axis=1) - surprise_KK.sum(axis=0) - from_line_K * precision
-        slope = np.append(slope_K[1:], -(from_line_K @ log_rank_K) * precision)
+        slope_eta = -(from_line_K @ log_rank_K) * precision - eta / _ANYWHERE**2
+        slope = np.append(slope_K[1:], slope_eta)
         bend = np.zeros((ranks, ranks))
         bend[:-1, :-1] = (np.diag(curvature_KK.sum(axis=1)) - curvature_KK)[1:, 1:]
         bend[:-1, :-1] += np.eye(ranks - 1) * precision
         bend[:-1, -1] = bend[-1, :-1] = log_rank_K[1:] * precision
-        bend[-1, -1] = log_rank_K @ log_rank_K * precision
+        bend[-1, -1] = log_rank_K @ log_rank_K * precision + 1 / _ANYWHERE**2
         step = np.linalg.solve(bend, slope)
         # Far from the top a whole step may pass it by.
         both = both + np.clip(step, -_FARTHEST, _FARTHEST)

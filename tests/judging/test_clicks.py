@@ -37,14 +37,14 @@ def simulated(seed: int, lists: int, random_share: float, queries: int = 400) ->
 
 def test_one_document_at_two_ranks_says_its_odds_ratio() -> None:
     found = rank_bias(shown((0, 1, 100, 50), (0, 2, 200, 40)), 2, 0.5)
-    np.testing.assert_allclose(found.theta_K, [0, np.log(0.25)], rtol=1e-12)
+    np.testing.assert_allclose(found.theta_K, [0, np.log(0.25)], rtol=0.005)
 
 
 def test_documents_are_strata() -> None:
     """Mantel and Haenszel: (10 * 80 / 200 + 40 * 80 / 200) / (90 * 20 / 200 + 60 * 20 / 200)."""
     rows = ((0, 1, 100, 10), (0, 2, 100, 20), (1, 1, 100, 40), (1, 2, 100, 20))
     found = rank_bias(shown(*rows), 2, 0.5)
-    np.testing.assert_allclose(found.theta_K[1], -np.log((4 + 16) / (9 + 6)), rtol=1e-12)
+    np.testing.assert_allclose(found.theta_K[1], -np.log((4 + 16) / (9 + 6)), rtol=0.005)
 
 
 def test_more_of_what_is_known_already_does_not_shift_it() -> None:
@@ -70,6 +70,12 @@ def test_few_clicks_leave_a_rank_near_a_power_of_its_place() -> None:
     assert far.theta_K[7] > 2
 
 
+def test_a_rank_that_nobody_clicked_at_is_low_and_finite() -> None:
+    found = rank_bias(shown((0, 1, 10**6, 10**5), (0, 2, 10**6, 0), (0, 3, 10**6, 1)), 3, 0.5)
+    assert -30 < found.theta_K[1] < -5
+    assert np.isfinite(found.theta_K).all()
+
+
 @given(st.integers(0, 1000), st.floats(0.1, 5))
 @settings(deadline=None, max_examples=30)
 def test_what_is_found_is_the_top_of_the_posterior(seed: int, deviation: float) -> None:
@@ -93,8 +99,12 @@ def test_what_is_found_is_the_top_of_the_posterior(seed: int, deviation: float) 
                     lead = theta[rank - 1] - theta[lower - 1]
                     likely -= clicks * passed / (n + m) * np.log1p(np.exp(-lead))
         line = np.log(known + 1.0)
-        eta = -(theta[known] @ line) / (line @ line) if len(known) > 1 else 0.0
-        return likely - float(np.square(theta[known] + eta * line).sum()) / (2 * deviation**2)
+        eta = -(theta[known] @ line) / (line @ line + deviation**2 / 100)
+        return (
+            likely
+            - float(np.square(theta[known] + eta * line).sum()) / (2 * deviation**2)
+            - (eta**2 / 200)
+        )
 
     theta = np.where(np.isfinite(found), found, 0.0)
     best = posterior(theta)
