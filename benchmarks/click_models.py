@@ -24,7 +24,7 @@ import sys
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import tyro
@@ -37,11 +37,8 @@ from bixse.training.objective_settings import ClickBCE, GradedBCE
 from bixse.training.settings import Training
 from jobs.recipes.clicks import two_tower
 
-TRAINED = ("two_tower", "debiased", "rank_blind", "click_rate", "human")
-COMPARED = (
-    *((system, "base") for system in TRAINED),
-    *(("two_tower", system) for system in TRAINED[1:]),
-)
+System = Literal["two_tower", "debiased", "rank_blind", "click_rate", "human"]
+TRAINED: tuple[System, ...] = get_args(System)
 
 
 @dataclass(frozen=True)
@@ -67,6 +64,8 @@ class Options:
     """Log-odds of a click on an irrelevant document at rank 1."""
     relevant: float = 1.0
     """Log-odds of a click on the most relevant."""
+    systems: tuple[System, ...] = TRAINED
+    """What learns from it."""
     queries: int | None = None
     """Queries of the train split; unset: all."""
     seeds: int = 3
@@ -147,7 +146,7 @@ def compare(options: Options) -> dict[str, Any]:
             raise ValueError(
                 "a rank is not connected with the first: raise --lists or --swap-share"
             )
-        for system in TRAINED:
+        for system in options.systems:
             objective = ClickBCE() if system in ("two_tower", "rank_blind") else GradedBCE()
             settings = _training(options, seed).replace(objective=objective)
             bench.tune(_labels(ranked, shown, bias, system), settings)
@@ -160,8 +159,11 @@ def compare(options: Options) -> dict[str, Any]:
         for system, of_seeds in values.items()
     }
     means = {system: np.mean(columns, axis=0) for system, columns in runs.items()}
+    compared = [(system, "base") for system in options.systems]
+    if "two_tower" in options.systems:
+        compared += [("two_tower", name) for name in options.systems if name != "two_tower"]
     return {
-        **summary(means, runs, COMPARED),
+        **summary(means, runs, compared),
         "rank_bias": np.round(bias.theta_K, 2).tolist(),
         "true_rank_bias": np.round(-np.log(np.arange(1, options.ranks + 1)), 2).tolist(),
         "train_queries": len(ranked.queries),
