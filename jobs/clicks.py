@@ -73,10 +73,8 @@ def shown_queries(settings: Clicks, given: Artifact, out: str) -> Artifact:
         if key not in known and key not in found:
             found[key] = Query(f"shown:{key}", one.query)
     if not lists:
-        why = f": {rejected[0].source} line {rejected[0].line}: {rejected[0].reason}"
-        raise ValueError(
-            f"--judging.clicks.shown holds no list of documents{why if rejected else ''}"
-        )
+        why = [f": {one.source} line {one.line}: {one.reason}" for one in rejected[:1]]
+        raise ValueError(f"--judging.clicks.shown holds no list of documents{''.join(why)}")
     write_rows(draft, found.values(), QUERIES, PART_ROWS, rejected)
     return draft.finish(extra={"lists": lists})
 
@@ -296,7 +294,7 @@ class _Counted:
         """Of observations at ranks of which nothing is known."""
         return [
             Rejection(
-                f"rank {self.shown.rank_O[at]} is not connected with rank 1",
+                f"nothing says what rank {self.shown.rank_O[at]} does",
                 query_id=self.query_ids[at],
                 doc_id=self.doc_ids[at],
             )

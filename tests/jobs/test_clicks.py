@@ -182,6 +182,8 @@ def test_what_says_nothing_of_relevance_is_refused(
         shown_queries(Clicks(shown=(str(tmp_path / "no"),)), given, str(tmp_path / "none"))
     with pytest.raises(ValueError, match=r"holds no list of documents: .* line 1: broken JSON"):
         imported(tmp_path, corpus, given, "no JSON\n")
+    with pytest.raises(ValueError, match=r"holds no list of documents$"):
+        imported(tmp_path, corpus, given, "")
     fixed = line("a", [("d0", 1, 1), ("d1", 2, 1)]) * 5
     with pytest.raises(ValueError, match="shown at two ranks for the same query"):
         imported(tmp_path, corpus, given, fixed)
@@ -205,8 +207,8 @@ def test_ranks_that_nothing_connects_are_rejected(
     rejected = clicks.rejected()
     assert rejected is not None
     assert rejected["reason"].to_pylist() == [
-        "rank 3 is not connected with rank 1",
-        "rank 4 is not connected with rank 1",
+        "nothing says what rank 3 does",
+        "nothing says what rank 4 does",
     ]
     _, told = imported(tmp_path / "told", corpus, given, log, rank_bias=(0.5, 0.0, -0.5), ranks=3)
     assert told.manifest.extra["rank_bias"] == [0, -0.5, -1]
