@@ -111,7 +111,7 @@ class Finder:
         fetch = k + 2 + k // 16
         if self.stored is not None:
             # As many as each shard would give: what recall was measured with.
-            fetch = max(fetch, k * width.refine_factor) * self.shards
+            fetch = max(fetch, math.ceil(k * width.refine_factor)) * self.shards
         fetch = min(fetch, self.size if kept is None else kept.count)
         if fetch == 0:
             return _none(len(vectors_QD))

@@ -23,7 +23,7 @@ class Search(Settings):
     """hnsw: width of the search that answers."""
     nprobe: int = Field(default=16, ge=1)
     """ivf_*: lists that are scanned, those of the nearest centroids."""
-    refine_factor: int = Field(default=4, ge=1)
+    refine_factor: float = Field(default=4, ge=1)
     """ivf_pq, ivf_rabitq: candidates of a shard for each hit that are scored again from the stored
     vectors."""
     list_rows: float = Field(default=0.0, ge=0)
@@ -73,7 +73,7 @@ class Retrieval(Settings):
     """As in the manifest's `search`; unset is tuned to `target_recall`."""
     nprobe: int | None = Field(default=None, ge=1)
     """As in the manifest's `search`; unset is tuned to `target_recall`."""
-    refine_factor: int | None = Field(default=None, ge=1)
+    refine_factor: float | None = Field(default=None, ge=1)
     """As in the manifest's `search`; unset is tuned to `target_recall`."""
     truth_queries: int = Field(default=200, ge=1)
     """Queries on which recall against exact search and latency are measured."""

@@ -18,7 +18,7 @@ from typing import Any
 
 from bixse.retrieval.settings import Retrieval, Search
 
-_REFINE = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+_REFINE = (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64)
 _EF_LARGEST = 4096
 
 
@@ -87,7 +87,7 @@ def grid(settings: Retrieval, rows: int, k: int) -> list[list[Search]]:
         efs = [wanted] if wanted else ladder(_EF_LARGEST, k)
         return [[search.replace(ef_search=ef) for ef in efs]]
     nprobes = [settings.nprobe] if settings.nprobe else ladder(settings.nlist or 1)
-    factors = [1]
+    factors: list[float] = [1]
     if settings.structure in ("ivf_pq", "ivf_rabitq"):
         factors = [settings.refine_factor] if settings.refine_factor else list(_REFINE)
     return [

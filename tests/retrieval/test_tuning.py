@@ -35,7 +35,8 @@ def made_up(search: Search, ceiling: float = 1.0) -> Point:
     """Recall that saturates in nprobe and refine_factor; work that is linear in both."""
     refined = 1 - 0.5 ** (search.refine_factor + 1)
     recall = ceiling * refined * (1 - 0.9**search.nprobe)
-    work = 1000.0 + 100 * search.nprobe + 40 * search.refine_factor
+    # No two searches have the same.
+    work = 1000.0 + 100 * search.nprobe + 41 * search.refine_factor
     return Point("ivf_pq", search, recall, work, latency_ms=work / 1000)
 
 
@@ -56,6 +57,17 @@ def test_the_choice_is_the_best_of_the_grid(target: float, lists: int) -> None:
         return
     assert tune(columns, measure, wanted).chosen == choose(every, wanted)
     assert len(asked) == len(set(asked)) <= len(columns) * 8
+
+
+def test_half_a_candidate_a_hit_more_is_a_search_of_its_own(tmp_path: Path) -> None:
+    """Between two and three times as many candidates lie a third of all that are scored again."""
+    settings = resolve(Retrieval(structure="ivf_pq", nlist=8, pq_m=16), ROWS, DIM)
+    assert {2, 2.5, 3} < {column[0].refine_factor for column in grid(settings, ROWS, 10)}
+    build_shard(tmp_path, documents(DOC_IDS), VECTORS, settings)
+    finder = Shard.load(tmp_path).finder
+    for factor, wanted in ((2, 20), (2.5, 25), (2.51, 26), (3, 30)):
+        width = Search(nprobe=8, refine_factor=factor)
+        assert finder.candidates(QUERIES, 10, width)[1].shape[1] == wanted
 
 
 def test_what_was_asked_for_is_taken_whatever_it_finds() -> None:
