@@ -25,6 +25,7 @@ from pydantic import ValidationError
 from bixse.settings import plain_refusal
 from jobs.recipe import Recipe
 from jobs.recipes.bixse import bixse, bixse_cloze, infonce, infonce_threshold, infonce_weighted
+from jobs.recipes.language_modelling import revela
 from jobs.recipes.quickstart import quickstart
 from jobs.recipes.ranking import (
     lambda_loss,
@@ -56,6 +57,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "pairdistill": pairdistill,
     "stratified_kd": stratified_kd,
     "scincl": scincl,
+    "revela": revela,
     "lce": lce,
     "bce_reranker": bce_reranker,
     "promptagator": promptagator,

@@ -119,8 +119,8 @@ def gated_loop(
 
     With more than one rank the process group must stand, and all have loaded the same weights.
     `on_step` and `notice` are as `train_loop` has them. The encoder is left in float32; or, with
-    `settings.lora`, its adapters merged and its weights in their own type. Raises ValueError as
-    `gated` and `refuse_adapted`; otherwise as `train_loop`.
+    `settings.lora_rank`, its adapters merged and its weights in their own type. Raises ValueError
+    as `gated` and `refuse_adapted`; otherwise as `train_loop`.
     """
     settings, groups = run.settings, run.groups
     refuse_adapted(encoder)
@@ -143,7 +143,7 @@ def _prepare(
     encoder: "SentenceTransformer", language_model: Any, settings: Gated
 ) -> Callable[[], object] | None:
     """All weights of both in float32; or adapters on both, and what merges those of the encoder."""
-    if settings.lora.rank is None:
+    if settings.lora_rank is None:
         encoder.float()
         language_model.float()
         return None

@@ -158,7 +158,8 @@ class Gated(Settings):
     revision: str | None = None
     """Of a hub id the commit or branch; unset, what it is now."""
     chunk_tokens: int = Field(default=157, ge=8)
-    """Longest chunk, in tokens of the language model (the paper's code)."""
+    """Longest chunk, in tokens of the language model (the paper's code). The encoder cuts what is
+    longer than it reads."""
     group_size: int = Field(default=16, ge=2)
     """Chunks that are read together, each attending to the others (the paper's code)."""
     temperature: float = Field(default=1e-4, gt=0)
@@ -179,7 +180,11 @@ class Gated(Settings):
     """AdamW; never on biases and norms."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Norm to which the gradients of both models together are clipped."""
-    lora: LoRA = LoRA()
+    lora_rank: int | None = Field(default=None, ge=1)
+    """Train low-rank adapters of so many dimensions, on all linear layers of both models, and not
+    all weights (the paper's code: 256, with a rate of 1e-4)."""
+    lora_scaling: float = Field(default=0.25, gt=0)
+    """What the adapters' product is multiplied by: `lora_alpha` over rank (the paper's code)."""
     precision: Precision = "auto"
     """Of matrix products: auto is bfloat16 where the device has instructions for it. Cosines and
     their softmax are in float32 always."""
@@ -187,3 +192,7 @@ class Gated(Settings):
     """Seed of the order of documents, of groups, and of adapters. Dropout is off."""
     checkpoint_every: int = Field(default=200, ge=1)
     """Steps between checkpoints: what an interruption can cost."""
+
+    @property
+    def lora(self) -> LoRA:
+        return LoRA(rank=self.lora_rank, scaling=self.lora_scaling)

@@ -430,4 +430,4 @@ def gated(
 
 def gated_adapters(world: World, directory: Path) -> dict[str, Tensor]:
     """The same of adapters on both."""
-    return gated(world, directory, lora=LoRA(rank=4, scaling=0.25))
+    return gated(world, directory, lora_rank=4)
