@@ -105,6 +105,22 @@ def test_a_layer_adds_what_the_formula_says() -> None:
                 torch.testing.assert_close(found[i, t, head], expected, atol=1e-12, rtol=0)
 
 
+def test_keys_that_heads_share_are_those_of_each() -> None:
+    """The same model with its keys and values written out for every head."""
+    torch.manual_seed(0)
+    shared, apart = _qwen3(2).eval(), _qwen3(4).eval()
+    weights_of = dict(shared.state_dict())
+    for name, value in weights_of.items():
+        if "k_proj" in name or "v_proj" in name:
+            by_head = value.view(2, 8, -1).repeat_interleave(2, dim=0)
+            weights_of[name] = by_head.reshape(32, -1)
+    apart.load_state_dict(weights_of)
+    id_CL, read_CL = group()
+    with gated(shared), gated(apart):
+        found, expected = (attended(m, id_CL, read_CL, weights(4)) for m in (shared, apart))
+    torch.testing.assert_close(found[read_CL], expected[read_CL], atol=1e-4, rtol=1e-4)
+
+
 @given(seed=st.integers(0, 1000), size=st.floats(0.1, 1000))
 def test_what_is_added_is_at_most_1_a_head_however_large_values_are(seed: int, size: float) -> None:
     draw = torch.Generator().manual_seed(seed)
@@ -152,23 +168,44 @@ def test_gradient_reaches_the_gate_and_the_keys_of_the_first_pass(model: Any) ->
     assert (weight_CC.grad.abs().sum(1) > 0).all()
 
 
-def test_the_gradient_at_a_weight_is_its_finite_difference() -> None:
+def test_gradients_at_gate_and_model_are_finite_differences() -> None:
+    """Of the model in a direction that is drawn: through the keys and values of the first pass,
+    too."""
     # A GPT-2 is double precision throughout; the norms of a Qwen3 are not.
     torch.manual_seed(0)
     model = _gpt2().eval().double()
     id_CL, read_CL = group()
     weight_CC = weights(4).double().requires_grad_()
-    step = torch.zeros(4, 4, dtype=torch.float64)
-    step[1, 2] = 1e-5
+    ways = [torch.randn_like(p) for p in model.parameters()]
+    way_CC = torch.randn(4, 4, dtype=torch.float64)
+
+    def loss(weight_CC: Tensor) -> Tensor:
+        return attended(model, id_CL, read_CL, weight_CC)[read_CL].square().sum()
+
+    @torch.no_grad()
+    def moved(step: float) -> float:
+        for parameter, way in zip(model.parameters(), ways, strict=True):
+            parameter += step * way
+        found = float(loss(weight_CC))
+        for parameter, way in zip(model.parameters(), ways, strict=True):
+            parameter -= step * way
+        return found
+
     with gated(model):
-        attended(model, id_CL, read_CL, weight_CC)[read_CL].square().sum().backward()
-        after, before = (
-            attended(model, id_CL, read_CL, weight_CC.detach() + sign * step)[read_CL]
-            for sign in (1, -1)
+        loss(weight_CC).backward()
+        after, before = moved(1e-6), moved(-1e-6)
+        gate_after, gate_before = (
+            loss(weight_CC.detach() + sign * 1e-6 * way_CC).item() for sign in (1, -1)
         )
-    slope = (after.square().sum() - before.square().sum()) / 2e-5
+    slope = sum(
+        float((p.grad * way).sum())
+        for p, way in zip(model.parameters(), ways, strict=True)
+        if p.grad is not None
+    )
+    assert slope == pytest.approx((after - before) / 2e-6, rel=1e-5)
     assert weight_CC.grad is not None
-    torch.testing.assert_close(weight_CC.grad[1, 2], slope.detach(), atol=1e-6, rtol=1e-6)
+    at_gate = float((weight_CC.grad * way_CC).sum())
+    assert at_gate == pytest.approx((gate_after - gate_before) / 2e-6, rel=1e-5)
 
 
 def test_a_gate_is_of_cosines_in_float32_whatever_autocast_says() -> None:
