@@ -7,10 +7,11 @@ copies in different ones are never read together. Each document's chunks, kept a
 each document without any are accounted for.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from bixse.artifacts import Artifact, begin, fingerprints, part_name
 from bixse.reading.chats import load_tokenizer
@@ -20,8 +21,9 @@ from bixse.synthesis.queries import draw_order
 from bixse.training.settings import Gated
 from jobs.parts import progress, rejected_table
 
-_TOKENISED = 256
-"""Documents tokenised at a time."""
+_TOKENISED = 2**20
+"""Characters tokenised at a time, or one document: where each token stands takes a hundred times
+its text."""
 _WRITTEN = 256
 """Groups that become Arrow's at a time."""
 
@@ -86,14 +88,29 @@ def _kept(
     doc_ids = documents["doc_id"].to_pylist()
     drawn = sorted(range(len(doc_ids)), key=lambda n: (draw_order(doc_ids[n], seed), doc_ids[n]))
     known: set[str] = set()
-    for start in range(0, len(drawn), _TOKENISED):
-        rows = documents.take(drawn[start : start + _TOKENISED]).to_pylist()
+    lengths = pc.add(*(pc.utf8_length(documents[name]) for name in ("title", "text"))).to_pylist()
+    for some in _batches(drawn, lengths):
+        rows = documents.take(some).to_pylist()
         texts = [(row["doc_id"], document_text(row["title"], row["text"])) for row in rows]
         for made in chunker(texts):
             found = list(once(made, known))
             rejected += [one for one in found if isinstance(one, Rejection)]
             yield [one for one in found if isinstance(one, Chunk)]
         advance(len(rows))
+
+
+def _batches(drawn: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Rows in their order, as many as `_TOKENISED` characters hold, or one."""
+    some: list[int] = []
+    characters = 0
+    for row in drawn:
+        if some and characters + lengths[row] > _TOKENISED:
+            yield some
+            some, characters = [], 0
+        some.append(row)
+        characters += lengths[row]
+    if some:
+        yield some
 
 
 def _row(group: int, one: Chunk) -> dict[str, object]:
