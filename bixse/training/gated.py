@@ -164,17 +164,26 @@ def gated_gradients(
     world: World,
 ) -> tuple[float, float]:
     """Leave the gradients of a global batch of groups in `.grad` of both models, the same on every
-    rank; its loss and `attended`. Within `gated`."""
+    rank; its loss and `attended`. Within `gated`.
+
+    Raises RuntimeError when memory does not suffice for a group.
+    """
     for model in (encoder, language_model):
         model.zero_grad(set_to_none=True)
     chunks, tokens = groups.counts(batch)
     totals = torch.zeros(2, dtype=torch.float64, device=language_model.device)
     for number in batch[share(len(batch), world.rank, world.size)].tolist():
         group = groups.group(number)
-        weight_CC = choices(encoder, group, settings)
-        loss = losses(language_model, group, weight_CC, settings).sum() / (tokens - chunks)
-        # torch leaves `Tensor.backward` without types.
-        loss.backward()  # type: ignore[no-untyped-call]
+        try:
+            weight_CC = choices(encoder, group, settings)
+            loss = losses(language_model, group, weight_CC, settings).sum() / (tokens - chunks)
+            # torch leaves `Tensor.backward` without types.
+            loss.backward()  # type: ignore[no-untyped-call]
+        except torch.OutOfMemoryError as error:
+            raise RuntimeError(
+                f"memory does not suffice for a group of {len(group.ids)} chunks: lower "
+                "--gated.group-size or --gated.chunk-tokens, or take a smaller language model"
+            ) from error
         entropy_C = torch.special.entr(weight_CC.detach()).sum(1)
         totals += torch.stack([loss.detach(), entropy_C.exp().sum() / chunks]).double()
     for model in (encoder, language_model):

@@ -162,9 +162,10 @@ class Gated(Settings):
     longer than it reads."""
     group_size: int = Field(default=16, ge=2)
     """Chunks that are read together, each attending to the others (the paper's code)."""
-    temperature: float = Field(default=1e-4, gt=0)
-    """Of the softmax over cosines (the paper's code). At 1e-4 nearly all weight goes to one chunk,
-    and what there is to learn from lies in near ties; `attended` in training.jsonl shows it."""
+    temperature: float = Field(default=0.03, gt=0)
+    """Of the softmax over cosines. At the paper's 1e-4 all weight goes to one chunk, and an encoder
+    that tells texts apart already gets no gradient (the packaged one's was nearly 0): that is for one
+    whose cosines hardly differ yet. `attended` in training.jsonl is 1 where it is too low."""
     batch_size: int = Field(default=32, ge=2)
     """Groups a step, over all workers (the paper's code: 32)."""
     epochs: int = Field(default=1, ge=1)

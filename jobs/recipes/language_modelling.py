@@ -11,8 +11,9 @@ def revela() -> Recipe:
     encoder and language model are any two models, and by default all of their weights are trained,
     at a lower rate; the paper's are adapters on one kind of model, `--gated.lora-rank 256
     --gated.learning-rate 1e-4`, there with dropout of .1 and here without any. The encoder's
-    prompts and pooling are its own. Chunks of a document are of nearly
-    equal length, and the loss is a mean over tokens, not over groups.
+    prompts and pooling are its own, its temperature is higher than the paper's 1e-4, which is for
+    the cosines of an encoder that has learnt nothing yet. Chunks of a document are of nearly equal
+    length, and the loss is a mean over tokens, not over groups.
     """
     return Recipe(
         name="revela",

@@ -201,6 +201,15 @@ def test_an_encoder_that_is_a_decoder_learns_too(tmp_path: Path) -> None:
     assert np.isfinite(found["curve"]).all()
 
 
+def test_a_group_that_memory_does_not_hold_is_one_sentence(models: tuple[Any, Any]) -> None:
+    full = torch.OutOfMemoryError("of 80 GiB nothing is left")
+    with (
+        patch.object(module, "choices", side_effect=full),
+        pytest.raises(RuntimeError, match=r"a group of 4 chunks: lower --gated\.group-size"),
+    ):
+        gated_gradients(*models, GROUPS, np.arange(3), SETTINGS, WHOLE)
+
+
 def test_in_bfloat16_the_gate_is_not(models: tuple[Any, Any]) -> None:
     encoder, model = models
     rough = SETTINGS.replace(precision="bfloat16")
