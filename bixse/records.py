@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 Split = Literal["train", "dev", "test"]
@@ -35,6 +37,18 @@ class Document:
     text: str
     metadata: Metadata | None = None
     """What filters read; None where it was not asked for, or the document has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a document, as a language model and an encoder read it."""
+
+    doc_id: str
+    text: str
+    half: int
+    """Characters of `text` that hold the first half of its tokens."""
+    token_ids: npt.NDArray[np.int32]
+    """Of the language model; what its tokenizer puts before every text comes first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +126,18 @@ class Hit(NamedTuple):
 
 
 CORPUS = pa.schema([("doc_id", pa.string()), ("title", pa.string()), ("text", pa.string())])
+
+CHUNKS = pa.schema(
+    [
+        ("group", pa.int64()),
+        ("doc_id", pa.string()),
+        ("text", pa.string()),
+        ("half", pa.int32()),
+        ("token_ids", pa.list_(pa.int32())),
+    ]
+)
+"""Chunks that are read together have one `group`, counted from 0 in each part, and follow each
+other."""
 
 METADATA = pa.schema([("doc_id", pa.string()), ("metadata", pa.string())])
 """Metadata of those documents of a part of the corpus that have any, as JSON with sorted keys. It

@@ -26,6 +26,7 @@ from bixse.settings import plain_refusal
 from jobs.recipe import Recipe
 from jobs.recipes.bixse import bixse, bixse_cloze, infonce, infonce_threshold, infonce_weighted
 from jobs.recipes.clicks import two_tower
+from jobs.recipes.language_modelling import revela
 from jobs.recipes.quickstart import quickstart
 from jobs.recipes.ranking import (
     lambda_loss,
@@ -58,6 +59,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "stratified_kd": stratified_kd,
     "scincl": scincl,
     "two_tower": two_tower,
+    "revela": revela,
     "lce": lce,
     "bce_reranker": bce_reranker,
     "promptagator": promptagator,

@@ -1,4 +1,4 @@
-"""A model for vLLM: bound to the weights that stand there, and loaded in this process."""
+"""Language models bound to the weights that stand there; of vLLM, loaded in this process."""
 
 import hashlib
 import os
@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from bixse.artifacts import BEGUN, MANIFEST
 from bixse.judging.settings import CrossEncoder, Pointwise
 from bixse.models.encoder import files_below
+from bixse.models.language_model import refuse_no_language_model
 from bixse.synthesis.settings import Generator
+from bixse.training.settings import Gated
 from jobs.recipe import Placement
 
 if TYPE_CHECKING:
@@ -75,25 +77,44 @@ def pin(settings: Model) -> tuple[Model, str]:
     A hub model is bound to its commit; a directory is hashed. Raises ValueError when there is
     neither.
     """
-    directory = Path(settings.model)
+    model, revision, identity = _pinned(settings.model, settings.revision, "judge model")
+    return settings.replace(model=model, revision=revision), identity
+
+
+def pin_language_model(settings: Gated) -> tuple[Gated, str]:
+    """The same of the language model that an encoder is trained beside.
+
+    Raises ValueError when none is named, and as `refuse_no_language_model`.
+    """
+    if settings.language_model is None:
+        raise ValueError(
+            "--gated.language-model names the causal language model that reads the chunks: a "
+            "directory or hub id"
+        )
+    found = _pinned(settings.language_model, settings.revision, "language model")
+    model, revision, identity = found
+    refuse_no_language_model(model, revision, settings.chunk_tokens)
+    return settings.replace(language_model=model, revision=revision), identity
+
+
+def _pinned(model: str, revision: str | None, what: str) -> tuple[str, str | None, str]:
+    """Name, revision and identity."""
+    directory = Path(model)
     if directory.is_dir():
         # Workers run in directories of their own.
-        return settings.replace(model=os.path.abspath(directory)), _hash(directory)
+        return os.path.abspath(directory), revision, _hash(directory)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        snapshot = snapshot_download(
-            settings.model, revision=settings.revision, allow_patterns=["config.json"]
-        )
+        snapshot = snapshot_download(model, revision=revision, allow_patterns=["config.json"])
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"no judge model {settings.model!r}: neither a directory nor a model that the hub gave "
-            f"({reason})"
+            f"no {what} {model!r}: neither a directory nor a model that the hub gave ({reason})"
         ) from None
     commit = Path(snapshot).name
-    return settings.replace(revision=commit), commit
+    return model, commit, commit
 
 
 def check_gpus(settings: Pointwise | Generator, placement: Placement, flags: str) -> None:

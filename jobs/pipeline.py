@@ -19,6 +19,7 @@ from jobs.command import Run, absolute
 if TYPE_CHECKING:
     from bixse.artifacts import Artifact
     from bixse.judging.settings import Judging
+    from bixse.training.settings import Gated
     from jobs.measuring import DevSplit
     from jobs.mix import Supervision
 
@@ -103,6 +104,25 @@ class Pipeline:
         return self.once(
             "shown queries", lambda: shown_queries(settings, given, self.path("shown-queries"))
         )
+
+    @cached_property
+    def _language_model(self) -> "tuple[Gated, str]":
+        """What the recipe's `gated` says, bound to the language model that stands there now."""
+        from jobs.loading import pin_language_model
+
+        assert self.recipe.gated is not None
+        return pin_language_model(self.recipe.gated)
+
+    def chunks(self) -> "Artifact | None":
+        """The corpus in groups of chunks, where the recipe trains on nothing else."""
+        if self.recipe.gated is None:
+            return None
+        from jobs.chunking import chunk
+
+        # First: without a language model nothing is ingested.
+        settings, identity = self._language_model
+        corpus, out = self.data().corpus, self.path("chunks")
+        return self.once("chunk", lambda: chunk(corpus, settings, identity, out))
 
     def all_queries(self) -> list["Artifact"]:
         made = (self.synthetic(), self.anchors(), self.shown_queries())
@@ -212,6 +232,11 @@ class Pipeline:
         from jobs.train import check_clicks, check_preferences, refuse_uninstalled, train
 
         recipe = self.recipe
+        if recipe.gated is not None:
+            refuse_uninstalled(recipe.gated, self.run.track, self.path(folder))
+        chunks = self.chunks()
+        if chunks is not None:
+            return self._trained_on(chunks, start(), folder)
         # First: without a dev split, with a mix or a map that is none, with preferences that the
         # objective does not read, with a budget that would not hold, or without a package that
         # training needs, nothing is judged, nor paid for.
@@ -250,6 +275,17 @@ class Pipeline:
                 track=self.run.track,
                 mix=mix,
             ),
+        )
+        return str(artifact.url)
+
+    def _trained_on(self, chunks: "Artifact", start: str, folder: str) -> str:
+        from jobs.gated import train_gated
+
+        (settings, identity), placement = self._language_model, self.recipe.placement
+        out, track = self.path(folder), self.run.track
+        artifact = self.once(
+            "train",
+            lambda: train_gated(chunks, settings, identity, start, placement, out, track),
         )
         return str(artifact.url)
 
@@ -294,8 +330,10 @@ class Pipeline:
         else:
             encoder = self.encoder()
             systems["trained"] = (encoder, self.embeddings("trained", encoder))
-        # What an encoder that `--encoder` names was trained on is not known.
-        trained_on = [] if self.run.encoder else [*self.all_queries(), self.judgments()]
+        # What an encoder that `--encoder` names was trained on is not known. No query where the
+        # corpus alone is.
+        unlabelled = self.run.encoder or recipe.gated is not None
+        trained_on = [] if unlabelled else [*self.all_queries(), self.judgments()]
         return self.once(
             "evaluate",
             lambda: evaluate(
@@ -319,6 +357,7 @@ class Pipeline:
         report would be refused for it, after the training."""
         learnt = self.recipe.judging.judge not in ("given", "written", "neighbours", "clicks")
         learnt |= getattr(self.recipe.synthesis, "with_given", False)
+        learnt &= self.recipe.gated is None
         if self.run.encoder is not None or self.run.split != "train" or not learnt:
             return
         if self.data().qrels.manifest.extra["splits"].get("train"):

@@ -11,7 +11,7 @@ from bixse.models.settings import PACKAGED, Reranking
 from bixse.retrieval.settings import Lexical, Retrieval
 from bixse.settings import Settings
 from bixse.synthesis.settings import Synthesis
-from bixse.training.settings import Training, Tuning
+from bixse.training.settings import Gated, Training, Tuning
 
 
 class About(Settings):
@@ -87,6 +87,8 @@ class Recipe(Settings):
     audit: Audit = Audit()
     preferring: Preferring = Preferring()
     training: Training = Training()
+    gated: Gated | None = None
+    """Train the encoder on the corpus alone, beside a language model, and not on judgments."""
     truncate: PositiveInt | None = None
     """Cut the vectors of the trained encoder to so many leading dimensions: a smaller index, and
     little lost where `training.dimensions` names the number. Unset keeps them whole."""
@@ -100,6 +102,15 @@ class Recipe(Settings):
     def _one_model(self) -> Self:
         if self.training.objective.scores_pairs != (self.reranking is not None):
             raise ValueError("a reranker needs both: an objective of pairs, and `reranking`")
+        return self
+
+    @model_validator(mode="after")
+    def _one_training(self) -> Self:
+        if self.gated is not None and self.training != Training():
+            raise ValueError(
+                "this recipe trains as `gated` says, and has no use for a flag of `training`: "
+                "--gated has its own"
+            )
         return self
 
     @model_validator(mode="after")

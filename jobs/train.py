@@ -37,7 +37,7 @@ from bixse.models.encoder import (
 from bixse.models.reranker import load_reranker
 from bixse.place import Place
 from bixse.training.seen import CURVE, DEV_CURVE
-from bixse.training.settings import Training
+from bixse.training.settings import Gated, Training
 from jobs.cluster import tokenise_on_cores
 from jobs.command import absolute
 from jobs.following import Note, follow
@@ -81,7 +81,7 @@ def check_clicks(settings: Training, given: bool) -> None:
         )
 
 
-def refuse_uninstalled(settings: Training, track: Sequence[str], out: str) -> None:
+def refuse_uninstalled(settings: Training | Gated, track: Sequence[str], out: str) -> None:
     """Raises ValueError when a tracker, or what adapters need, is not installed, or a tracker
     cannot write beside `out`; a model that stands there finished needs neither."""
     from bixse.training import adapters

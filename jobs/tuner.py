@@ -83,7 +83,8 @@ def tune(
     directory, and when fewer than two rows or no held-out one fit; otherwise as `jobs.train.train`.
     """
     from bixse.training import state
-    from bixse.training.tuning import TuningRun, tuning_plan
+    from bixse.training.stepping import plan_of
+    from bixse.training.tuning import TuningRun
 
     place = Place(out)
     if not place.is_local:
@@ -99,7 +100,7 @@ def tune(
     held_out, measured = _fitting(lessons, lessons.held_out, rejected)
     if not measured:
         raise ValueError(f"no held-out label fits the model: {rejected[-1].reason}")
-    plan = tuning_plan(rows, tuning)
+    plan = plan_of(len(rows), tuning)
     under_way = state.saved(checkpoints)
     draft = begin(out, "language_model", config=config, inputs=inputs, under_way=under_way)
     assert isinstance(draft, Draft)

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from bixse.artifacts import Artifact
 
 
+_JUDGED = ("pair", "judge", "audit", "prefer")
+"""Verbs on the way to judgments, or about them."""
+
+
 def program(verb: str = "pipeline") -> None:
     """`main` as a process of its own, whose status is what was done."""
     with own_status():
@@ -37,6 +41,9 @@ def main(verb: str = "pipeline", argv: list[str] | None = None) -> None:
         refuse("--base-index and --delete are for jobs.index")
     if run.plan and verb not in ("judge", "pipeline"):
         refuse(f"--plan is of judge and pipeline: {verb} asks no judge")
+    if run.recipe.gated is not None and (run.plan or verb in _JUDGED):
+        what = "--plan" if run.plan else verb
+        refuse(f"recipe {run.recipe.name} learns from the corpus alone: {what} is of judgments")
     made = _plan if run.plan else VERBS[verb]
     try:
         show(made(Pipeline(run)), run.json)
@@ -111,7 +118,7 @@ def _ingest(pipeline: Pipeline) -> dict[str, Any]:
 
 
 def _synthesise(pipeline: Pipeline) -> dict[str, Any]:
-    synthetic = pipeline.synthetic() or pipeline.documents()
+    synthetic = pipeline.synthetic() or pipeline.documents() or pipeline.chunks()
     if synthetic is None:
         raise ValueError(f"recipe {pipeline.recipe.name} synthesises nothing")
     return _made("synthesise", synthetic)

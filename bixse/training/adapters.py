@@ -24,7 +24,7 @@ _PACKAGES = "peft==0.21.2 accelerate==1.15.0"
 def refuse_missing(lora: LoRA) -> None:
     """Raises ValueError when adapters are asked for and `peft` is not installed."""
     if lora.rank is not None and importlib.util.find_spec("peft") is None:
-        raise ValueError(f"training.lora needs a package: pip install {_PACKAGES}")
+        raise ValueError(f"training with LoRA needs a package: pip install {_PACKAGES}")
 
 
 def refuse_adapted(model: "BaseModel") -> None:
@@ -47,7 +47,7 @@ def adapt(model: "BaseModel", lora: LoRA, seed: int) -> Callable[[], object]:
     refuse_missing(lora)
     transformer = getattr(model[0], "model", None)
     if not isinstance(transformer, nn.Module):
-        raise ValueError("training.lora is for transformers: this model has none")
+        raise ValueError("LoRA is for transformers: this model has none")
     if model.device.type == "cpu" and any(p.dtype == torch.float16 for p in model.parameters()):
         # A CPU's norms take no float16 beside what was multiplied in bfloat16.
         model.float()

@@ -151,3 +151,54 @@ class Tuning(Settings):
     """Seed of the row order and of the choice of held-out queries."""
     checkpoint_every: int = Field(default=200, ge=1)
     """Steps between checkpoints: what an interruption can cost."""
+
+
+class Gated(Settings):
+    """Train the encoder, without labels, on what the context that it chooses is worth to a language
+    model: Revela, arXiv 2506.16552. Numbers without a source are ours."""
+
+    language_model: str | None = None
+    """The causal language model, a directory or hub id, that reads the chunks. It is trained too,
+    and not kept (the paper: Llama-3.2-1B)."""
+    revision: str | None = None
+    """Of a hub id the commit or branch; unset, what it is now."""
+    chunk_tokens: int = Field(default=157, ge=8)
+    """Longest chunk, in tokens of the language model (the paper's code). The encoder cuts what is
+    longer than it reads."""
+    group_size: int = Field(default=16, ge=2)
+    """Chunks that are read together, each attending to the others (the paper's code)."""
+    temperature: float = Field(default=0.03, gt=0)
+    """Of the softmax over cosines. At the paper's 1e-4 all weight goes to one chunk, and an encoder
+    that tells texts apart already gets next to no gradient: that is for one whose cosines hardly
+    differ yet. `attended` in training.jsonl is 1 where it is too low."""
+    batch_size: int = Field(default=32, ge=2)
+    """Groups a step, over all workers (the paper's code: 32)."""
+    epochs: int = Field(default=1, ge=1)
+    """Passes over the groups."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Stop after this many steps, if sooner."""
+    learning_rate: float = Field(default=2e-5, gt=0)
+    """Peak of the rate of both models, for all weights (the paper's code: 1e-4, for adapters)."""
+    warmup_ratio: float = Field(default=0.01, ge=0, lt=1)
+    """Share of the steps over which the rate rises; then it falls linearly to 0 (the paper's code:
+    100 of some 10,000)."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """AdamW; never on biases and norms."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Norm to which the gradients of both models together are clipped."""
+    lora_rank: int | None = Field(default=None, ge=1)
+    """Train low-rank adapters of so many dimensions, on all linear layers of both models, and not
+    all weights (the paper's code: 256, with a rate of 1e-4)."""
+    lora_scaling: float = Field(default=0.25, gt=0)
+    """What the adapters' product is multiplied by: `lora_alpha` over rank (the paper's code)."""
+    precision: Precision = "auto"
+    """Of matrix products: auto is bfloat16 where the device has instructions for it. Cosines and
+    their softmax are in float32 always."""
+    seed: int = 0
+    """Seed of the order of documents, of groups, and of adapters. Dropout is off."""
+    checkpoint_every: int = Field(default=200, ge=1)
+    """Steps between checkpoints: what an interruption can cost."""
+
+    @property
+    def lora(self) -> LoRA:
+        return LoRA(rank=self.lora_rank, scaling=self.lora_scaling)

@@ -88,26 +88,33 @@ class MappedTexts:
         return replace(self, file=self.file.put(place))
 
 
+def store(texts: Iterable[str], folder: Path) -> TextFile:
+    """Write texts to a file in `folder`, a batch in memory at a time."""
+    aside = folder / f"{uuid.uuid4().hex}.tmp"
+    texts = iter(texts)
+    with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
+        while some := list(islice(texts, _BATCH)):
+            column = pa.array(some, pa.large_string())
+            writer.write_batch(pa.record_batch([column], schema=_SCHEMA))
+    place = Place(str(folder))
+    name = f"{FOLDER}{place.entry(aside.name).sha256}.arrow"
+    (folder / FOLDER).mkdir(exist_ok=True)
+    aside.replace(folder / name)
+    return TextFile(place, name)
+
+
 class StoredTexts(Mapping[str, str]):
     """Texts by id: ids in memory, texts in a file."""
 
     def __init__(self, rows: Iterable[tuple[str, str]], folder: Path) -> None:
         """Write texts, given with their ids, to a file in `folder`."""
         self._row: dict[str, int] = {}
-        aside = folder / f"{uuid.uuid4().hex}.tmp"
-        rows = iter(rows)
-        with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, _SCHEMA) as writer:
-            written = 0
-            while some := list(islice(rows, _BATCH)):
-                texts = pa.array([text for _, text in some], pa.large_string())
-                writer.write_batch(pa.record_batch([texts], schema=_SCHEMA))
-                self._row |= {name: written + row for row, (name, _) in enumerate(some)}
-                written += len(some)
-        place = Place(str(folder))
-        name = f"{FOLDER}{place.entry(aside.name).sha256}.arrow"
-        (folder / FOLDER).mkdir(exist_ok=True)
-        aside.replace(folder / name)
-        self._file = TextFile(place, name)
+        self._file = store(self._noted(rows), folder)
+
+    def _noted(self, rows: Iterable[tuple[str, str]]) -> Iterator[str]:
+        for row, (name, text) in enumerate(rows):
+            self._row[name] = row
+            yield text
 
     def __getitem__(self, name: str) -> str:
         return self._file.text(self._row[name])

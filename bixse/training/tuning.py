@@ -1,13 +1,13 @@
 """A causal language model tuned on prompts and their answers, beside the encoder's loop.
 
-The same order, checkpoints, notices and all-reduce (`order`, `state`, `gradients`), so that here
-too W ranks equal one and a resumed run equals an uninterrupted one, on any number of workers.
+The same order, checkpoints, notices and all-reduce (`order`, `state`, `gradients`, by way of
+`stepping`), so that here too W ranks equal one and a resumed run equals an uninterrupted one, on
+any number of workers. Of a step's line `loss` is a token of the answers.
 Trainers that exist (TRL's, transformers') resume on as many workers as they began with and keep
 checkpoints of their own. Dropout is off. Weights and moments are float32 on every rank, 16 bytes a
 parameter: some three billion parameters on a GPU of 80 GB.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,22 +16,13 @@ import torch
 from torch import nn
 
 from bixse.place import Place
-from bixse.training import state
 from bixse.training.completions import Completions, completion_gradients, expectations
-from bixse.training.dev import Dev
 from bixse.training.gather import World
-from bixse.training.gradients import most
-from bixse.training.loop import Notice, Stopped, refuse_unequal
-from bixse.training.order import Plan, rate_factor
+from bixse.training.loop import Notice
+from bixse.training.order import Ints
 from bixse.training.seen import Seen
 from bixse.training.settings import Tuning
-from bixse.training.update import refuse_infinite
-
-METRICS = ("step", "epoch", "loss", "learning_rate", "grad_norm", "rows", "seconds")
-"""One line of `training.jsonl`. `step` counts from 1, `loss` is of the batch before the step, a
-token of the answers; `grad_norm` before clipping, `seconds` since the step before."""
-
-_COUNTS = ("step", "epoch", "rows")
+from bixse.training.stepping import Steps, take
 
 
 @dataclass(frozen=True)
@@ -65,17 +56,6 @@ class Tuned:
     history: list[dict[str, float]]
 
 
-def tuning_plan(rows: Completions, settings: Tuning) -> Plan:
-    """The steps that settings ask for. Raises ValueError for fewer than two rows."""
-    return Plan(
-        rows=len(rows),
-        batch_size=settings.batch_size,
-        epochs=settings.epochs,
-        max_steps=settings.max_steps,
-        seed=settings.seed,
-    )
-
-
 def tune_loop(
     run: TuningRun,
     model: nn.Module,
@@ -91,36 +71,17 @@ def tune_loop(
     can hold, and `after` is measured on those. Raises as `train_loop`.
     """
     settings = run.settings
-    plan = tuning_plan(run.rows, settings)
     model.eval()
     before = _expected(run, model, world)
-    optimizer = _optimizer(model, settings)
-    # Answers are measured before and after, and not in between.
-    dev = Dev()
-    history = state.load(run.checkpoints, run.fingerprint, model, optimizer, METRICS, dev)
-    refuse_unequal(len(history), world)
-    on_step(_seen(history, 0))
-    told, started = Notice.NONE, time.perf_counter()
-    while (step := len(history)) < plan.steps:
-        batch, factor = plan.rows_of(step), rate_factor(step, plan.steps, settings.warmup_ratio)
+
+    def gradients(batch: Ints) -> tuple[float]:
         limit, precision = settings.micro_batch_tokens, settings.precision
-        loss = completion_gradients(model, run.rows, batch, limit, world, precision)
-        norm = _update(model, optimizer, settings, loss, factor)
-        finished = time.perf_counter()
-        rate = settings.learning_rate * factor
-        seconds, started = finished - started, finished
-        history.append([step + 1, plan.epoch_of(step), loss, rate, norm, len(batch), seconds])
-        heard = Notice(most(notice(), world))
-        last = len(history) == plan.steps
-        due = last or len(history) % settings.checkpoint_every == 0 or heard > told
-        if due and world.rank == 0:
-            state.save(run.checkpoints, run.fingerprint, model, optimizer, METRICS, history, dev)
-        on_step(_seen(history, step))
-        if heard is Notice.STOP and not last:
-            raise Stopped(len(history), plan.steps)
-        told = heard
+        return (completion_gradients(model, run.rows, batch, limit, world, precision),)
+
+    steps = Steps(settings, len(run.rows), run.checkpoints, run.fingerprint)
+    history = take(steps, model, gradients, world, on_step, notice)
     _round(model, stored)
-    return Tuned(before, _expected(run, model, world), [_named(line) for line in history])
+    return Tuned(before, _expected(run, model, world), history)
 
 
 @torch.no_grad()
@@ -133,40 +94,3 @@ def _round(model: nn.Module, dtype: torch.dtype) -> None:
 def _expected(run: TuningRun, model: nn.Module, world: World) -> Expected:
     limit, precision = run.settings.micro_batch_tokens, run.settings.precision
     return Expected(*expectations(model, run.held_out, run.label_ids, limit, world, precision))
-
-
-def _optimizer(model: nn.Module, settings: Tuning) -> torch.optim.AdamW:
-    """AdamW; no decay on vectors (norms, biases)."""
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [(matrices, settings.weight_decay), (vectors, 0.0)]
-    return torch.optim.AdamW(
-        [{"params": params, "weight_decay": decay} for params, decay in groups if params],
-        lr=settings.learning_rate,
-        fused=True,
-    )
-
-
-def _update(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    settings: Tuning,
-    loss: float,
-    factor: float,
-) -> float:
-    """One update by the gradients at hand. Returns their norm before clipping."""
-    for group in optimizer.param_groups:
-        group["lr"] = settings.learning_rate * factor
-    norm = float(nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm))
-    refuse_infinite(loss, norm, settings.learning_rate)
-    optimizer.step()
-    return norm
-
-
-def _seen(history: list[list[float]], since: int) -> Seen:
-    return Seen(len(history), [_named(line) for line in history[since:]], [])
-
-
-def _named(line: list[float]) -> dict[str, float]:
-    named = dict(zip(METRICS, line, strict=True))
-    return {name: int(value) if name in _COUNTS else value for name, value in named.items()}

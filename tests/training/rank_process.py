@@ -12,6 +12,7 @@ reranker    the same of a reranker that begins as DIR/encoder -> DIR/reranker-WO
 spread      the same of a model that is spread over the ranks -> DIR/spread-WORLD
 adapters    the same of a reranker's adapters and head -> DIR/adapters-WORLD
 mixed       the same on two sets of labels -> DIR/mixed-WORLD
+gated       training of DIR/encoder beside DIR/llm from the last checkpoint -> DIR/gated-WORLD
 tuning      tuning of the language model DIR/llm from its last checkpoint -> DIR/tuning-WORLD
 """
 
@@ -112,6 +113,8 @@ def _found(what: str, world: World, directory: Path) -> dict[str, Tensor]:
             return ranks.adapters(world, directory)
         case "mixed":
             return ranks.mixed(world, directory)
+        case "gated":
+            return ranks.gated(world, directory)
         case "tuning":
             return ranks.tuning(world, directory)
         case "loop":

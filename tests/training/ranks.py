@@ -8,6 +8,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import pyarrow as pa
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from bixse.reading.tokenising import Role
 from bixse.training.adapters import adapt_transformer
 from bixse.training.batches import Batch, batch_of
 from bixse.training.completions import Completions
+from bixse.training.gated import ChunkGroups, GatedRun, gated_loop
 from bixse.training.gather import World, cells_of
 from bixse.training.gradients import batch_gradients, batch_logits
 from bixse.training.groups import Clicked, Labels, Preferred, group
@@ -46,10 +48,10 @@ from bixse.training.objective_settings import (
 from bixse.training.order import share
 from bixse.training.scoring import EncoderScoring, RerankerScoring, Scoring
 from bixse.training.seen import Seen
-from bixse.training.settings import LoRA, Training, Tuning
+from bixse.training.settings import Gated, LoRA, Training, Tuning
 from bixse.training.sharding import spread, whole
 from bixse.training.tuning import TuningRun, tune_loop
-from tests.encoders import texts
+from tests.encoders import WORDS, texts
 
 OBJECTIVES: dict[str, Objective] = {
     "graded_bce": GradedBCE(scale=5.0, learn_scale=True),
@@ -396,3 +398,51 @@ def tuning(world: World, directory: Path, **changes: Any) -> dict[str, Tensor]:
         for of, value in (("", found.answer_R), (" labels", found.label_RL))
     }
     return {**weights, **expected, "curve": torch.tensor(curve, dtype=torch.float64)}
+
+
+def chunk_groups(sizes: tuple[int, ...] = (4, 3, 2, 5, 4, 3, 4), seed: int = 0) -> ChunkGroups:
+    """Groups of so many sentences; a word is a token."""
+    wholes = texts(sum(sizes), seed)
+    ids = [[10 + WORDS.index(word) % 200 for word in text.split()] for text in wholes]
+    return ChunkGroups(
+        pa.array(wholes, pa.large_string()),
+        np.array([text.index(" ", len(text) // 3) for text in wholes]),
+        np.concatenate(ids).astype(np.int32),
+        np.cumsum([0, *map(len, ids)]),
+        np.cumsum([0, *sizes]),
+    )
+
+
+def gated(
+    world: World,
+    directory: Path,
+    notice: Callable[[], Notice] = lambda: Notice.NONE,
+    **changes: Any,
+) -> dict[str, Tensor]:
+    """Weights of both models and curve, with checkpoints every 2 of 9 steps."""
+    settings = Gated(
+        batch_size=3, epochs=3, learning_rate=1e-3, temperature=0.05, checkpoint_every=2,
+        precision="float32",
+    ).replace(**changes)  # fmt: skip
+    encoder = load_model(str(directory / "encoder"), "cpu")
+    language_model, _ = load_language_model(str(directory / "llm"))
+    checkpoints = Place(str(directory / "checkpoints"))
+    run = GatedRun(settings, chunk_groups(), checkpoints, "a fingerprint")
+
+    def on_step(seen: Seen) -> None:
+        if (directory / "stop").exists() and seen.steps == int((directory / "stop").read_text()):
+            raise KeyboardInterrupt
+
+    lines = gated_loop(run, encoder, language_model, world, on_step, notice)
+    curve = [[line[name] for name in line if name != "seconds"] for line in lines]
+    weights = {
+        f"{of}.{name}": value.detach().contiguous().clone()
+        for of, model in (("encoder", encoder), ("language model", language_model))
+        for name, value in model.named_parameters()
+    }
+    return {**weights, "curve": torch.tensor(curve, dtype=torch.float64)}
+
+
+def gated_adapters(world: World, directory: Path) -> dict[str, Tensor]:
+    """The same of adapters on both."""
+    return gated(world, directory, lora_rank=4)

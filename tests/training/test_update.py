@@ -10,7 +10,7 @@ from bixse.training.gather import World
 from bixse.training.objective_settings import GradedBCE, InfoNCE
 from bixse.training.scoring import MAX_SCALE, Scoring
 from bixse.training.settings import Training, Tuning
-from bixse.training.tuning import _optimizer as tuning_optimizer
+from bixse.training.stepping import _optimizer as tuning_optimizer
 from bixse.training.update import optimizer_of, update
 from tests.training import ranks
 
