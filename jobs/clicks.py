@@ -52,7 +52,7 @@ SCALE: Scale = linear(0, 1)
 _OF_A_LINE = ("request_id", "policy", "results", "query", "shown")
 _OF_A_CLICK = ("request_id", "doc_id", "query")
 _WAITING = 1_000_000
-"""Impressions that are counted together."""
+"""Fewest impressions that are counted together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,7 +340,8 @@ class _Tally:
     def add(self, key: int, clicked: bool) -> None:
         self._waiting.append(key)
         self._clicked.append(clicked)
-        if len(self._waiting) == _WAITING:
+        # As many as there are keys: all are sorted again each time.
+        if len(self._waiting) >= max(_WAITING, len(self._key_O)):
             self.counted()
 
     def counted(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -350,8 +351,8 @@ class _Tally:
         more = np.stack([np.ones(len(clicked), np.int64), clicked], axis=1)
         counts = np.concatenate([self._count_O2, more])
         self._key_O, inverse = np.unique(keys, return_inverse=True)
-        self._count_O2 = np.zeros((len(self._key_O), 2), np.int64)
-        np.add.at(self._count_O2, inverse, counts)
+        sums = [np.bincount(inverse, column, len(self._key_O)) for column in counts.T]
+        self._count_O2 = np.stack(sums, axis=1).astype(np.int64)
         self._waiting, self._clicked = array("q"), array("b")
         return self._key_O, self._count_O2
 

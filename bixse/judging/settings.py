@@ -54,9 +54,9 @@ class Clicks(Settings):
     """What people were shown, and clicked: a two-tower click model, arXiv 2506.20501."""
 
     shown: tuple[str, ...] = ()
-    """Files, or directories of them, of JSON lines that say what was shown, as `--request-log` of
-    the server writes them; a document that was clicked may say `"click": true`. Nobody may write to
-    them meanwhile."""
+    """Files, or directories of them, of JSON lines (or Parquet rows) that say what was shown, as
+    `--request-log` of the server writes them; a document that was clicked may say `"click": true`.
+    Nobody may write to them meanwhile."""
     clicked: tuple[str, ...] = ()
     """Tables of clicks with the columns request_id and doc_id and, where a request asked several
     queries, query. Unset: clicks stand in `shown`. Of lists for one query with one request_id only

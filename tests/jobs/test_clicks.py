@@ -20,7 +20,7 @@ from bixse.training.gather import World
 from bixse.training.loop import Run, train_loop
 from bixse.training.objective_settings import ClickBCE
 from bixse.training.settings import Training
-from jobs.clicks import import_clicks, judge_clicks, shown_queries
+from jobs.clicks import _Tally, import_clicks, judge_clicks, shown_queries
 from jobs.files import expanded
 from jobs.formats import read_all
 from jobs.recipe import Placement
@@ -313,6 +313,18 @@ def test_what_shapes_the_clicks_is_what_they_are_known_by(
             again(**other)
 
 
+def test_impressions_are_counted_however_many_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.clicks._WAITING", 3)
+    tally, keys = _Tally(), np.random.default_rng(0).integers(0, 40, 500).tolist()
+    for key in keys:
+        tally.add(key, key % 3 == 0)
+    found, counts = tally.counted()
+    assert found.tolist() == sorted(set(keys))
+    assert counts.tolist() == [
+        [keys.count(key), keys.count(key) * (key % 3 == 0)] for key in found.tolist()
+    ]
+
+
 def test_files_of_a_directory_are_read_once(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.mkdir()
@@ -353,6 +365,8 @@ def test_placement_weights_say_where_they_do_nothing(
     _, clicks = imported(tmp_path / "b", corpus, given, moved, **told)
     weight = {(r["doc_id"], r["rank"]): r["weight"] for r in clicks.table().to_pylist()}
     assert weight["d0", 2] == pytest.approx(5 * weight["d0", 1])
+    # Every place alike weighs 1 too, and is no list that was always shown.
+    imported(tmp_path / "c", corpus, given, swapped("a", "d0", "d1"), **told)
     assert not capsys.readouterr().err
 
 
