@@ -90,7 +90,8 @@ def shown_queries(settings: Clicks, given: Artifact, out: str) -> Artifact:
         draft.place.clear()
         first = parts.first_rejection
         why = f": {first.source} line {first.line}: {first.reason}" if first else ""
-        raise ValueError(f"--judging.clicks.shown holds no list of documents{why}")
+        of_policies = " under the policies that are named" if settings.policies else ""
+        raise ValueError(f"--judging.clicks.shown holds no list of documents{of_policies}{why}")
     parts.close()
     return draft.finish(extra={"lists": lists, "rejected_for": parts.rejected_for})
 

@@ -190,6 +190,8 @@ def test_what_says_nothing_of_relevance_is_refused(
     with pytest.raises(ValueError, match=r"holds no list of documents$"):
         imported(tmp_path, corpus, given, "")
     fixed = line("a", [("d0", 1, 1), ("d1", 2, 1)]) * 5
+    with pytest.raises(ValueError, match=r"no list of documents under the policies .* named$"):
+        imported(tmp_path, corpus, given, fixed, policies=("other",))
     with pytest.raises(ValueError, match="at rank 1 and at another for the same query"):
         imported(tmp_path, corpus, given, fixed)
     assert not (tmp_path / "clicks" / "manifest.json").exists()
