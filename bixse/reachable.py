@@ -22,5 +22,8 @@ def refuse_unreachable(address: str) -> None:
         return
     try:
         socket.create_connection((host, port), _WITHIN_S).close()
+    except UnicodeError:
+        # No name of a host: a label of it is empty or too long.
+        raise ConnectionError(f"no Ray at {address}: {host} is no name of a host") from None
     except OSError as error:
         raise ConnectionError(f"no Ray at {address}: {error.strerror or error}") from None

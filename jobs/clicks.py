@@ -8,8 +8,9 @@
 
 A click stands in the line itself (`"click": true`), or in `clicked`, a table with the columns
 `request_id` and `doc_id` and, where a request asked several queries, `query`. Logs stream: memory
-follows the distinct (query, document, rank), and the clicks of a table. Each stage reads finished
-artefacts or the log, and writes one (`bixse.judging.clicks` has the mathematics):
+follows the ids of the corpus, the queries, the distinct (query, document, rank), and where clicks
+stand in a table its rows and a number for each list. Each stage reads finished artefacts or the
+log, and writes one (`bixse.judging.clicks` has the mathematics):
 
     shown-queries   what was asked and is no query of --data
     clicks          impressions and clicks of a document at a rank, and what the rank does
@@ -18,28 +19,40 @@ artefacts or the log, and writes one (`bixse.judging.clicks` has the mathematics
 
 import sys
 from array import array
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from bixse.artifacts import Artifact, Draft, begin, fingerprints
+from bixse.artifacts import MANIFEST, Artifact, Draft, begin, fingerprints
 from bixse.judging.clicks import RankBias, Shown, placement_weights, rank_bias, relevance_of
 from bixse.judging.settings import Clicks
-from bixse.records import CLICKS, JUDGMENTS, QUERIES, Judgment, Query, Rejection, text_hash
+from bixse.place import Place
+from bixse.records import (
+    CLICKS,
+    JUDGMENTS,
+    QUERIES,
+    Judgment,
+    Query,
+    Rejection,
+    ids_hash,
+    text_hash,
+)
 from bixse.scale import Scale, linear
-from jobs.files import expanded, fingerprint
+from jobs.files import expanded, file_fingerprint, unchanged
 from jobs.formats import Row, check_columns, read_all
+from jobs.incoming import Parts
 from jobs.parts import rejected_table, write_rows
 
 PART_ROWS = 100_000
 SCALE: Scale = linear(0, 1)
+_OF_A_LINE = ("request_id", "policy", "results", "query", "shown")
 _OF_A_CLICK = ("request_id", "doc_id", "query")
 _WAITING = 1_000_000
-"""Impressions that are counted together."""
+"""Fewest impressions that are counted together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,26 +70,30 @@ def shown_queries(settings: Clicks, given: Artifact, out: str) -> Artifact:
     """A query for each text that was asked and is none of `given`.
 
     Lines that cannot be read are rejected. Raises ValueError in one sentence when no log is named,
-    it cannot be read, or no line of it is a list.
+    it cannot be read or changes while it is, or no line of it is a list.
     """
-    inputs = {**_log_inputs(settings), **fingerprints(given=given)}
-    draft = begin(out, "queries", config={"policies": list(settings.policies)}, inputs=inputs)
-    if isinstance(draft, Artifact):
-        return draft
-    known = set(map(text_hash, given.column("text")))
-    found: dict[str, Query] = {}
-    rejected: list[Rejection] = []
-    lists = 0
-    for one in _lists(settings, rejected):
-        lists += 1
-        key = text_hash(one.query)
-        if key not in known and key not in found:
-            found[key] = Query(f"shown:{key}", one.query)
+    urls, config = _shown(settings), {"policies": sorted(settings.policies)}
+    with unchanged(urls, _undoing(out)):
+        inputs = {"shown": _fingerprint(urls), **fingerprints(given=given)}
+        draft = begin(out, "queries", config=config, inputs=inputs)
+        if isinstance(draft, Artifact):
+            return draft
+        known, lists = set(map(text_hash, given.column("text"))), 0
+        parts = Parts(draft, QUERIES, PART_ROWS)
+        for one in _lists(settings, parts.reject):
+            lists += 1
+            key = text_hash(one.query)
+            if key not in known:
+                known.add(key)
+                parts.keep(asdict(Query(f"shown:{key}", one.query)))
     if not lists:
-        why = [f": {one.source} line {one.line}: {one.reason}" for one in rejected[:1]]
-        raise ValueError(f"--judging.clicks.shown holds no list of documents{''.join(why)}")
-    write_rows(draft, found.values(), QUERIES, PART_ROWS, rejected)
-    return draft.finish(extra={"lists": lists})
+        draft.place.clear()
+        first = parts.first_rejection
+        why = f": {first.source} line {first.line}: {first.reason}" if first else ""
+        of_policies = " under the policies that are named" if settings.policies else ""
+        raise ValueError(f"--judging.clicks.shown holds no list of documents{of_policies}{why}")
+    parts.close()
+    return draft.finish(extra={"lists": lists, "rejected_for": parts.rejected_for})
 
 
 def import_clicks(
@@ -88,37 +105,42 @@ def import_clicks(
 ) -> Artifact:
     """Impressions and clicks by query, document and rank, of queries that may be trained on.
 
-    Rejected are documents that the corpus lacks, clicks on what was not shown, and ranks of which
-    nothing says what they do. Raises ValueError in one sentence when that leaves rank 1 alone, or
-    nobody clicked on anything.
+    Rejected are documents that the corpus lacks, clicks on what was not shown, lists of a request
+    that was read before, and ranks of which nothing says what they do. Raises ValueError in one
+    sentence when that leaves rank 1 alone, nobody clicked on anything, or the log changes.
     """
-    inputs = {**_log_inputs(settings), **fingerprints(corpus=corpus, queries=queries)}
-    config = settings.model_dump(mode="json", exclude={"shown", "clicked", "prior_deviation"})
-    draft = begin(out, "clicks", config=config, inputs=inputs)
-    if isinstance(draft, Artifact):
-        return draft
+    inputs = {**fingerprints(corpus=corpus, queries=queries), "skipped queries": ids_hash(held_out)}
+    log, clicked = _shown(settings), expanded(settings.clicked)
     rejected: list[Rejection] = []
-    counted = _counted(settings, queries, corpus, held_out, rejected)
-    if not counted.shown.clicks_O.sum():
-        why = f", first {rejected[0].reason}" if rejected else ""
-        raise ValueError(
-            f"nobody clicked on any of {counted.impressions} documents that were shown for a query "
-            f"to train on ({len(rejected)} rows are left out{why})"
-        )
+    with unchanged([*log, *clicked], _undoing(out)):
+        inputs["shown"] = _fingerprint(log)
+        if clicked:
+            inputs["clicked"] = _fingerprint(clicked)
+        if any(
+            one.manifest.inputs.get("shown", inputs["shown"]) != inputs["shown"] for one in queries
+        ):
+            raise _changed()
+        draft = begin(out, "clicks", config=_config(settings), inputs=inputs)
+        if isinstance(draft, Artifact):
+            return draft
+        counted = _counted(settings, queries, corpus, held_out, rejected)
+    _refuse_unclicked(counted.shown, rejected)
     bias = _bias(settings, counted.shown)
     kept_O = bias.known_K[counted.shown.rank_O - 1]
     if bias.known_K.sum() < 2 and not settings.rank_bias:
         raise ValueError(
-            "no document was shown at two ranks for the same query and clicked at either, so that "
-            "nothing tells what a rank does from what a document is worth: log lists that change "
-            "(serve.app --swap-share), or name what ranks do with --judging.clicks.rank-bias"
+            "nothing tells what a rank does from what a document is worth: no document was shown "
+            "at rank 1 and at another for the same query, and clicked at one of the two and not at "
+            "the other; log lists that change (serve.app --swap-share), or name what ranks do with "
+            "--judging.clicks.rank-bias"
         )
     rejected += counted.rejections(~kept_O)
+    _refuse_unclicked(counted.shown.where(kept_O), rejected)
     weight_O = np.ones(len(kept_O))
     if settings.placement_weights:
         shown, of_query_O = counted.shown, counted.lists_of_query_O
         weight_O = placement_weights(shown.impressions_O, of_query_O, settings.largest_weight)
-        if (weight_O == 1).all():
+        if (shown.impressions_O == of_query_O).all():
             print("every query was always shown one list: placement weights are 1", file=sys.stderr)
     _write(draft, counted, bias, weight_O, kept_O, rejected)
     return draft.finish(
@@ -126,6 +148,7 @@ def import_clicks(
             "lists": counted.lists,
             "held_out_lists": counted.held_out,
             "impressions": counted.impressions,
+            "deeper_impressions": counted.deeper,
             "rank_bias": _rounded(bias.theta_K),
             "rank_bias_error": _rounded(bias.error_K),
         }
@@ -156,55 +179,104 @@ def judge_clicks(clicks: Artifact, settings: Clicks, out: str) -> Artifact:
     return draft.finish(extra=extra)
 
 
-def _log_inputs(settings: Clicks) -> dict[str, str]:
+def _shown(settings: Clicks) -> list[str]:
     if not settings.shown:
         raise ValueError("--judging.judge clicks needs what was shown: set --judging.clicks.shown")
-    found = {"shown": fingerprint(expanded(settings.shown))}
-    if settings.clicked:
-        found["clicked"] = fingerprint(expanded(settings.clicked))
-    return found
+    return expanded(settings.shown)
 
 
-def _lists(settings: Clicks, rejected: list[Rejection]) -> Iterator[_List]:
+def _fingerprint(urls: Sequence[str]) -> str:
+    """Of the files' content and own names: where a log lies is no part of what it says."""
+    return ids_hash(map(file_fingerprint, urls))
+
+
+def _undoing(out: str) -> Callable[[], None]:
+    """Takes away what is begun at `out` from here on."""
+    place = Place(out)
+    return (lambda: None) if place.exists(MANIFEST) else place.clear
+
+
+def _changed() -> ValueError:
+    return ValueError(
+        "what was shown has changed since its queries were read: name a log that nobody writes to, "
+        "a copy of it or its older files, and another --out"
+    )
+
+
+def _config(settings: Clicks) -> dict[str, Any]:
+    """What shapes the clicks of a log: nothing that another setting leaves unread."""
+    config: dict[str, Any] = {"policies": sorted(settings.policies), "ranks": settings.ranks}
+    if settings.rank_bias:
+        config["rank_bias"] = list(settings.rank_bias)
+    else:
+        config["rank_deviation"] = settings.rank_deviation
+    if settings.placement_weights:
+        config["largest_weight"] = settings.largest_weight
+    return config
+
+
+def _refuse_unclicked(shown: Shown, rejected: Sequence[Rejection]) -> None:
+    if shown.clicks_O.any():
+        return
+    why = f", first: {rejected[0].reason}" if rejected else ""
+    raise ValueError(
+        f"nobody clicked on any of {shown.impressions_O.sum()} documents that were shown for a "
+        f"query to train on ({len(rejected)} rows are left out{why})"
+    )
+
+
+def _lists(settings: Clicks, reject: Callable[[Rejection], object]) -> Iterator[_List]:
     """What the log holds of the policies that count; a line that is no list is rejected whole."""
-    for row in read_all(expanded(settings.shown), "", ()):
-        counts = not settings.policies or row.fields.get("policy") in settings.policies
-        if not row.problem and not counts:
+    for row in read_all(_shown(settings), "", _OF_A_LINE):
+        if row.problem:
+            reject(row.reject(row.problem))
             continue
-        found = [] if row.problem else _lists_of(row)
-        if found is None or row.problem:
-            rejected.append(row.reject(row.problem or "no list of what was shown"))
+        if settings.policies and row.fields.get("policy") not in settings.policies:
+            continue
+        try:
+            found = _lists_of(row)
+        except ValueError as problem:
+            reject(row.reject(str(problem)))
             continue
         yield from found
 
 
-def _lists_of(row: Row) -> list[_List] | None:
-    """The lists of a line, or None where it is not what it should be."""
-    request_id, results = row.fields.get("request_id"), row.fields.get("results", [row.fields])
-    if not isinstance(results, list) or not (request_id is None or isinstance(request_id, str)):
-        return None
+def _lists_of(row: Row) -> list[_List]:
+    """The lists of a line. Raises ValueError, which says what is not as it should be."""
+    request_id, results = row.fields.get("request_id"), row.fields.get("results")
+    if not (request_id is None or isinstance(request_id, str)):
+        raise ValueError("a request_id that is no text")
+    if results is None:
+        results = [row.fields]
+    if not isinstance(results, list):
+        raise ValueError("results that are no list")
     found = []
     for result in results:
         query = result.get("query") if isinstance(result, dict) else None
         shown = result.get("shown") if isinstance(result, dict) else None
-        if not isinstance(query, str) or not query.strip() or not isinstance(shown, list):
-            return None
-        places = [_place(one) for one in shown]
-        if any(place is None for place in places):
-            return None
-        found.append(_List(row, request_id, query, [place for place in places if place]))
+        if not isinstance(shown, list):
+            raise ValueError("no list of what was shown")
+        if not _is_text(query) or not query.strip():
+            raise ValueError("no query, or none that is text")
+        found.append(_List(row, request_id or None, query, [_place(one) for one in shown]))
     return found
 
 
-def _place(shown: Any) -> tuple[str, int, bool] | None:
-    if not isinstance(shown, dict):
-        return None
-    doc_id, rank, click = shown.get("doc_id"), shown.get("rank"), shown.get("click", False)
-    if not isinstance(doc_id, str) or click not in (0, 1):
-        return None
+def _place(shown: Any) -> tuple[str, int, bool]:
+    """`doc_id`, rank, and whether it was clicked. Raises ValueError."""
+    if not isinstance(shown, dict) or not _is_text(shown.get("doc_id")):
+        raise ValueError("a document without a doc_id that is text")
+    rank, click = shown.get("rank"), shown.get("click")
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-        return None
-    return doc_id, rank, bool(click)
+        raise ValueError("a rank that is no whole number from 1")
+    if click is not None and click not in (0, 1):
+        raise ValueError("a click that is neither true nor false")
+    return shown["doc_id"], rank, bool(click)
+
+
+def _is_text(value: Any) -> TypeGuard[str]:
+    """Half of a surrogate pair is none."""
+    return isinstance(value, str) and value == value.encode("utf-8", "replace").decode()
 
 
 @dataclass
@@ -213,6 +285,7 @@ class _Clicked:
 
     rows: dict[tuple[str, str | None, str], Row] = field(default_factory=dict)
     met: set[tuple[str, str | None, str]] = field(default_factory=set)
+    lists: set[int] = field(default_factory=set)
 
     @classmethod
     def read(cls, urls: Sequence[str], rejected: list[Rejection]) -> "_Clicked":
@@ -222,7 +295,7 @@ class _Clicked:
             if not row.problem:
                 check_columns(row, ("request_id",), ("doc_id",))
             request_id, doc_id, query = (row.fields.get(name) for name in _OF_A_CLICK)
-            if row.problem or request_id is None or doc_id is None:
+            if row.problem or request_id in (None, "") or doc_id in (None, ""):
                 rejected.append(row.reject(row.problem or "no request_id or no doc_id"))
                 continue
             asked = None if query in (None, "") else text_hash(str(query))
@@ -240,10 +313,21 @@ class _Clicked:
                 hit = True
         return hit
 
-    def rejections(self) -> Iterator[Rejection]:
+    def again(self, one: _List, key: str) -> bool:
+        """Whether this list was read before: its clicks can be of one of the two only."""
+        if not self.rows or one.request_id is None:
+            return False
+        # A hash: the ids themselves are not held.
+        read = hash((one.request_id, key))
+        if read in self.lists:
+            return True
+        self.lists.add(read)
+        return False
+
+    def rejections(self, why: str) -> Iterator[Rejection]:
         for click, row in self.rows.items():
             if click not in self.met:
-                yield row.reject("a click on what was not shown", doc_id=click[2])
+                yield row.reject(why, doc_id=click[2])
 
 
 class _Tally:
@@ -257,7 +341,8 @@ class _Tally:
     def add(self, key: int, clicked: bool) -> None:
         self._waiting.append(key)
         self._clicked.append(clicked)
-        if len(self._waiting) == _WAITING:
+        # As many as there are keys: all are sorted again each time.
+        if len(self._waiting) >= max(_WAITING, len(self._key_O)):
             self.counted()
 
     def counted(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -267,8 +352,8 @@ class _Tally:
         more = np.stack([np.ones(len(clicked), np.int64), clicked], axis=1)
         counts = np.concatenate([self._count_O2, more])
         self._key_O, inverse = np.unique(keys, return_inverse=True)
-        self._count_O2 = np.zeros((len(self._key_O), 2), np.int64)
-        np.add.at(self._count_O2, inverse, counts)
+        sums = [np.bincount(inverse, column, len(self._key_O)) for column in counts.T]
+        self._count_O2 = np.stack(sums, axis=1).astype(np.int64)
         self._waiting, self._clicked = array("q"), array("b")
         return self._key_O, self._count_O2
 
@@ -285,6 +370,8 @@ class _Counted:
     lists: int
     held_out: int
     """Lists of queries of dev and test."""
+    deeper: int
+    """Impressions below the deepest rank that is read."""
 
     @property
     def impressions(self) -> int:
@@ -315,13 +402,19 @@ def _counted(
     row_of = {doc_id: row for row, doc_id in enumerate(doc_ids)}
     clicked = _Clicked.read(settings.clicked, rejected)
     ranks, tally, number = settings.ranks, _Tally(), dict[str, int]()
-    lists_Q, held = array("q"), 0
-    unread: list[Rejection] = []  # The queries have them.
-    unknown: dict[tuple[str, str], Row] = {}
-    for one in _lists(settings, unread):
+    lists_Q, held, deeper = array("q"), 0, 0
+    unknown: dict[tuple[str, str], Rejection] = {}
+    for one in _lists(settings, lambda _: None):  # `shown_queries` has rejected them.
         key = text_hash(one.query)
+        if key not in names:
+            raise _changed()
+        if clicked.again(one, key):
+            rejected.append(_left_out("a request that was read before", one, names[key]))
+            continue
         if names[key] in held_out:
             held += 1
+            for doc_id, _, _ in one.shown:
+                clicked.holds(one, key, doc_id)
             continue
         query = number.setdefault(names[key], len(number))
         if query == len(lists_Q):
@@ -331,14 +424,16 @@ def _counted(
             row = row_of.get(doc_id)
             hit = clicked.holds(one, key, doc_id) or click
             if row is None:
-                unknown.setdefault((names[key], doc_id), one.row)
+                if (names[key], doc_id) not in unknown:
+                    found = _left_out("unknown doc_id", one, names[key], doc_id)
+                    unknown[names[key], doc_id] = found
             elif rank <= ranks:
                 tally.add((query * len(doc_ids) + row) * ranks + rank - 1, hit)
-    rejected += clicked.rejections()
-    rejected += [
-        row.reject("unknown doc_id", query_id=query_id, doc_id=doc_id)
-        for (query_id, doc_id), row in unknown.items()
-    ]
+            else:
+                deeper += 1
+    of_policies = " under these policies" if settings.policies else ""
+    rejected += clicked.rejections(f"a click on what was not shown{of_policies}")
+    rejected += unknown.values()
     keys, counts = tally.counted()
     pair_O, rank_O = keys // ranks, keys % ranks + 1
     query_O, query_ids = pair_O // len(doc_ids), list(number)
@@ -349,6 +444,14 @@ def _counted(
         np.frombuffer(lists_Q, np.int64)[query_O],
         sum(lists_Q),
         held,
+        deeper,
+    )
+
+
+def _left_out(why: str, one: _List, query_id: str, doc_id: str | None = None) -> Rejection:
+    """Without the line itself, which may be long, and stand here for each of its documents."""
+    return Rejection(
+        why, source=one.row.source, line=one.row.line, query_id=query_id, doc_id=doc_id
     )
 
 

@@ -85,20 +85,25 @@ def find_files(data: str, source: str, out: str) -> Files:
 
 
 def expanded(urls: Sequence[str]) -> list[str]:
-    """The files that are named, and those in the directories that are named, in their order.
+    """The files that are named, and those in the directories that are named, in their order, each
+    once.
 
     Raises ValueError where there is none, or a directory cannot be listed.
     """
-    found = []
+    found: list[str] = []
     for url in urls:
         fs, path = _resolved(url)
         if not fs.exists(path):
             raise ValueError(f"no file at {short_name(url)}")
-        names = [path] if fs.isfile(path) else sorted(_files_below(fs, path, lambda _: True))
+        names = [path] if fs.isfile(path) else _names_below(fs, path.rstrip("/"))
         if not names:
             raise ValueError(f"{short_name(url)} is an empty directory")
         found += [_url(fs, name) for name in names]
-    return found
+    return list(dict.fromkeys(found))
+
+
+def _names_below(fs: Any, root: str) -> list[str]:
+    return sorted(_files_below(fs, root, lambda folder: not _leads_back(fs, folder, root)))
 
 
 def _files_below(fs: Any, root: str, enters: Callable[[str], bool]) -> Iterator[str]:
@@ -273,6 +278,24 @@ def _stamp(url: str) -> str | None:
         return str(fs.ukey(path))
     except FileNotFoundError:
         return None
+
+
+@contextlib.contextmanager
+def unchanged(urls: Sequence[str], undo: Callable[[], object]) -> Iterator[None]:
+    """Around the reading of files that are read twice, for their fingerprint and for their rows.
+
+    Raises ValueError where one has changed meanwhile, somebody still writing it; what was made of
+    it, under the fingerprint of something else, is undone.
+    """
+    before = stamps(urls)
+    yield
+    after = stamps(urls)
+    changed = next((url for url in urls if after[url] != before[url]), None)
+    if changed is not None:
+        undo()
+        raise ValueError(
+            f"{short_name(changed)} changed while it was read: run again when nobody writes it"
+        )
 
 
 def file_fingerprint(url: str) -> str:

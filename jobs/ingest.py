@@ -8,8 +8,8 @@ is not what it claims to be, or that nobody would read for its suffix, is an err
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from bixse.artifacts import MANIFEST, Artifact, begin
@@ -23,7 +23,7 @@ from bixse.records import (
     document_text,
     text_hash,
 )
-from jobs.files import find_files, fingerprint, short_name, stamps
+from jobs.files import find_files, fingerprint, unchanged
 from jobs.formats import Row, check_columns, read_all, read_file, value_of
 from jobs.incoming import Parts
 from jobs.metadata import Reader, Rejected
@@ -65,7 +65,9 @@ def ingest(data: str | None, settings: Ingest, out: str) -> Ingested:
         raise ValueError("--data is missing: the directory or file that holds the corpus")
     files = find_files(data, settings.source, out)
     urls = [*files.corpus, *files.queries, *files.qrels]
-    with _unchanged(urls, out):
+    places = [Place(f"{out}/{name}") for name in ("corpus", "queries", "qrels")]
+    made = [place for place in places if not place.exists(MANIFEST)]
+    with unchanged(urls, partial(_undo, made)):
         inputs = {"data": fingerprint(urls, files.root)}
         names = (*DOC_ID_NAMES, *TITLE_NAMES, *TEXT_NAMES, *Reader(settings.metadata).columns)
         rows = read_all(files.corpus, files.root, names)
@@ -76,25 +78,9 @@ def ingest(data: str | None, settings: Ingest, out: str) -> Ingested:
     return Ingested(corpus, queries, qrels)
 
 
-@contextmanager
-def _unchanged(urls: Sequence[str], out: str) -> Iterator[None]:
-    """Around the reading of files that are read twice, for their fingerprint and for their rows.
-
-    Raises ValueError where one has changed meanwhile, somebody still writing it; what was made of
-    it, under the fingerprint of something else, goes.
-    """
-    before = stamps(urls)
-    places = [Place(f"{out}/{name}") for name in ("corpus", "queries", "qrels")]
-    made = [place for place in places if not place.exists(MANIFEST)]
-    yield
-    after = stamps(urls)
-    changed = next((url for url in urls if after[url] != before[url]), None)
-    if changed is not None:
-        for place in made:
-            place.clear()
-        raise ValueError(
-            f"{short_name(changed)} changed while it was read: run again when nobody writes it"
-        )
+def _undo(places: Sequence[Place]) -> None:
+    for place in places:
+        place.clear()
 
 
 def _ingest_python_docs(settings: Ingest, out: str) -> Ingested:

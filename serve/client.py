@@ -63,7 +63,8 @@ class Side:
 @dataclass(frozen=True, slots=True)
 class SearchHit:
     """One document found; `rank` counts from 1, `score` is cosine unless another `mode` was asked
-    for (BM25, or what the fusion gives), or the hit was reranked (log-odds).
+    for (BM25, or what the fusion gives), or the hit was reranked (log-odds). A server with
+    `--swap-share` shows some lists with two neighbours changed: `rank` says where a hit stands.
     """
 
     doc_id: str

@@ -171,7 +171,10 @@ class HitReply(BaseModel):
         "weighted: 0 to 1, comparable within one query only. With `first_stage`: the reranker's "
         "log-odds"
     )
-    rank: int
+    rank: int = Field(
+        description="Place in this list, from 1. The higher score stands first, but where an "
+        "application with --swap-share has changed two neighbours"
+    )
     dense: SideReply | None = Field(
         default=None, description="Of hybrid: its cosine and rank by vectors, if among those fused"
     )

@@ -28,3 +28,7 @@ def test_what_names_no_port_is_left_to_ray(address: str) -> None:
 def test_a_host_that_is_none_is_said() -> None:
     with pytest.raises(ConnectionError, match=r"no Ray at no\.such\.host\.invalid:6379: "):
         refuse_unreachable("no.such.host.invalid:6379")
+    with pytest.raises(
+        ConnectionError, match=r"no Ray at a\.\.b:6379: a\.\.b is no name of a host"
+    ):
+        refuse_unreachable("a..b:6379")

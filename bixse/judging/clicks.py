@@ -51,6 +51,15 @@ class Shown:
     impressions_O: Ints
     clicks_O: Ints
 
+    def where(self, chosen_O: npt.NDArray[np.bool_]) -> "Shown":
+        """Some of them; a pair may have none then, and keeps its number."""
+        return Shown(
+            self.pair_O[chosen_O],
+            self.rank_O[chosen_O],
+            self.impressions_O[chosen_O],
+            self.clicks_O[chosen_O],
+        )
+
 
 @dataclass(frozen=True)
 class RankBias:
@@ -72,22 +81,13 @@ def rank_bias(shown: Shown, ranks: int, deviation: float) -> RankBias:
     groups = min(_GROUPS, int(shown.pair_O.max(initial=0)) + 1)
     without_GK = np.stack(
         [
-            _theta(_some(shown, shown.pair_O % groups != group), ranks, deviation)
+            _theta(shown.where(shown.pair_O % groups != group), ranks, deviation)
             for group in range(groups)
         ]
     )
     apart_GK = without_GK - without_GK.mean(axis=0)
     error_K = np.sqrt(np.square(apart_GK).sum(axis=0) * (groups - 1) / groups)
     return RankBias(theta_K, error_K)
-
-
-def _some(shown: Shown, chosen_O: npt.NDArray[np.bool_]) -> Shown:
-    return Shown(
-        shown.pair_O[chosen_O],
-        shown.rank_O[chosen_O],
-        shown.impressions_O[chosen_O],
-        shown.clicks_O[chosen_O],
-    )
 
 
 def _theta(shown: Shown, ranks: int, deviation: float) -> Floats:

@@ -54,19 +54,21 @@ class Clicks(Settings):
     """What people were shown, and clicked: a two-tower click model, arXiv 2506.20501."""
 
     shown: tuple[str, ...] = ()
-    """Files, or directories of them, of JSON lines that say what was shown, as `--request-log` of
-    the server writes them; a document that was clicked may say `"click": true`."""
+    """Files, or directories of them, of JSON lines (or Parquet rows) that say what was shown, as
+    `--request-log` of the server writes them; a document that was clicked may say `"click": true`.
+    Nobody may write to them meanwhile."""
     clicked: tuple[str, ...] = ()
     """Tables of clicks with the columns request_id and doc_id and, where a request asked several
-    queries, query. Unset: clicks stand in `shown`."""
+    queries, query. Unset: clicks stand in `shown`. Of lists for one query with one request_id only
+    the first is read then."""
     policies: tuple[str, ...] = ()
     """Read what was shown under these policies only (`--policy` of the server). Unset: all."""
-    ranks: int = Field(default=20, ge=1)
+    ranks: int = Field(default=20, ge=1, le=1000)
     """Deepest rank that is read."""
     rank_bias: tuple[float, ...] = ()
     """What each rank adds to the log-odds of a click, where an experiment has told. Unset: found in
     the log, from documents that were shown at two ranks for the same query."""
-    rank_deviation: float = Field(default=0.5, gt=0)
+    rank_deviation: float = Field(default=0.5, ge=0.001)
     """How far what a rank does lies from a power of the rank, -eta log k (ours): few clicks far
     down a list leave it near that."""
     prior_deviation: float = Field(default=2.0, gt=0)

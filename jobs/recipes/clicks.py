@@ -13,7 +13,7 @@ def two_tower() -> Recipe:
     Differs from the paper: what each rank does is found first, from documents that the log shows at
     two ranks for the same query, and stays (the paper learns a scalar a rank beside the relevance
     tower); the batch's other documents count as irrelevant, since an index ranks what was never
-    shown as well. Queries weigh the same, however often they were asked.
+    shown as well. However often a query was asked, it weighs as many as it has documents.
     `bixse --judging.judge clicks` trains on the judgments made of the clicks instead.
     """
     return bixse().replace(

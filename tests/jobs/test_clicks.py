@@ -1,14 +1,17 @@
 """A log of what was shown and clicked, to an encoder that ranks without what ranks did."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from bixse.artifacts import Artifact
+from bixse.artifacts import Artifact, ArtifactError
 from bixse.judging.settings import Clicks
 from bixse.models.encoder import load_model
 from bixse.place import Place
@@ -17,7 +20,9 @@ from bixse.training.gather import World
 from bixse.training.loop import Run, train_loop
 from bixse.training.objective_settings import ClickBCE
 from bixse.training.settings import Training
-from jobs.clicks import import_clicks, judge_clicks, shown_queries
+from jobs.clicks import _Tally, import_clicks, judge_clicks, shown_queries
+from jobs.files import expanded
+from jobs.formats import read_all
 from jobs.recipe import Placement
 from jobs.supervision import read_labels
 from jobs.train import train
@@ -185,7 +190,9 @@ def test_what_says_nothing_of_relevance_is_refused(
     with pytest.raises(ValueError, match=r"holds no list of documents$"):
         imported(tmp_path, corpus, given, "")
     fixed = line("a", [("d0", 1, 1), ("d1", 2, 1)]) * 5
-    with pytest.raises(ValueError, match="shown at two ranks for the same query"):
+    with pytest.raises(ValueError, match=r"no list of documents under the policies .* named$"):
+        imported(tmp_path, corpus, given, fixed, policies=("other",))
+    with pytest.raises(ValueError, match="at rank 1 and at another for the same query"):
         imported(tmp_path, corpus, given, fixed)
     assert not (tmp_path / "clicks" / "manifest.json").exists()
     unread = line("b", [("d0", 1, 0), ("d1", 2, 0)]) + line("b", [("d1", 1, 0), ("d0", 2, 0)])
@@ -196,6 +203,137 @@ def test_what_says_nothing_of_relevance_is_refused(
         imported(tmp_path / "d", corpus, given, tested, "", held_out)
     with pytest.raises(ValueError, match="has no column request_id"):
         imported(tmp_path / "c", corpus, given, fixed, "query\tdoc_id\na\td0\n")
+
+
+def test_a_line_says_what_is_wrong_with_it(
+    tmp_path: Path, corpus: Artifact, given: Artifact
+) -> None:
+    place = {"doc_id": "d0", "rank": 1}
+    bad: dict[str, dict[str, Any]] = {
+        "a request_id that is no text": {"query": "a", "shown": [place], "request_id": 7},
+        "results that are no list": {"results": "none"},
+        "no list of what was shown": {"query": "a"},
+        "no query, or none that is text": {"query": "half \ud800", "shown": [place]},
+        "a document without a doc_id that is text": {"query": "a", "shown": [{"rank": 1}]},
+        "a rank that is no whole number from 1": {"query": "a", "shown": [{**place, "rank": 0}]},
+        "a click that is neither true nor false": {"query": "a", "shown": [{**place, "click": 2}]},
+    }
+    log = "".join(json.dumps(one) + "\n" for one in bad.values())
+    log += swapped("a", "d0", "d1") + line("a", [("d2\ud800", 1, 1)])
+    # A click of null is no click, and results of null are those of the line itself.
+    log += json.dumps({"query": "a", "shown": [{**place, "click": None}], "results": None}) + "\n"
+    queries, clicks = imported(tmp_path, corpus, given, log)
+    rejected = queries.rejected()
+    assert rejected is not None
+    assert rejected["reason"].to_pylist() == [*bad, "a document without a doc_id that is text"]
+    assert clicks.table()["impressions"].to_pylist() == [11, 10, 10, 10]
+
+
+def test_a_log_may_be_parquet(tmp_path: Path, corpus: Artifact, given: Artifact) -> None:
+    rows = [json.loads(one) for one in swapped("a", "d0", "d1").splitlines()]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "log.parquet")
+    told = Clicks(shown=(str(tmp_path / "log.parquet"),))
+    queries = shown_queries(told, given, str(tmp_path / "shown-queries"))
+    out = str(tmp_path / "clicks")
+    clicks = import_clicks(told, [given, queries], corpus, frozenset(), out)
+    assert clicks.table()["clicks"].to_pylist() == [5, 3, 2, 1]
+
+
+def test_clicks_on_held_out_queries_are_not_called_unshown(
+    tmp_path: Path, corpus: Artifact, given: Artifact
+) -> None:
+    log = line("a", [("d0", 1, None), ("d1", 2, None)], "r1")
+    log += line("red shoes", [("d0", 1, None)], "r2")
+    log += line("a", [("d0", 1, None), ("d1", 30, None)], "r3")
+    table = "request_id\tdoc_id\nr1\td1\nr2\td0\nr3\td1\n\td0\n"
+    held_out = frozenset({"q1"})
+    _, clicks = imported(tmp_path, corpus, given, log, table, held_out, rank_bias=(0.0, -1.0))
+    rejected = clicks.rejected()
+    assert rejected is not None
+    assert rejected["reason"].to_pylist() == ["no request_id or no doc_id"]
+    assert clicks.manifest.extra["deeper_impressions"] == 1
+
+
+def test_a_request_that_stands_twice_is_read_once(
+    tmp_path: Path, corpus: Artifact, given: Artifact
+) -> None:
+    """A client that tries again sends its id again, and may be shown another order."""
+    log = line("a", [("d0", 1, None), ("d1", 2, None)], "r1")
+    log += line("a", [("d1", 1, None), ("d0", 2, None)], "r1") + line("b", [("d1", 1, None)], "r1")
+    table = "request_id\tdoc_id\nr1\td1\n"
+    _, clicks = imported(tmp_path, corpus, given, log, table, rank_bias=(0.0, -1.0))
+    counted = [(r["doc_id"], r["rank"], r["clicks"]) for r in clicks.table().to_pylist()]
+    assert counted == [("d0", 1, 0), ("d1", 2, 1), ("d1", 1, 1)]
+    rejected = clicks.rejected()
+    assert rejected is not None
+    assert rejected["reason"].to_pylist() == ["a request that was read before"]
+    assert rejected["line"].to_pylist() == [2]
+
+
+def test_a_log_that_grows_is_refused(
+    tmp_path: Path, corpus: Artifact, given: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server writes to it: between the stages, or while it is read."""
+    log = tmp_path / "log.jsonl"
+    log.write_text(swapped("a", "d0", "d1"))
+    told = Clicks(shown=(str(log),))
+    queries = [given, shown_queries(told, given, str(tmp_path / "shown-queries"))]
+    log.write_text(log.read_text() + line("new", [("d0", 1, 1)]))
+    with pytest.raises(ValueError, match="changed since its queries were read"):
+        import_clicks(told, queries, corpus, frozenset(), str(tmp_path / "clicks"))
+
+    def lists(*_: Any) -> Any:
+        with log.open("a") as more:
+            more.write(line("newer", [("d0", 1, 1)]))
+        return read_all(*_)
+
+    monkeypatch.setattr("jobs.clicks.read_all", lists)
+    with pytest.raises(ValueError, match="changed while it was read"):
+        shown_queries(told, given, str(tmp_path / "again"))
+    assert not (tmp_path / "again").exists()
+
+
+def test_what_shapes_the_clicks_is_what_they_are_known_by(
+    tmp_path: Path, corpus: Artifact, given: Artifact
+) -> None:
+    log = swapped("a", "d0", "d1") + swapped("Red shoes", "d2", "d3")
+    queries, clicks = imported(tmp_path, corpus, given, log, policies=("bixse", "other"))
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(tmp_path / "log", moved)
+
+    def again(held_out: frozenset[str] = frozenset(), **settings: Any) -> Artifact:
+        told = Clicks(shown=(str(moved),)).replace(policies=("other", "bixse"), **settings)
+        found = shown_queries(told, given, queries.url)
+        return import_clicks(told, [given, found], corpus, held_out, clicks.url)
+
+    # Where the log lies, the order of policies, and what no other setting has read.
+    assert again(largest_weight=5.0, prior_deviation=1.0).fingerprint == clicks.fingerprint
+    with pytest.raises(ArtifactError, match="skipped queries"):
+        again(frozenset({"q1"}))
+    for other in ({"ranks": 3}, {"rank_deviation": 1.0}, {"placement_weights": True}):
+        with pytest.raises(ArtifactError):
+            again(**other)
+
+
+def test_impressions_are_counted_however_many_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.clicks._WAITING", 3)
+    tally, keys = _Tally(), np.random.default_rng(0).integers(0, 40, 500).tolist()
+    for key in keys:
+        tally.add(key, key % 3 == 0)
+    found, counts = tally.counted()
+    assert found.tolist() == sorted(set(keys))
+    assert counts.tolist() == [
+        [keys.count(key), keys.count(key) * (key % 3 == 0)] for key in found.tolist()
+    ]
+
+
+def test_files_of_a_directory_are_read_once(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.mkdir()
+    (log / "shown-0.jsonl").write_text("")
+    (log / "again").symlink_to(log)
+    found = expanded([str(log), str(log / "shown-0.jsonl")])
+    assert found == [f"file://{log}/shown-0.jsonl"]
 
 
 def test_ranks_that_nothing_connects_are_rejected(
@@ -210,6 +348,9 @@ def test_ranks_that_nothing_connects_are_rejected(
         "nothing says what rank 3 does",
         "nothing says what rank 4 does",
     ]
+    unread = swapped("a", "d0", "d1").replace('"rank": 1', '"rank": 3')
+    with pytest.raises(ValueError, match=r"nobody clicked .* first: nothing says what rank 2 does"):
+        imported(tmp_path / "unread", corpus, given, unread, rank_bias=(0.0,))
     _, told = imported(tmp_path / "told", corpus, given, log, rank_bias=(0.5, 0.0, -0.5), ranks=3)
     assert told.manifest.extra["rank_bias"] == [0, -0.5, -1]
     assert told.manifest.rows == 5
@@ -226,6 +367,8 @@ def test_placement_weights_say_where_they_do_nothing(
     _, clicks = imported(tmp_path / "b", corpus, given, moved, **told)
     weight = {(r["doc_id"], r["rank"]): r["weight"] for r in clicks.table().to_pylist()}
     assert weight["d0", 2] == pytest.approx(5 * weight["d0", 1])
+    # Every place alike weighs 1 too, and is no list that was always shown.
+    imported(tmp_path / "c", corpus, given, swapped("a", "d0", "d1"), **told)
     assert not capsys.readouterr().err
 
 
