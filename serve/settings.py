@@ -134,9 +134,9 @@ class ServeArgs(Settings):
     policy: str = "bixse"
     """What the request log calls this application's way to rank, to tell experiments apart."""
     swap_share: float = Field(default=0.0, ge=0, le=1)
-    """Share of the lists of `/search` in which two neighbours change places, so that clicks tell
-    what a rank does from what a document is worth (recipe `two_tower`): .1 is plenty. The request
-    log says which; scores stay with their documents, so that there they do not fall."""
+    """Share of the lists of `/search` in which two neighbours among the first 20 change places, so
+    that clicks tell what a rank does from what a document is worth (recipe `two_tower`): .1 is
+    plenty. The request log says which; scores stay with their documents, and there do not fall."""
     least_recall: float = Field(default=0.9, ge=0, le=1)
     """A new index whose measured recall@10 is lower is refused."""
     gate_queries: str | None = None

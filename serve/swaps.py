@@ -11,6 +11,9 @@ from dataclasses import replace
 from serve.fanout import Answer
 from serve.messages import Found
 
+_DEEPEST = 20
+"""Below this rank few people click, and `judging.clicks.ranks` reads none by default."""
+
 
 class Swaps:
     """Draws which lists are changed, and where."""
@@ -33,7 +36,7 @@ class Swaps:
     def _rank(self, hits: int) -> int | None:
         if hits < 2 or self._draw.random() >= self._share:
             return None
-        return self._draw.randint(1, hits - 1)
+        return self._draw.randint(1, min(hits, _DEEPEST) - 1)
 
 
 def swapped(found: Found, rank: int) -> Found:

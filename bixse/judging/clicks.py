@@ -12,11 +12,11 @@ documents connect, and nothing is said of the others.
 theta comes from comparisons, in which gamma has no part: where a document was clicked at rank j and
 not at rank k, for the same query, j wins against k, and it does so with probability
 sigma(theta_j - theta_k) (Bradley and Terry's model; the likelihood given that one of the two was
-clicked). The comparisons of a pair weigh one over its impressions, as in Mantel and Haenszel's odds
-ratio, which this is for two ranks: so it stays right where each pair was shown a few times only, as
-maximum likelihood with a gamma for every pair does not, and no encoder's errors end up in it, as
-they do where theta is learnt beside one (finding 3). A log has few clicks far down, so theta_k is
-drawn to -eta log k, with eta found in the log.
+clicked). The comparisons of a pair weigh the same over its impressions, as in Mantel and Haenszel's
+odds ratio, which this is for two ranks: so it stays right where each pair was shown a few times
+only, as maximum likelihood with a gamma for every pair does not, and no encoder's errors end up in
+it, as they do where theta is learnt beside one (finding 3). A log has few clicks far down, so
+theta_k is drawn to -eta log k, with eta found in the log.
 
 Shapes: O observations, a pair of query and document at a rank; P pairs; K ranks, from 1.
 """
@@ -103,12 +103,16 @@ def _theta(shown: Shown, ranks: int, deviation: float) -> Floats:
 
 
 def _wins(shown: Shown, ranks: int) -> Floats:
-    """How often a document was clicked at one rank and not at another, [K, K]."""
+    """How often a document was clicked at one rank and not at another, [K, K].
+
+    Two over its impressions each: of a pair shown as often at two ranks, which hardly differ, they
+    bend the likelihood as its clicks themselves do.
+    """
     pairs = int(shown.pair_O.max(initial=-1)) + 1
     impressions_P = np.bincount(shown.pair_O, shown.impressions_O, pairs)
     place = shown.pair_O, shown.rank_O - 1
     clicked, passed = shown.clicks_O, shown.impressions_O - shown.clicks_O
-    clicked_PK = coo_array((clicked / impressions_P[shown.pair_O], place), (pairs, ranks))
+    clicked_PK = coo_array((2 * clicked / impressions_P[shown.pair_O], place), (pairs, ranks))
     passed_PK = coo_array((passed, place), (pairs, ranks))
     wins_KK: Floats = (clicked_PK.T.tocsr() @ passed_PK.tocsr()).toarray()
     np.fill_diagonal(wins_KK, 0)

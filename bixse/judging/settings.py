@@ -68,7 +68,7 @@ class Clicks(Settings):
     rank_bias: tuple[float, ...] = ()
     """What each rank adds to the log-odds of a click, where an experiment has told. Unset: found in
     the log, from documents that were shown at two ranks for the same query."""
-    rank_deviation: float = Field(default=0.5, ge=0.001)
+    rank_deviation: float = Field(default=0.35, ge=0.001)
     """How far what a rank does lies from a power of the rank, -eta log k (ours): few clicks far
     down a list leave it near that."""
     prior_deviation: float = Field(default=2.0, gt=0)

@@ -97,7 +97,7 @@ def test_what_is_found_is_the_top_of_the_posterior(seed: int, deviation: float) 
                 if pair == other and i != j:
                     passed = m - rows[j][3]
                     lead = theta[rank - 1] - theta[lower - 1]
-                    likely -= clicks * passed / (n + m) * np.log1p(np.exp(-lead))
+                    likely -= 2 * clicks * passed / (n + m) * np.log1p(np.exp(-lead))
         line = np.log(known + 1.0)
         eta = -(theta[known] @ line) / (line @ line + deviation**2 / 100)
         return (

@@ -42,6 +42,12 @@ def test_a_share_of_the_lists_changes_at_every_rank_alike():
     assert all(100 < ranks[rank] < 200 for rank in (1, 2, 3, 4))
 
 
+def test_a_long_list_changes_where_people_look():
+    swaps = Swaps(1.0)
+    ranks = {swaps.of(Answer([found(60)], SEEN, {}))[1][0] for _ in range(600)}
+    assert ranks == set(range(1, 20))
+
+
 def test_nothing_changes_unless_it_is_asked_for():
     answer = Answer([found(5)], SEEN, {})
     assert Swaps(0.0).of(answer) == (answer, [None])
