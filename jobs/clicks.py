@@ -2,15 +2,10 @@
 
     python -m jobs.train two_tower --data DIR --out DIR --judging.clicks.shown LOG
 
-`shown` are JSON lines as `--request-log` of the server writes them; of each only these are read:
-
-    {"request_id", "policy", "results": [{"query", "shown": [{"doc_id", "rank", "click"?}]}]}
-
-A click stands in the line itself (`"click": true`), or in `clicked`, a table with the columns
-`request_id` and `doc_id` and, where a request asked several queries, `query`. Logs stream: memory
+`jobs.shown` reads the log, and `bixse.judging.clicks` has the mathematics. Logs stream: memory
 follows the ids of the corpus, the queries, the distinct (query, document, rank), and where clicks
 stand in a table its rows and a number for each list. Each stage reads finished artefacts or the
-log, and writes one (`bixse.judging.clicks` has the mathematics):
+log, and writes one:
 
     shown-queries   what was asked and is no query of --data
     clicks          impressions and clicks of a document at a rank, and what the rank does
@@ -19,9 +14,9 @@ log, and writes one (`bixse.judging.clicks` has the mathematics):
 
 import sys
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, TypeGuard
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,28 +37,15 @@ from bixse.records import (
     text_hash,
 )
 from bixse.scale import Scale, linear
-from jobs.files import expanded, file_fingerprint, unchanged
-from jobs.formats import Row, check_columns, read_all
+from jobs.files import expanded, unchanged
 from jobs.incoming import Parts
 from jobs.parts import rejected_table, write_rows
+from jobs.shown import ClickTable, ShownList, log_files, log_fingerprint, read_lists
 
 PART_ROWS = 100_000
 SCALE: Scale = linear(0, 1)
-_OF_A_LINE = ("request_id", "policy", "results", "query", "shown")
-_OF_A_CLICK = ("request_id", "doc_id", "query")
 _WAITING = 1_000_000
 """Fewest impressions that are counted together."""
-
-
-@dataclass(frozen=True, slots=True)
-class _List:
-    """What was shown for one query."""
-
-    row: Row
-    request_id: str | None
-    query: str
-    shown: list[tuple[str, int, bool]]
-    """`doc_id`, rank, and whether the line itself says that it was clicked."""
 
 
 def shown_queries(settings: Clicks, given: Artifact, out: str) -> Artifact:
@@ -72,15 +54,15 @@ def shown_queries(settings: Clicks, given: Artifact, out: str) -> Artifact:
     Lines that cannot be read are rejected. Raises ValueError in one sentence when no log is named,
     it cannot be read or changes while it is, or no line of it is a list.
     """
-    urls, config = _shown(settings), {"policies": sorted(settings.policies)}
+    urls, config = log_files(settings), {"policies": sorted(settings.policies)}
     with unchanged(urls, _undoing(out)):
-        inputs = {"shown": _fingerprint(urls), **fingerprints(given=given)}
+        inputs = {"shown": log_fingerprint(urls), **fingerprints(given=given)}
         draft = begin(out, "queries", config=config, inputs=inputs)
         if isinstance(draft, Artifact):
             return draft
         known, lists = set(map(text_hash, given.column("text"))), 0
         parts = Parts(draft, QUERIES, PART_ROWS)
-        for one in _lists(settings, parts.reject):
+        for one in read_lists(settings, parts.reject):
             lists += 1
             key = text_hash(one.query)
             if key not in known:
@@ -110,12 +92,12 @@ def import_clicks(
     sentence when that leaves rank 1 alone, nobody clicked on anything, or the log changes.
     """
     inputs = {**fingerprints(corpus=corpus, queries=queries), "skipped queries": ids_hash(held_out)}
-    log, clicked = _shown(settings), expanded(settings.clicked)
+    log, clicked = log_files(settings), expanded(settings.clicked)
     rejected: list[Rejection] = []
     with unchanged([*log, *clicked], _undoing(out)):
-        inputs["shown"] = _fingerprint(log)
+        inputs["shown"] = log_fingerprint(log)
         if clicked:
-            inputs["clicked"] = _fingerprint(clicked)
+            inputs["clicked"] = log_fingerprint(clicked)
         if any(
             one.manifest.inputs.get("shown", inputs["shown"]) != inputs["shown"] for one in queries
         ):
@@ -179,17 +161,6 @@ def judge_clicks(clicks: Artifact, settings: Clicks, out: str) -> Artifact:
     return draft.finish(extra=extra)
 
 
-def _shown(settings: Clicks) -> list[str]:
-    if not settings.shown:
-        raise ValueError("--judging.judge clicks needs what was shown: set --judging.clicks.shown")
-    return expanded(settings.shown)
-
-
-def _fingerprint(urls: Sequence[str]) -> str:
-    """Of the files' content and own names: where a log lies is no part of what it says."""
-    return ids_hash(map(file_fingerprint, urls))
-
-
 def _undoing(out: str) -> Callable[[], None]:
     """Takes away what is begun at `out` from here on."""
     place = Place(out)
@@ -223,111 +194,6 @@ def _refuse_unclicked(shown: Shown, rejected: Sequence[Rejection]) -> None:
         f"nobody clicked on any of {shown.impressions_O.sum()} documents that were shown for a "
         f"query to train on ({len(rejected)} rows are left out{why})"
     )
-
-
-def _lists(settings: Clicks, reject: Callable[[Rejection], object]) -> Iterator[_List]:
-    """What the log holds of the policies that count; a line that is no list is rejected whole."""
-    for row in read_all(_shown(settings), "", _OF_A_LINE):
-        if row.problem:
-            reject(row.reject(row.problem))
-            continue
-        if settings.policies and row.fields.get("policy") not in settings.policies:
-            continue
-        try:
-            found = _lists_of(row)
-        except ValueError as problem:
-            reject(row.reject(str(problem)))
-            continue
-        yield from found
-
-
-def _lists_of(row: Row) -> list[_List]:
-    """The lists of a line. Raises ValueError, which says what is not as it should be."""
-    request_id, results = row.fields.get("request_id"), row.fields.get("results")
-    if not (request_id is None or isinstance(request_id, str)):
-        raise ValueError("a request_id that is no text")
-    if results is None:
-        results = [row.fields]
-    if not isinstance(results, list):
-        raise ValueError("results that are no list")
-    found = []
-    for result in results:
-        query = result.get("query") if isinstance(result, dict) else None
-        shown = result.get("shown") if isinstance(result, dict) else None
-        if not isinstance(shown, list):
-            raise ValueError("no list of what was shown")
-        if not _is_text(query) or not query.strip():
-            raise ValueError("no query, or none that is text")
-        found.append(_List(row, request_id or None, query, [_place(one) for one in shown]))
-    return found
-
-
-def _place(shown: Any) -> tuple[str, int, bool]:
-    """`doc_id`, rank, and whether it was clicked. Raises ValueError."""
-    if not isinstance(shown, dict) or not _is_text(shown.get("doc_id")):
-        raise ValueError("a document without a doc_id that is text")
-    rank, click = shown.get("rank"), shown.get("click")
-    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-        raise ValueError("a rank that is no whole number from 1")
-    if click is not None and click not in (0, 1):
-        raise ValueError("a click that is neither true nor false")
-    return shown["doc_id"], rank, bool(click)
-
-
-def _is_text(value: Any) -> TypeGuard[str]:
-    """Half of a surrogate pair is none."""
-    return isinstance(value, str) and value == value.encode("utf-8", "replace").decode()
-
-
-@dataclass
-class _Clicked:
-    """The clicks of a table, and which of them have been met in what was shown."""
-
-    rows: dict[tuple[str, str | None, str], Row] = field(default_factory=dict)
-    met: set[tuple[str, str | None, str]] = field(default_factory=set)
-    lists: set[int] = field(default_factory=set)
-
-    @classmethod
-    def read(cls, urls: Sequence[str], rejected: list[Rejection]) -> "_Clicked":
-        """Raises ValueError for a table without the columns."""
-        found = cls()
-        for row in read_all(expanded(urls), "", _OF_A_CLICK):
-            if not row.problem:
-                check_columns(row, ("request_id",), ("doc_id",))
-            request_id, doc_id, query = (row.fields.get(name) for name in _OF_A_CLICK)
-            if row.problem or request_id in (None, "") or doc_id in (None, ""):
-                rejected.append(row.reject(row.problem or "no request_id or no doc_id"))
-                continue
-            asked = None if query in (None, "") else text_hash(str(query))
-            found.rows[str(request_id), asked, str(doc_id)] = row
-        return found
-
-    def holds(self, one: _List, key: str, doc_id: str) -> bool:
-        if one.request_id is None:
-            return False
-        hit = False
-        for asked in (None, key):
-            click = (one.request_id, asked, doc_id)
-            if click in self.rows:
-                self.met.add(click)
-                hit = True
-        return hit
-
-    def again(self, one: _List, key: str) -> bool:
-        """Whether this list was read before: its clicks can be of one of the two only."""
-        if not self.rows or one.request_id is None:
-            return False
-        # A hash: the ids themselves are not held.
-        read = hash((one.request_id, key))
-        if read in self.lists:
-            return True
-        self.lists.add(read)
-        return False
-
-    def rejections(self, why: str) -> Iterator[Rejection]:
-        for click, row in self.rows.items():
-            if click not in self.met:
-                yield row.reject(why, doc_id=click[2])
 
 
 class _Tally:
@@ -400,11 +266,11 @@ def _counted(
     names = _names(queries)
     doc_ids = sorted(corpus.column("doc_id"))
     row_of = {doc_id: row for row, doc_id in enumerate(doc_ids)}
-    clicked = _Clicked.read(settings.clicked, rejected)
+    clicked = ClickTable.read(settings.clicked, rejected)
     ranks, tally, number = settings.ranks, _Tally(), dict[str, int]()
     lists_Q, held, deeper = array("q"), 0, 0
     unknown: dict[tuple[str, str], Rejection] = {}
-    for one in _lists(settings, lambda _: None):  # `shown_queries` has rejected them.
+    for one in read_lists(settings, lambda _: None):  # `shown_queries` has rejected them.
         key = text_hash(one.query)
         if key not in names:
             raise _changed()
@@ -448,7 +314,7 @@ def _counted(
     )
 
 
-def _left_out(why: str, one: _List, query_id: str, doc_id: str | None = None) -> Rejection:
+def _left_out(why: str, one: ShownList, query_id: str, doc_id: str | None = None) -> Rejection:
     """Without the line itself, which may be long, and stand here for each of its documents."""
     return Rejection(
         why, source=one.row.source, line=one.row.line, query_id=query_id, doc_id=doc_id

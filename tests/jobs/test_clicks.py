@@ -287,7 +287,7 @@ def test_a_log_that_grows_is_refused(
             more.write(line("newer", [("d0", 1, 1)]))
         return read_all(*_)
 
-    monkeypatch.setattr("jobs.clicks.read_all", lists)
+    monkeypatch.setattr("jobs.shown.read_all", lists)
     with pytest.raises(ValueError, match="changed while it was read"):
         shown_queries(told, given, str(tmp_path / "again"))
     assert not (tmp_path / "again").exists()
