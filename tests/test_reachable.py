@@ -22,6 +22,7 @@ def test_where_nobody_listens_it_is_said_with_the_reason() -> None:
 
 @pytest.mark.parametrize("address", ["auto", "local", "", "127.0.0.1", "http://127.0.0.1:1", "a:b"])
 def test_what_names_no_port_is_left_to_ray(address: str) -> None:
+    """It would raise: at none of these does anybody listen."""
     refuse_unreachable(address)
 
 

@@ -287,6 +287,7 @@ def test_a_log_that_grows_is_refused(
             more.write(line("newer", [("d0", 1, 1)]))
         return read_all(*_)
 
+    # That a line comes in just then cannot be arranged from outside; the reading itself is real.
     monkeypatch.setattr("jobs.shown.read_all", lists)
     with pytest.raises(ValueError, match="changed while it was read"):
         shown_queries(told, given, str(tmp_path / "again"))
@@ -316,6 +317,7 @@ def test_what_shapes_the_clicks_is_what_they_are_known_by(
 
 
 def test_impressions_are_counted_however_many_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Small, so that few impressions are counted in many rounds.
     monkeypatch.setattr("jobs.clicks._WAITING", 3)
     tally, keys = _Tally(), np.random.default_rng(0).integers(0, 40, 500).tolist()
     for key in keys:

@@ -130,6 +130,7 @@ def test_a_part_is_made_whatever_the_others_hold_and_not_twice(
         calls.append(documents.num_rows)
         return cut(documents, *more)
 
+    # An end between two parts, where a signal would come a moment too soon or too late.
     monkeypatch.setattr(module, "_part", once)
     with pytest.raises(KeyboardInterrupt):
         chunk(both, pinned, identity, str(tmp_path / "killed"))
@@ -186,6 +187,7 @@ def test_what_is_no_language_model_is_refused_before_anything_is_read(
     model: str | None, more: dict[str, Any], sentence: str, place: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
+    # In this process too, which has read the variable: no hub is asked for what is nowhere.
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     flags = ["--data", str(place / "data"), "--out", str(tmp_path / "out")]
